@@ -1,0 +1,1 @@
+"""Core: contracts and the defence itself. Needs torch, pydantic, pluggy and safetensors only."""

@@ -1,0 +1,60 @@
+"""Configuration records: frozen, strict, every field described."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from medfedpure.core.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of every configuration: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+    @classmethod
+    def parse(cls, value: Config | Mapping[str, Any] | None = None, **options: Any) -> Self:
+        """Build a configuration from an instance, a mapping or keyword options.
+
+        Raises:
+            ConfigError: an unknown key or a value of the wrong type or range; the text lists each.
+        """
+        if isinstance(value, Config):
+            if not isinstance(value, cls):
+                raise ConfigError(f"expected a {cls.__qualname__}; got a {type(value).__qualname__}")
+            value = value.model_dump()
+        try:
+            return cls.model_validate({**(value or {}), **options})
+        except ValidationError as error:
+            raise ConfigError(describe(error, cls)) from error
+
+
+def describe(error: ValidationError, cls: type[BaseModel]) -> str:
+    """One readable line per problem of a pydantic validation error."""
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"]) or "(whole)"
+        if problem["type"] == "extra_forbidden":
+            known = ", ".join(cls.model_fields) or "none"
+            text = f"unknown key; {cls.__qualname__} knows: {known}" if len(problem["loc"]) == 1 else "unknown key"
+        else:
+            text = f"{problem['msg']}; got {problem['input']!r}"
+        lines.append(f"{where}: {text}")
+    return f"invalid {cls.__qualname__}: " + "; ".join(lines)
+
+
+def _parse_fraction(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError) as error:
+            raise ValueError('a number or a fraction such as "8/255" is wanted') from error
+    return value
+
+
+Eps = Annotated[float, BeforeValidator(_parse_fraction), Field(ge=0.0, le=1.0)]
+"""A perturbation size in [0, 1] image units; the text "8/255" is accepted."""

@@ -1,0 +1,68 @@
+"""Every error this package raises on purpose, so that callers can catch one base class.
+
+Messages say what came, what was wanted and what to do next.
+"""
+
+
+class MedFedPureError(Exception):
+    """Base class of all errors raised by medfedpure."""
+
+
+class InputError(MedFedPureError, ValueError):
+    """Images, labels, ids or scores that do not obey the conventions (shape, dtype, range)."""
+
+
+class ConfigError(MedFedPureError, ValueError):
+    """A configuration with an unknown key, a wrong type or a value out of range."""
+
+
+class DataError(MedFedPureError, ValueError):
+    """A data set that cannot be read, split or partitioned as asked."""
+
+
+class NotFittedError(MedFedPureError, RuntimeError):
+    """A part that needs `fit` (or `load`) was used before it."""
+
+
+class NotCalibratedError(MedFedPureError, RuntimeError):
+    """A decision was asked of a defence that has no calibration."""
+
+
+class CalibrationError(MedFedPureError, ValueError):
+    """Calibration scores from which the asked false-positive rate cannot be reached."""
+
+
+class MissingRequirementError(MedFedPureError, RuntimeError):
+    """A part requires something (a classifier, a denoiser, ...) that its surroundings lack."""
+
+
+class ArtifactError(MedFedPureError, RuntimeError):
+    """A saved folder that is truncated, edited, foreign, or does not fit what it is loaded into."""
+
+
+class AuditError(MedFedPureError, RuntimeError):
+    """An attack's result that broke its own budget: it must not count."""
+
+
+class FederationError(MedFedPureError, RuntimeError):
+    """A federated run that cannot continue."""
+
+
+class PluginError(MedFedPureError):
+    """Base class of errors about plugins."""
+
+
+class UnknownPluginError(PluginError, LookupError):
+    """No plugin of that kind has that name."""
+
+
+class PluginConflictError(PluginError):
+    """Two distributions register the same kind and name."""
+
+
+class PluginLoadError(PluginError, ImportError):
+    """A plugin is registered but its target cannot be imported or is of the wrong type."""
+
+
+class MissingExtraError(PluginLoadError):
+    """A plugin needs an optional dependency that is not installed."""

@@ -1,0 +1,125 @@
+"""What the public methods return: frozen records of tensors and plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Purification:
+    """What a purifier made of a batch.
+
+    Attributes:
+        images: `(N, C, H, W)` in [0, 1], device and dtype of the input.
+        nfe: `(N,)` int64, network evaluations spent on each image.
+        timestep: `(N,)` float, the diffusion depth used for each image; None where there is none.
+    """
+
+    images: Tensor
+    nfe: Tensor
+    timestep: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """Adversarial images that passed the audit of their own budget.
+
+    Attributes:
+        images: `(N, C, H, W)` in [0, 1].
+        success: `(N,)` bool, the view's prediction differs from the label (or is the target).
+        distance: `(N,)` float, size of each perturbation in the attack's norm.
+        description: norm, eps, steps and further settings, as they must stand beside any number.
+    """
+
+    images: Tensor
+    success: Tensor
+    distance: Tensor
+    description: str
+
+
+@dataclass(frozen=True)
+class Trace:
+    """How a prediction came about.
+
+    Attributes:
+        policy: the policy that was applied.
+        seed: the seed of the noise; None when it was drawn from the operating system.
+        nfe: `(N,)` int64, evaluations of the purifier's network for each image (0 = not purified).
+        timestep: `(N,)` float, diffusion depth of each image, NaN where there was none.
+        seconds: wall-clock seconds of each stage over the whole call.
+    """
+
+    policy: str
+    seed: int | None
+    nfe: Tensor
+    timestep: Tensor
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a defended classifier says of `N` images.
+
+    Attributes:
+        labels: `(N,)` int64, the verdict (also where abstained: see `abstained`).
+        probabilities: `(N, K)`, softmax of `logits`.
+        logits: `(N, K)`.
+        scores: `(N,)` detector scores, higher = more suspicious; None without a detector.
+        p_values: `(N,)` conformal p-values of the scores; None without a detector.
+        flagged: `(N,)` bool, score above the calibrated threshold (all False without a detector).
+        strength: `(N,)` in [0, 1], how strongly each image was (or would be) purified.
+        purified: `(N,)` bool, which images went through the purifier.
+        images: `(N, C, H, W)`, what the classifier read: purified where purified, else the input.
+        abstained: `(N,)` bool.
+        trace: how it came about.
+    """
+
+    labels: Tensor
+    probabilities: Tensor
+    logits: Tensor
+    scores: Tensor | None
+    p_values: Tensor | None
+    flagged: Tensor
+    strength: Tensor
+    purified: Tensor
+    images: Tensor
+    abstained: Tensor
+    trace: Trace
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+
+def concatenate(parts: list[Any]) -> Any:
+    """Join records of one type along the first dimension of their tensors."""
+    first = parts[0]
+    joined: dict[str, Any] = {}
+    for item in fields(first):
+        values = [getattr(part, item.name) for part in parts]
+        if isinstance(values[0], Tensor):
+            joined[item.name] = torch.cat(values)
+        elif isinstance(values[0], Trace):
+            joined[item.name] = concatenate(values)
+        elif isinstance(values[0], Mapping):
+            joined[item.name] = {key: sum(v[key] for v in values) for key in values[0]}
+        else:
+            joined[item.name] = values[0]
+    return type(first)(**joined)
+
+
+@dataclass(frozen=True)
+class State:
+    """A component's fitted state: JSON values and named tensors."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, module: torch.nn.Module, **values: Any) -> Self:
+        """The state of a module's parameters and buffers, and further JSON values."""
+        return cls(values, {key: tensor.detach() for key, tensor in module.state_dict().items()})

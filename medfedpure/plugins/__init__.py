@@ -1,0 +1,65 @@
+"""The built-in plugins, registered through the same door as everybody else's."""
+
+from collections.abc import Iterable
+
+from medfedpure.core.registry import Plugin, hookimpl
+
+_HERE = "medfedpure.plugins"
+
+
+@hookimpl
+def medfedpure_plugins() -> Iterable[Plugin]:
+    """Records of every built-in plugin."""
+    yield from (
+        Plugin(
+            "classifier",
+            "small_cnn",
+            f"{_HERE}.classifiers.small_cnn:SmallCNN",
+            "four convolution blocks for small images on a CPU",
+        ),
+        Plugin(
+            "classifier",
+            "resnet18",
+            f"{_HERE}.classifiers.resnet18:ResNet18",
+            "ResNet-18 with a stem for small or large images (He 2016)",
+            extra="mae",
+        ),
+        Plugin("classifier", "timm", f"{_HERE}.classifiers.timm:Timm", "any timm model by name", extra="mae"),
+        Plugin(
+            "detector",
+            "mae",
+            f"{_HERE}.detectors.mae:MAEDetector",
+            "denoising masked autoencoder: reconstruction error or prediction shift",
+            extra="mae",
+        ),
+        Plugin(
+            "detector",
+            "denoising_disagreement",
+            f"{_HERE}.detectors.denoising_disagreement:DenoisingDisagreement",
+            "prediction shift across a few evaluations of a diffusion model",
+        ),
+        Plugin(
+            "purifier",
+            "ddpm",
+            f"{_HERE}.purifiers.ddpm:DDPM",
+            "diffusion purifier, depth adapted to each image",
+            extra="diffusion",
+        ),
+        Plugin("purifier", "median", f"{_HERE}.purifiers.median:Median", "3x3 median filter, the anchor"),
+        Plugin(
+            "personalization",
+            "fedavg",
+            f"{_HERE}.personalization.fedavg:FedAvg",
+            "one model for all: everything is shared (McMahan 2017)",
+        ),
+        Plugin(
+            "personalization",
+            "fedper",
+            f"{_HERE}.personalization.fedper:FedPer",
+            "shared body, personal head (Arivazhagan 2019)",
+        ),
+        Plugin("attack", "fgsm", f"{_HERE}.attacks.fgsm:FGSM", "fast gradient sign, one step (ART)", extra="attacks"),
+        Plugin("attack", "pgd", f"{_HERE}.attacks.pgd:PGD", "projected gradient descent (ART)", extra="attacks"),
+        Plugin("dataset", "phantom", f"{_HERE}.datasets.phantom:Phantom", "brain-like slices drawn from a seed"),
+        Plugin("dataset", "image_folder", f"{_HERE}.datasets.image_folder:ImageFolder", "one folder per class"),
+    )

@@ -1,0 +1,1 @@
+"""Built-in personalization strategies, one file each."""

@@ -1,0 +1,1 @@
+"""Built-in purifiers, one file each."""
