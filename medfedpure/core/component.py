@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Self
 
 from medfedpure.core import registry as registry_module
 from medfedpure.core import storage
-from medfedpure.core.config import Config
-from medfedpure.core.errors import ArtifactError, MedFedPureError, NotFittedError
+from medfedpure.core.config import Config as BaseConfig
+from medfedpure.core.errors import ArtifactError, MedFedPureError, NotFittedError, UnknownPluginError
 from medfedpure.core.results import State
 
 
@@ -29,13 +29,13 @@ class Component:
     """
 
     kind: ClassVar[str] = ""
-    Config: ClassVar[type[Config]] = Config
+    Config: ClassVar[type[BaseConfig]] = BaseConfig
     deterministic: ClassVar[bool] = False
     differentiable: ClassVar[bool] = False
     per_image_streams: ClassVar[bool] = True
     needs_fit: ClassVar[bool] = False
 
-    def __init__(self, config: Config | Mapping[str, Any] | None = None, **options: Any) -> None:
+    def __init__(self, config: BaseConfig | Mapping[str, Any] | None = None, **options: Any) -> None:
         super().__init__()
         self.config: Any = type(self).Config.parse(config, **options)
         self.plugin_name: str | None = None
@@ -48,7 +48,7 @@ class Component:
             return self.plugin_name
         try:
             return registry_module.registry().name_of(self)
-        except registry_module.UnknownPluginError:
+        except UnknownPluginError:
             return type(self).__name__
 
     @property

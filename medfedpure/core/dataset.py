@@ -206,25 +206,28 @@ class ImageDataset:
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """Join parts of one data set; their ids stay distinct."""
-        first = parts[0]
-        masks = None if first.masks is None else torch.cat([p.masks for p in parts if p.masks is not None])
-        joined = {key: torch.cat([getattr(p, key) for p in parts]) for key in _COLUMNS}
-        return replace(first, masks=masks, **joined)
-
-
-_COLUMNS = ("pixels", "labels", "groups", "ids", "sites")
+        masks = [part.masks for part in parts if part.masks is not None]
+        return replace(
+            parts[0],
+            pixels=torch.cat([part.pixels for part in parts]),
+            labels=torch.cat([part.labels for part in parts]),
+            groups=torch.cat([part.groups for part in parts]),
+            ids=torch.cat([part.ids for part in parts]),
+            sites=torch.cat([part.sites for part in parts]),
+            masks=torch.cat(masks) if masks else None,
+        )
 
 
 class Dataset(Component):
     """A source of images: configuration in, `ImageDataset` out.
 
-    One method to write: `load`. It must be deterministic: equal configuration, equal data.
+    One method to write: `read`. It must be deterministic: equal configuration, equal data.
     """
 
     kind: ClassVar[str] = "dataset"
 
     @abstractmethod
-    def load(self) -> ImageDataset:
+    def read(self) -> ImageDataset:
         """Read or draw everything.
 
         Raises:

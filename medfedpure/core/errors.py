@@ -44,6 +44,10 @@ class AuditError(MedFedPureError, RuntimeError):
     """An attack's result that broke its own budget: it must not count."""
 
 
+class TrainingError(MedFedPureError, RuntimeError):
+    """Training that cannot succeed, such as a loss that is not finite."""
+
+
 class FederationError(MedFedPureError, RuntimeError):
     """A federated run that cannot continue."""
 

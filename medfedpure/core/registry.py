@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
 
@@ -123,7 +123,8 @@ class Registry:
         implementations = [i for i in self.manager.hook.medfedpure_plugins.get_hookimpls() if i.plugin is plugin]
         if not implementations:
             raise PluginError(f"{plugin!r} has no function medfedpure_plugins marked with medfedpure.hookimpl")
-        records = [self._checked(record, distribution) for i in implementations for record in i.function()]
+        yielded = [record for i in implementations for record in cast("Iterable[object]", i.function())]
+        records = [self._checked(record, distribution) for record in yielded]
         for record in records:
             self._records.setdefault((record.kind, record.name), []).append(record)
 
@@ -180,15 +181,14 @@ class Registry:
         record = self.get(kind, name)
         try:
             target = _import(record.target)
-        except ImportError as error:
-            if record.extra is not None:
+        except Exception as error:
+            if isinstance(error, ImportError) and record.extra is not None:
                 raise MissingExtraError(
                     f"the {kind} {name!r} needs an optional dependency ({error}): "
                     f"pip install '{record.distribution}[{record.extra}]'"
                 ) from error
-            raise PluginLoadError(f"the {kind} {name!r} of {record.distribution} cannot be imported: {error}") from error
-        except Exception as error:
-            raise PluginLoadError(f"the {kind} {name!r} of {record.distribution} cannot be imported: {error}") from error
+            who = f"the {kind} {name!r} of {record.distribution}"
+            raise PluginLoadError(f"{who} cannot be imported: {error!r}") from error
         base = _import(BASES[kind])
         if not (isinstance(target, type) and issubclass(target, base)):
             raise PluginLoadError(f"{record.target} is registered as a {kind} but does not derive from {base.__name__}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -69,6 +69,7 @@ class Prediction:
         labels: `(N,)` int64, the verdict (also where abstained: see `abstained`).
         probabilities: `(N, K)`, softmax of `logits`.
         logits: `(N, K)`.
+        bare_logits: `(N, K)`, what the classifier says of the unpurified input.
         scores: `(N,)` detector scores, higher = more suspicious; None without a detector.
         p_values: `(N,)` conformal p-values of the scores; None without a detector.
         flagged: `(N,)` bool, score above the calibrated threshold (all False without a detector).
@@ -82,6 +83,7 @@ class Prediction:
     labels: Tensor
     probabilities: Tensor
     logits: Tensor
+    bare_logits: Tensor
     scores: Tensor | None
     p_values: Tensor | None
     flagged: Tensor
@@ -93,23 +95,6 @@ class Prediction:
 
     def __len__(self) -> int:
         return self.labels.shape[0]
-
-
-def concatenate(parts: list[Any]) -> Any:
-    """Join records of one type along the first dimension of their tensors."""
-    first = parts[0]
-    joined: dict[str, Any] = {}
-    for item in fields(first):
-        values = [getattr(part, item.name) for part in parts]
-        if isinstance(values[0], Tensor):
-            joined[item.name] = torch.cat(values)
-        elif isinstance(values[0], Trace):
-            joined[item.name] = concatenate(values)
-        elif isinstance(values[0], Mapping):
-            joined[item.name] = {key: sum(v[key] for v in values) for key in values[0]}
-        else:
-            joined[item.name] = values[0]
-    return type(first)(**joined)
 
 
 @dataclass(frozen=True)

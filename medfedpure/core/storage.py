@@ -62,8 +62,8 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(name, mode)
-        os.replace(name, path)
+        Path(name).chmod(mode)
+        Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -92,6 +92,14 @@ def read_document(folder: str | Path, *, kind: str | None = None) -> tuple[dict[
         ArtifactError: missing, truncated, edited, of another format or of another kind.
     """
     folder = Path(folder)
+    content = read_document_only(folder)
+    if kind is not None and content.get("kind") != kind:
+        raise ArtifactError(f"{folder} holds a {content.get('kind')!r}; a {kind!r} was wanted")
+    return content, _read_tensors(folder, content.get("tensors"))
+
+
+def read_document_only(folder: Path) -> dict[str, Any]:
+    """The checked JSON document of a folder, without its tensors."""
     path = folder / DOCUMENT
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -104,9 +112,7 @@ def read_document(folder: str | Path, *, kind: str | None = None) -> tuple[dict[
         raise ArtifactError(f"{path} has format {found!r}; this version reads format {FORMAT}")
     if content.get("digest") != _digest(content):
         raise ArtifactError(f"{path} was edited or damaged after it was saved (its digest does not match)")
-    if kind is not None and content.get("kind") != kind:
-        raise ArtifactError(f"{folder} holds a {content.get('kind')!r}; a {kind!r} was wanted")
-    return content, _read_tensors(folder, content.get("tensors"))
+    return content
 
 
 def _read_tensors(folder: Path, digest: str | None) -> dict[str, Tensor]:

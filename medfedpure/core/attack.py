@@ -1,0 +1,141 @@
+"""Attacks: evasion of a classifier, audited against their own budget."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from medfedpure.core.checks import check_image_layout, check_images, check_labels
+from medfedpure.core.component import Component
+from medfedpure.core.errors import AuditError, InputError, MissingRequirementError
+from medfedpure.core.results import AttackResult
+from medfedpure.core.streams import Streams
+from medfedpure.core.threats import ThreatView, as_view
+
+Norm = Literal["linf", "l2"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far an attack may go: ||x_adv - x|| <= eps in [0, 1] units."""
+
+    norm: Norm
+    eps: float
+
+
+class Attack(Component):
+    """One method to write: `generate`. An attack holds no model, so one instance serves many."""
+
+    kind: ClassVar[str] = "attack"
+    supports_mask: ClassVar[bool] = False
+    supports_targets: ClassVar[bool] = False
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """Which of "score", "threshold", "features" it must see beyond logits."""
+        return frozenset()
+
+    def budget(self) -> Budget | None:
+        """The perturbation size it promises to respect; None for minimal-distance attacks."""
+        eps = getattr(self.config, "eps", None)
+        return None if eps is None else Budget(getattr(self.config, "norm", "linf"), float(eps))
+
+    def describe(self) -> str:
+        """Settings as they must stand beside any robust accuracy."""
+        values = self.config.model_dump()
+        settings = ", ".join(f"{key} {_short(value)}" for key, value in values.items() if value is not None)
+        return f"{self.name}: {settings}" if settings else self.name
+
+    @abstractmethod
+    def generate(
+        self,
+        view: ThreatView,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        mask: Tensor | None = None,
+        targets: Tensor | None = None,
+        streams: Streams,
+    ) -> Tensor:
+        """Adversarial images `(N, C, H, W)` in [0, 1].
+
+        Args:
+            view: what the attacker sees: images to logits, and score, threshold, features where given.
+            images: benign images in [0, 1].
+            labels: `(N,)` int64, the true classes.
+            mask: `(N, 1, H, W)` bool, where the attacker may change pixels; None = everywhere.
+            targets: `(N,)` int64, classes to reach; None = any wrong class.
+            streams: the source of all randomness.
+        """
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        view: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        mask: Tensor | None = None,
+        targets: Tensor | None = None,
+        streams: Streams | None = None,
+    ) -> AttackResult:
+        """Checked and audited `generate`; a plain module is wrapped as a view.
+
+        Raises:
+            InputError: bad images, labels, mask or targets.
+            MissingRequirementError: the view does not show what the attack requires.
+            AuditError: the result breaks its budget, leaves [0, 1], or is not finite.
+        """
+        check_images(images)
+        check_labels(labels, len(images))
+        threat = as_view(view)
+        missing = self.requires - threat.provides()
+        if missing:
+            raise MissingRequirementError(
+                f"the attack {self.name!r} must see {', '.join(sorted(missing))}, which the view {threat.name!r} hides"
+            )
+        for given, supported, what in ((mask, self.supports_mask, "mask"), (targets, self.supports_targets, "targets")):
+            if given is not None and not supported:
+                raise InputError(f"the attack {self.name!r} does not support {what}")
+        if targets is not None:
+            check_labels(targets, len(images))
+        source = streams or Streams.for_batch(0, len(images))
+        adversarial = self.generate(threat, images, labels, mask=mask, targets=targets, streams=source).detach()
+        distance = audit(images, adversarial, self.budget(), mask=mask, who=self.describe())
+        with torch.no_grad():
+            verdict = threat(adversarial).argmax(1)
+        success = verdict == targets if targets is not None else verdict != labels
+        return AttackResult(adversarial, success, distance, self.describe())
+
+
+def audit(
+    images: Tensor, adversarial: Tensor, budget: Budget | None, *, mask: Tensor | None = None, who: str = "the attack"
+) -> Tensor:
+    """Distances `(N,)` of adversarial images, after making sure that they may count.
+
+    Raises:
+        AuditError: another shape, not finite, outside [0, 1], beyond eps, or changed outside the mask.
+    """
+    check_image_layout(adversarial)
+    if adversarial.shape != images.shape:
+        raise AuditError(f"{who} returned shape {tuple(adversarial.shape)} for {tuple(images.shape)}")
+    if not bool(adversarial.isfinite().all()):
+        raise AuditError(f"{who} returned images that are not finite")
+    if images.numel() and (float(adversarial.min()) < -1e-6 or float(adversarial.max()) > 1 + 1e-6):
+        raise AuditError(f"{who} left [0, 1]: {float(adversarial.min()):.4g} to {float(adversarial.max()):.4g}")
+    change = (adversarial - images).flatten(1)
+    norm = "linf" if budget is None else budget.norm
+    distance = change.abs().amax(1) if norm == "linf" else change.norm(dim=1)
+    if budget is not None and len(images) and float(distance.max()) > budget.eps * (1 + 1e-5) + 1e-6:
+        raise AuditError(f"{who} spent {float(distance.max()):.6g} of a {norm} budget of {budget.eps:.6g}")
+    if mask is not None and bool((change.reshape(images.shape) * ~mask).any()):
+        raise AuditError(f"{who} changed pixels outside its mask")
+    return distance
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

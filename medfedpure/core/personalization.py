@@ -1,0 +1,176 @@
+"""Personalization strategies: what travels, what stays, how a client trains. No Flower type here."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from medfedpure.core.component import Component
+from medfedpure.core.dataset import ImageDataset
+from medfedpure.core.errors import FederationError
+from medfedpure.core.streams import derive_seed
+from medfedpure.core.training import Task, TrainingConfig, TrainingLog, train
+
+Tensors = dict[str, Tensor]
+Scalar = int | float | str | bool
+
+
+@dataclass(frozen=True)
+class ClientRound:
+    """All that a strategy sees at a client.
+
+    Attributes:
+        round: 1 ... rounds.
+        rounds: how many there will be.
+        client_id: a stable name.
+        shared: the tensors that came from the server.
+        private: what this client kept from its last participation; {} at the first.
+        make_model: a new network, equal at every client and in every round.
+        train: this client's training images.
+        validation: this client's held-out images, or None.
+        config: what the server sent along.
+        seed: of this client and round.
+        task: loss, metrics and optimizer.
+        training: budget over all rounds.
+    """
+
+    round: int
+    rounds: int
+    client_id: str
+    shared: Tensors
+    private: Tensors
+    make_model: Callable[[], nn.Module]
+    train: ImageDataset
+    validation: ImageDataset | None
+    config: Mapping[str, Scalar]
+    seed: int
+    task: Task
+    training: TrainingConfig
+
+    def window(self) -> tuple[int, int]:
+        """The first and last step of this round within the schedule of all rounds."""
+        steps = self.training.steps
+        return steps * (self.round - 1) // self.rounds, steps * self.round // self.rounds
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What a client returns: `shared` travels, `private` stays on its disk."""
+
+    shared: Tensors
+    private: Tensors
+    num_examples: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Update:
+    """One client's contribution as the server sees it."""
+
+    client_id: str
+    shared: Tensors
+    num_examples: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class PersonalizationStrategy(Component):
+    """One method to write: `is_shared`; the others have defaults for one model trained in one pass."""
+
+    kind: ClassVar[str] = "personalization"
+
+    @abstractmethod
+    def is_shared(self, key: str, model: nn.Module) -> bool:
+        """Whether this state_dict key travels to the server; a pure function.
+
+        Only floating tensors ever travel: integer buffers stay private whatever this says.
+        """
+        raise NotImplementedError
+
+    def local_update(self, r: ClientRound) -> LocalResult:
+        """Train one round: merge what came with what was kept, one pass, split again."""
+        model = self.personal_model(r)
+        log = train_round(r, model)
+        shared, private = self.split(model)
+        return LocalResult(shared, private, len(r.train), {"train_loss": log.loss})
+
+    def initial_shared(self, make_model: Callable[[], nn.Module], seed: int) -> Tensors:
+        """What the server starts from."""
+        del seed
+        return self.split(make_model())[0]
+
+    def client_config(self, round: int, client_id: str, history: Sequence[Mapping[str, float]]) -> Mapping[str, Scalar]:
+        """Scalars to send along with the shared tensors."""
+        del round, client_id, history
+        return {}
+
+    def aggregate(self, round: int, previous: Tensors, updates: Sequence[Update]) -> Tensors:
+        """The new shared tensors: by default the mean weighted by the number of examples."""
+        del round
+        return weighted_mean(previous, updates)
+
+    def personal_model(self, r: ClientRound) -> nn.Module:
+        """The client's model: evaluated, and put into the defence chain; the same object."""
+        model = r.make_model()
+        state = model.state_dict()
+        merged = {**state, **r.private, **r.shared}
+        unknown = sorted(merged.keys() - state.keys())
+        if unknown:
+            raise FederationError(f"tensors that this model does not have: {', '.join(unknown[:5])}")
+        wrong = [key for key in state if merged[key].shape != state[key].shape]
+        if wrong:
+            raise FederationError(f"tensors of another shape than this model's: {', '.join(wrong[:5])}")
+        model.load_state_dict(merged, strict=True)
+        return model.eval()
+
+    def split(self, model: nn.Module) -> tuple[Tensors, Tensors]:
+        """The state of a model as (shared, private): disjoint, together complete."""
+        shared: Tensors = {}
+        private: Tensors = {}
+        for key, value in model.state_dict().items():
+            travels = value.is_floating_point() and self.is_shared(key, model)
+            (shared if travels else private)[key] = value.detach().cpu().clone()
+        return shared, private
+
+
+def train_round(r: ClientRound, model: nn.Module, parameters: Sequence[nn.Parameter] | None = None) -> TrainingLog:
+    """One round of the ordinary loop on a client's own images."""
+    return train(
+        model,
+        r.task,
+        r.train,
+        r.training,
+        seed=derive_seed(r.seed, r.round),
+        description=f"round {r.round}/{r.rounds}, {r.client_id}",
+        parameters=parameters,
+        window=r.window(),
+    )
+
+
+def weighted_mean(previous: Tensors, updates: Sequence[Update]) -> Tensors:
+    """Mean over clients weighted by examples, summed in float64 in the order of client names.
+
+    Raises:
+        FederationError: no update, or keys that differ from the previous ones.
+    """
+    if not updates:
+        raise FederationError("no client sent an update")
+    ordered = sorted(updates, key=lambda update: update.client_id)
+    for update in ordered:
+        if update.shared.keys() != previous.keys():
+            different = sorted(update.shared.keys() ^ previous.keys())
+            raise FederationError(
+                f"client {update.client_id} sent other tensors than wanted: {', '.join(different[:5])}"
+            )
+    total = float(sum(update.num_examples for update in ordered))
+    result: Tensors = {}
+    for key, before in previous.items():
+        summed = torch.zeros(before.shape, dtype=torch.float64)
+        for update in ordered:
+            summed += update.shared[key].to(torch.float64) * (update.num_examples / total)
+        result[key] = summed.to(before.dtype)
+    return result

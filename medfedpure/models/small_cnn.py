@@ -1,0 +1,54 @@
+"""A small convolutional network that trains in seconds on a CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalize(nn.Module):
+    """[0, 1] images to roughly zero mean and unit variance: (x - mean) / std, per channel."""
+
+    def __init__(self, channels: int, mean: float = 0.25, std: float = 0.25) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.full((1, channels, 1, 1), mean))
+        self.register_buffer("std", torch.full((1, channels, 1, 1), std))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`(N, C, H, W)` normalized."""
+        return (images - self.mean) / self.std
+
+
+class SmallConvNet(nn.Module):
+    """Convolution blocks that halve the resolution, average pooling, and a linear head.
+
+    Args:
+        in_channels: C.
+        num_classes: K.
+        widths: channels of each block.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.normalize = Normalize(in_channels)
+        layers: list[nn.Module] = []
+        before = in_channels
+        for width in widths:
+            layers += [
+                nn.Conv2d(before, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(width, width, 3, padding=1, stride=2, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            ]
+            before = width
+        self.body = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(before, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `(N, K)`."""
+        features: Tensor = self.pool(self.body(self.normalize(images))).flatten(1)
+        logits: Tensor = self.head(features)
+        return logits

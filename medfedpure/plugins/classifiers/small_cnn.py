@@ -1,0 +1,24 @@
+"""A small convolutional classifier for small images and CPUs."""
+
+from pydantic import Field
+from torch import nn
+
+from medfedpure.core.classifier import Classifier
+from medfedpure.core.config import Config
+from medfedpure.models.small_cnn import SmallConvNet
+
+
+class SmallCNNConfig(Config):
+    """Shape of the network."""
+
+    widths: tuple[int, ...] = Field((24, 48, 96, 128), min_length=1, description="channels of each block")
+
+
+class SmallCNN(Classifier):
+    """Blocks of two 3x3 convolutions that halve the resolution, average pooling, a linear head."""
+
+    Config = SmallCNNConfig
+
+    def build(self, *, in_channels: int, num_classes: int, image_size: int) -> nn.Module:  # noqa: ARG002
+        """`(N, C, H, W)` in [0, 1], any size of at least 16, to logits `(N, K)`."""
+        return SmallConvNet(in_channels, num_classes, self.config.widths)

@@ -1,0 +1,13 @@
+"""FedAvg (McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized data")."""
+
+from torch import nn
+
+from medfedpure.core.personalization import PersonalizationStrategy
+
+
+class FedAvg(PersonalizationStrategy):
+    """One model for all: w = sum_k (n_k / n) w_k over all floating tensors."""
+
+    def is_shared(self, key: str, model: nn.Module) -> bool:  # noqa: ARG002
+        """Everything travels."""
+        return True
