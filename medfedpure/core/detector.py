@@ -72,15 +72,16 @@ class Detector(Component, nn.Module):
         """Which of "classifier", "features", "denoiser", "labels" it cannot work without."""
         return frozenset()
 
-    def fit(self, train: ImageDataset, *, context: FitContext) -> Self:
+    def fit(self, data: ImageDataset, *, context: FitContext | None = None, seed: int = 0) -> Self:
         """Learn from benign images; the default learns nothing.
 
         Args:
-            train: benign images. Labels, where required, exist only here.
+            data: benign images. Labels, where required, exist only here.
             context: classifier, features and denoiser of the chain to be.
+            seed: of initialization, order and noise.
         """
-        del train
-        check_requirements(self, context)
+        del data, seed
+        check_requirements(self, context or FitContext())
         return self.mark_fitted()
 
     @abstractmethod

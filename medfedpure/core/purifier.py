@@ -29,10 +29,10 @@ class Purifier(Component, nn.Module):
         """Which of "classifier", "features", "denoiser", "labels" fitting cannot do without."""
         return frozenset()
 
-    def fit(self, train: ImageDataset, *, context: FitContext) -> Self:
+    def fit(self, data: ImageDataset, *, context: FitContext | None = None, seed: int = 0) -> Self:
         """Learn from benign images; the default learns nothing."""
-        del train
-        check_requirements(self, context)
+        del data, seed
+        check_requirements(self, context or FitContext())
         return self.mark_fitted()
 
     @abstractmethod

@@ -16,7 +16,7 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """`(N, C, H, W)` normalized."""
-        return (images - self.mean) / self.std
+        return (images - self.get_buffer("mean")) / self.get_buffer("std")
 
 
 class SmallConvNet(nn.Module):

@@ -1,0 +1,55 @@
+"""A diffusers U-Net that works on pixel-unshuffled images: about r^2 cheaper at equal resolution."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor, nn
+from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
+
+
+class NoiseUNet(nn.Module):
+    """Predicts the noise in images; timesteps may be fractional and differ within a batch.
+
+    Args:
+        channels: C of the images.
+        widths: channels of each resolution level.
+        layers_per_block: residual blocks at each level.
+        unshuffle: r; r x r pixels become channels before the first convolution.
+    """
+
+    def __init__(self, channels: int, widths: tuple[int, ...], layers_per_block: int, unshuffle: int) -> None:
+        super().__init__()
+        self.unshuffle = unshuffle
+        self.multiple = unshuffle * 2 ** (len(widths) - 1)
+        self.network = UNet2DModel(
+            in_channels=channels * unshuffle**2,
+            out_channels=channels * unshuffle**2,
+            block_out_channels=widths,
+            layers_per_block=layers_per_block,
+            down_block_types=("DownBlock2D",) * len(widths),
+            up_block_types=("UpBlock2D",) * len(widths),
+            norm_num_groups=8,
+            add_attention=False,
+        )
+
+    def forward(self, noisy: Tensor, timestep: Tensor) -> Tensor:
+        """Noise `(N, C, H, W)` in images `(N, C, H, W)` at timesteps `(N,)`; any H and W."""
+        height, width = noisy.shape[2:]
+        missing = (-width % self.multiple, -height % self.multiple)
+        padded = pad(noisy, (0, missing[0], 0, missing[1]), mode="replicate") if any(missing) else noisy
+        folded = pixel_unshuffle(padded, self.unshuffle)
+        predicted: Tensor = pixel_shuffle(self.network(folded, timestep).sample, self.unshuffle)
+        return predicted[:, :, :height, :width]
+
+
+def noise_levels(beta_start: float, beta_end: float, timesteps: int, schedule: str) -> Tensor:
+    """log(alpha_bar / (1 - alpha_bar)) of diffusers' schedule at the integer timesteps, `(T,)` float64."""
+    from diffusers import DDPMScheduler
+
+    names = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+    scheduler = DDPMScheduler(
+        num_train_timesteps=timesteps, beta_start=beta_start, beta_end=beta_end, beta_schedule=names[schedule]
+    )
+    kept = scheduler.alphas_cumprod.to(torch.float64)
+    return torch.log(kept) - torch.log1p(-kept)

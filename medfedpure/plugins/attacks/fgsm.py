@@ -1,0 +1,36 @@
+"""Fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572), through ART.
+
+x' = clip( x + eps * sign(grad loss(x)), 0, 1 )
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from art.attacks.evasion import FastGradientMethod
+from art.estimators.classification import PyTorchClassifier
+from pydantic import Field
+
+from medfedpure.core.config import Config, Eps
+from medfedpure.plugins.attacks.art import ArtAttack
+
+
+class FGSMConfig(Config):
+    """One step of the size of the budget."""
+
+    norm: Literal["linf", "l2"] = Field("linf", description="in which the perturbation is bounded")
+    eps: Eps = Field(0.015, description='the perturbation in [0, 1] units; "8/255" is accepted')
+    batch_size: int = Field(64, ge=1, description="images at a time")
+
+
+class FGSM(ArtAttack):
+    """White-box, one gradient; untargeted unless targets are given."""
+
+    Config = FGSMConfig
+
+    def make(self, estimator: PyTorchClassifier, *, targeted: bool) -> FastGradientMethod:
+        """ART's FastGradientMethod."""
+        c = self.config
+        norm = np.inf if c.norm == "linf" else 2
+        return FastGradientMethod(estimator, norm=norm, eps=c.eps, targeted=targeted, batch_size=c.batch_size)

@@ -1,0 +1,62 @@
+"""Does the prediction survive a light cleaning by a diffusion model?
+
+    score(x) = mean over draws of JS( f(x), f(D(x)) )
+
+f the classifier, D the purifier's own diffusion model at a low timestep in one to three network
+evaluations, JS the Jensen-Shannon divergence. The idea that an adversarial prediction moves when the
+image is reformed is MagNet's (Meng and Chen 2017, arXiv 1705.09064); the reformer here is diffusion.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from medfedpure.core.config import Config
+from medfedpure.core.detector import Detector, ScoreContext
+from medfedpure.core.divergence import jensen_shannon
+from medfedpure.core.errors import MissingRequirementError
+from medfedpure.core.streams import Streams
+
+
+class DenoisingDisagreementConfig(Config):
+    """Depth and cost of the cleaning."""
+
+    timestep: float = Field(40.0, gt=0, description="diffusion depth of the cleaning")
+    steps: int = Field(3, ge=1, description="network evaluations of one cleaning")
+    draws: int = Field(1, ge=1, description="independent cleanings that are averaged")
+
+
+class DenoisingDisagreement(Detector):
+    """Requires the classifier, and a denoiser such as the `ddpm` purifier of the same chain."""
+
+    Config = DenoisingDisagreementConfig
+    differentiable: ClassVar[bool] = True
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """The classifier and a denoiser."""
+        return frozenset({"classifier", "denoiser"})
+
+    def score(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> Tensor:
+        """`(N,)` in [0, ln 2]: how far the prediction moves under cleaning."""
+        classifier, denoiser = context.classifier, context.denoiser
+        if classifier is None or denoiser is None:
+            raise MissingRequirementError("denoising_disagreement requires a classifier and a denoiser")
+        logits = context.predict_logits(images)
+        depth = torch.full((len(images),), self.config.timestep, dtype=images.dtype, device=images.device)
+        shifts = [
+            jensen_shannon(
+                logits,
+                classifier(
+                    denoiser.denoise(
+                        images, depth, steps=self.config.steps, streams=streams.child(f"disagreement{draw}")
+                    )
+                ),
+            )
+            for draw in range(self.config.draws)
+        ]
+        return torch.stack(shifts).mean(0)
