@@ -84,7 +84,7 @@ class Classifier(Component):
         if shape != (2, num_classes):
             raise InputError(f"{self.name} maps 2 images to {shape}; logits of shape (2, {num_classes}) are wanted")
         names = class_names or tuple(str(label) for label in range(num_classes))
-        return ClassifierModel(self, network, in_channels, image_size, names)
+        return ClassifierModel(self, network, in_channels, image_size, names).eval()
 
 
 class ClassifierModel(nn.Module):

@@ -92,6 +92,11 @@ class Detector(Component, nn.Module):
         """
         raise NotImplementedError
 
+    def suspicion_map(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> Tensor | None:
+        """Where it looks suspicious: `(N, 1, H, W)`, higher = more suspicious; None where there is no map."""
+        del images, context, streams
+        return None
+
     def forward(self, images: Tensor, *, context: ScoreContext | None = None, streams: Streams | None = None) -> Tensor:
         """Checked `score`: `(N,)`, device of the input.
 

@@ -166,7 +166,7 @@ class Registry:
         if records:
             return records[0]
         names = [record.name for record in self.plugins(kind)]
-        near = difflib.get_close_matches(name, names, n=1)
+        near = difflib.get_close_matches(name.lower(), names, n=1)
         guess = f" Did you mean {near[0]!r}?" if near else ""
         broken = f" Broken plugins: {', '.join(f.distribution for f in self.failures)}." if self.failures else ""
         raise UnknownPluginError(f"no {kind} is named {name!r}.{guess} Installed: {', '.join(names)}.{broken}")
@@ -182,7 +182,7 @@ class Registry:
         try:
             target = _import(record.target)
         except Exception as error:
-            if isinstance(error, ImportError) and record.extra is not None:
+            if record.extra is not None and _is_missing_dependency(error, record):
                 raise MissingExtraError(
                     f"the {kind} {name!r} needs an optional dependency ({error}): "
                     f"pip install '{record.distribution}[{record.extra}]'"
@@ -236,6 +236,12 @@ def _check_kind(kind: str) -> None:
 
 def _owner(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else "unknown"
+
+
+def _is_missing_dependency(error: Exception, record: Plugin) -> bool:
+    """Whether an import failed outside the plugin's own package and this one: those no extra would mend."""
+    own = {record.target.partition(":")[0].partition(".")[0], BUILTIN}
+    return isinstance(error, ImportError) and (error.name or "").partition(".")[0] not in own
 
 
 def _import(target: str) -> Any:

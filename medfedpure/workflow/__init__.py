@@ -1,0 +1,1 @@
+"""The main job: from images to a federated, defended, attacked and measured classifier."""

@@ -1,0 +1,85 @@
+"""What the main job found, as records that become results.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """Frozen, and written to JSON as it stands."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Arm(Record):
+    """One way of reading the scans, on benign and on attacked images."""
+
+    clean_balanced_accuracy: float
+    robust_balanced_accuracy: float
+    clean_sensitivity: float
+    robust_sensitivity: float
+    clean_specificity: float
+    robust_specificity: float
+
+
+class ClientResult(Record):
+    """One client's figures on its own held-out groups; all rates are shares in [0, 1]."""
+
+    client: str
+    test_images: int
+    test_groups: int
+    calibration_images: int
+    calibration: str
+    majority_balanced_accuracy: float
+    majority_accuracy: float
+    bare: Arm
+    anchor: Arm
+    defended: Arm
+    bpda_robust_balanced_accuracy: float | None
+    flagged_benign: float
+    flagged_attacked: float
+    detector_auroc: float
+    detector_tpr_at_5_fpr: float
+    attack_success: float
+    bare_ms_per_image: float
+    defended_benign_ms_per_image: float
+    defended_attacked_ms_per_image: float
+    purifier_nfe_benign: float
+    purifier_nfe_attacked: float
+
+
+class RunResult(Record):
+    """The whole run."""
+
+    config: dict[str, Any]
+    attack: str
+    attacker: str
+    bpda: str | None
+    anchor: str
+    clients: list[ClientResult]
+    mean: dict[str, float]
+    splits: dict[str, dict[str, str]]
+    sizes: dict[str, dict[str, int]]
+    federated: dict[str, list[dict[str, Any]]]
+    seconds: dict[str, float]
+    versions: dict[str, str]
+
+
+def flatten(result: ClientResult) -> dict[str, float]:
+    """Every number of one client under a dotted name."""
+    flat: dict[str, float] = {}
+    for key, value in result.model_dump().items():
+        if isinstance(value, dict):
+            flat.update({f"{key}.{inner}": float(number) for inner, number in value.items()})
+        elif isinstance(value, (int, float)):
+            flat[key] = float(value)
+    return flat
+
+
+def mean_over_clients(results: list[ClientResult]) -> dict[str, float]:
+    """Unweighted mean of every number over the clients in which it is known."""
+    rows = [flatten(result) for result in results]
+    known = {key: [row[key] for row in rows if key in row and row[key] == row[key]] for key in rows[0]}
+    return {key: sum(values) / len(values) for key, values in known.items() if values}
