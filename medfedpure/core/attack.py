@@ -46,7 +46,9 @@ class Attack(Component):
 
     def describe(self) -> str:
         """Settings as they must stand beside any robust accuracy."""
-        values = self.config.model_dump()
+        budget = self.budget()
+        stated = {} if budget is None else {"norm": budget.norm, "eps": budget.eps}
+        values = {**stated, **self.config.model_dump()}
         settings = ", ".join(f"{key} {_short(value)}" for key, value in values.items() if value is not None)
         return f"{self.name}: {settings}" if settings else self.name
 

@@ -54,6 +54,7 @@ class RunResult(Record):
     """The whole run."""
 
     config: dict[str, Any]
+    class_names: list[str]
     attack: str
     attacker: str
     bpda: str | None

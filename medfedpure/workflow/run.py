@@ -129,6 +129,7 @@ def run_job(config: RunConfig, out: Path, *, say: Say | None = None) -> Job:
     clients = [measured[client].result for client in parts]
     result = RunResult(
         config=config.model_dump(mode="json"),
+        class_names=list(sites[0].train.class_names),
         attack=attack.describe(),
         attacker=static_view(some).name,
         bpda=bpda_view(some).name if config.evaluation.bpda else None,

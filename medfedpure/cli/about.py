@@ -1,0 +1,114 @@
+"""`medfedpure plugins` and `medfedpure info`: what is installed."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from medfedpure.core.registry import KINDS, Plugin, registry
+
+_JSON = typer.Option("--json", help="Print JSON instead of a table.")
+
+
+def plugins(
+    kind: Annotated[str | None, typer.Argument(help=f"One of {', '.join(KINDS)}.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show this plugin's configuration.")] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """List the installed plugins, or show the configuration of one."""
+    found = registry()
+    if kind is not None and name is not None:
+        _show_one(kind, name, as_json)
+        return
+    records = found.plugins(kind)
+    if as_json:
+        failures = [{"distribution": f.distribution, "error": repr(f.error)} for f in found.failures]
+        typer.echo(json.dumps({"plugins": [_as_dict(record) for record in records], "failures": failures}, indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("kind", "name", "summary", "extra", "from"):
+        table.add_column(column, no_wrap=column != "summary", style="dim" if column in ("extra", "from") else "")
+    for record in records:
+        table.add_row(record.kind, record.name, record.summary, record.extra or "", record.distribution)
+    console = Console()
+    console.print(table)
+    for failure in found.failures:
+        console.print(f"[bold red]broken[/] {failure.distribution} ({failure.entry_point}): {failure.error!r}")
+
+
+def _show_one(kind: str, name: str, as_json: bool) -> None:
+    record = registry().get(kind, name)
+    schema = registry().load(kind, name).Config.model_json_schema()
+    if as_json:
+        typer.echo(json.dumps({**_as_dict(record), "config": schema}, indent=2))
+        return
+    console = Console()
+    console.print(f"[bold]{record.kind} {record.name}[/]: {record.summary} (from {record.distribution})")
+    table = Table(box=None, pad_edge=False)
+    for column in ("option", "type", "default", "meaning"):
+        table.add_column(column)
+    for row in _rows(schema, schema, ""):
+        table.add_row(*row)
+    console.print(table)
+
+
+def _rows(node: dict[str, Any], schema: dict[str, Any], prefix: str) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for key, value in node.get("properties", {}).items():
+        inner = _resolve(value, schema)
+        if "properties" in inner:
+            rows += _rows(inner, schema, f"{prefix}{key}.")
+        else:
+            kind = str(value.get("type") or value.get("enum") or "see reference")
+            default = json.dumps(value["default"]) if "default" in value else "required"
+            rows.append((f"{prefix}{key}", kind, default, value.get("description", "")))
+    return rows
+
+
+def _resolve(value: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    reference = value.get("$ref")
+    return schema["$defs"][reference.rsplit("/", 1)[1]] if reference else value
+
+
+def _as_dict(record: Plugin) -> dict[str, str | None]:
+    return {key: getattr(record, key) for key in ("kind", "name", "summary", "target", "extra", "distribution")}
+
+
+def info(as_json: Annotated[bool, _JSON] = False) -> None:
+    """Show versions, the device, and which optional dependencies are present."""
+    import importlib.util
+    import platform
+
+    import torch
+
+    from medfedpure import __version__
+
+    modules = {
+        "mae": "timm",
+        "diffusion": "diffusers",
+        "attacks": "art",
+        "federated": "flwr",
+        "simulation": "ray",
+        "medical": "pydicom",
+        "report": "matplotlib",
+    }
+    facts = {
+        "medfedpure": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "extras": {extra: importlib.util.find_spec(module) is not None for extra, module in modules.items()},
+    }
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    console = Console()
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{extra} {'yes' if present else 'no'}" for extra, present in value.items())
+        console.print(f"{key:<12}{value}", highlight=False)

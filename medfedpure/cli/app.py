@@ -1,0 +1,16 @@
+"""The command's groups, put together."""
+
+import typer
+
+from medfedpure.cli import about, job
+
+app = typer.Typer(
+    name="medfedpure",
+    help="Detect, purify, classify: defend medical image classifiers against evasion attacks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(job.demo)
+app.command("run")(job.run)
+app.command("plugins")(about.plugins)
+app.command("info")(about.info)

@@ -1,0 +1,84 @@
+"""`medfedpure demo` and `medfedpure run`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from medfedpure.workflow.config import RunConfig
+
+_Out = Annotated[Path, typer.Option("--out", help="Folder for configuration, results, picture and defences.")]
+_Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no phases, only the table.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print results.json instead of the table.")]
+
+
+def demo(
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Your own images, one sub-folder per class; default: phantoms.")
+    ] = None,
+    out: _Out = Path("medfedpure-demo"),
+    seed: Annotated[int, typer.Option("--seed", help="Of everything; equal seeds give equal numbers.")] = 0,
+    quiet: _Quiet = False,
+    as_json: _Json = False,
+) -> None:
+    """Train, attack, defend and measure a whole federation in minutes, on phantoms or on your own images."""
+    from medfedpure.workflow.presets import folder_demo, phantom_demo
+
+    _run(phantom_demo(seed) if data is None else folder_demo(data, seed), out, quiet, as_json)
+
+
+def run(
+    config: Annotated[Path, typer.Argument(help="A TOML file; a demo writes its own as config.toml.")],
+    out: _Out,
+    quiet: _Quiet = False,
+    as_json: _Json = False,
+) -> None:
+    """Run the whole job from one validated file."""
+    from medfedpure.workflow.config import RunConfig
+
+    _run(RunConfig.from_toml(config), out, quiet, as_json)
+
+
+def _run(config: RunConfig, out: Path, quiet: bool, as_json: bool) -> None:
+    from medfedpure.cli.bars import Bars
+    from medfedpure.core.progress import listening
+    from medfedpure.reporting.picture import save_gallery
+    from medfedpure.workflow.run import run_job
+
+    talk = Console(stderr=as_json, quiet=quiet)
+    if not quiet:
+        talk.rule("configuration", style="dim")
+        talk.print(config.to_toml(), highlight=False, markup=False)
+        talk.rule("run", style="dim")
+    with Bars(talk) as bars, listening(bars):
+        job = run_job(config, out, say=lambda text: talk.print(f"[cyan]>[/] {text}", highlight=False))
+        save_gallery(job, out / "gallery.png")
+    if as_json:
+        typer.echo((out / "results.json").read_text(encoding="utf-8"))
+    else:
+        _print_table(job.result)
+        Console().print(f"\nwritten to {out}: config.toml, results.json, gallery.png, defences/", highlight=False)
+
+
+def _print_table(result: object) -> None:
+    from medfedpure.reporting.table import cells, conditions
+    from medfedpure.workflow.results import RunResult
+
+    assert isinstance(result, RunResult)
+    header, *rows = cells(result)
+    table = Table(box=None, pad_edge=False)
+    for place, title in enumerate(header):
+        table.add_column(title, justify="left" if place == 0 else "right", style="bold" if title == "mean" else "")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print()
+    console.print(table)
+    console.print()
+    for line in conditions(result):
+        console.print(line, style="dim", highlight=False, markup=False)
