@@ -5,12 +5,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from medfedpure.core.streams import Streams
@@ -27,9 +24,8 @@ def save_gallery(job: Job, path: Path, *, rows: int = 6) -> None:
     """
     chosen = [item for client in job.chains for item in _choose(job, client, max(1, rows // len(job.chains)))]
     titles = ("scan", "attacked", "perturbation x10", "detector saw", "classifier read", "verdicts")
-    figure, axes = plt.subplots(
-        len(chosen), len(titles), figsize=(2.0 * len(titles) + 0.8, 2.12 * len(chosen) + 0.9), squeeze=False
-    )
+    figure = Figure(figsize=(2.0 * len(titles) + 0.8, 2.12 * len(chosen) + 0.9))
+    axes = figure.subplots(len(chosen), len(titles), squeeze=False)
     for axis_row, (client, place) in zip(axes, chosen, strict=True):
         _draw_row(axis_row, job, client, place)
     for axis, title in zip(axes[0], titles, strict=True):
@@ -40,7 +36,6 @@ def save_gallery(job: Job, path: Path, *, rows: int = 6) -> None:
         figure.savefig(handle, dpi=110, facecolor="white")
     Path(handle.name).replace(path)
     path.chmod(0o644)
-    plt.close(figure)
 
 
 def _choose(job: Job, client: str, count: int) -> list[tuple[str, int]]:

@@ -43,20 +43,25 @@ class DenoisingDisagreement(Detector):
 
     def score(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> Tensor:
         """`(N,)` in [0, ln 2]: how far the prediction moves under cleaning."""
-        classifier, denoiser = context.classifier, context.denoiser
-        if classifier is None or denoiser is None:
-            raise MissingRequirementError("denoising_disagreement requires a classifier and a denoiser")
+        classifier = context.classifier
+        if classifier is None:
+            raise MissingRequirementError("denoising_disagreement requires a classifier")
         logits = context.predict_logits(images)
+        shifts = [jensen_shannon(logits, classifier(clean)) for clean in self.cleaned(images, context, streams)]
+        return torch.stack(shifts).mean(0)
+
+    def suspicion_map(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> Tensor:
+        """`(N, 1, H, W)`: how much the cleaning changes each pixel, averaged over draws and channels."""
+        changes = [(clean - images).abs().mean(1, keepdim=True) for clean in self.cleaned(images, context, streams)]
+        return torch.stack(changes).mean(0)
+
+    def cleaned(self, images: Tensor, context: ScoreContext, streams: Streams) -> list[Tensor]:
+        """One lightly cleaned version `(N, C, H, W)` of the images for each draw."""
+        denoiser = context.denoiser
+        if denoiser is None:
+            raise MissingRequirementError("denoising_disagreement requires a denoiser")
         depth = torch.full((len(images),), self.config.timestep, dtype=images.dtype, device=images.device)
-        shifts = [
-            jensen_shannon(
-                logits,
-                classifier(
-                    denoiser.denoise(
-                        images, depth, steps=self.config.steps, streams=streams.child(f"disagreement{draw}")
-                    )
-                ),
-            )
+        return [
+            denoiser.denoise(images, depth, steps=self.config.steps, streams=streams.child(f"disagreement{draw}"))
             for draw in range(self.config.draws)
         ]
-        return torch.stack(shifts).mean(0)

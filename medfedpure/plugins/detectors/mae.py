@@ -173,6 +173,12 @@ class MAEDetector(Detector):
                 values.append(jensen_shannon(context.predict_logits(images), context.classifier(painted)))
         return torch.stack(values).mean(0)
 
+    def suspicion_map(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> Tensor:
+        """`(N, 1, H, W)`: mean absolute difference to the reconstructions, channels averaged."""
+        del context
+        changes = [(painted - images).abs() for painted, _ in self.reconstructions(images, streams=streams)]
+        return torch.stack(changes).mean(0).mean(1, keepdim=True)
+
 
 def complementary_mask(place: Tensor, number: int, masks: int, ratio: float) -> Tensor:
     """Mask `number` of `masks`, `(N, L)` bool, from a random order of the patches `(N, L)`.
@@ -204,4 +210,5 @@ class MaskedReconstruction(Task):
         error = (model(noisy, masked) - model.to_patches(batch.images)).square().mean(2)
         hidden = (error * masked).sum() / masked.sum()
         seen = (error * ~masked).sum() / (~masked).sum()
-        return 10 * (hidden + self.config.visible_weight * 10 * seen)
+        total: Tensor = 10 * (hidden + self.config.visible_weight * 10 * seen)
+        return total
