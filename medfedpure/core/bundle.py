@@ -66,7 +66,7 @@ def load_defense(folder: str | Path, *, classifier: nn.Module | None = None) -> 
         UnknownPluginError: a plugin is not installed here.
     """
     path = Path(folder)
-    document, tensors = storage.read_document(path, kind="defense")
+    document, tensors = storage.read_document(path, kind="defense", keys=("policy", "parts", "calibration"))
     for name, digest in document["parts"].items():
         if _digest_of(path / name) != digest:
             raise ArtifactError(f"{path / name} is not the part that was saved with this defence")

@@ -87,12 +87,12 @@ class Calibration:
     def p_values(self, scores: Tensor) -> Tensor:
         """Conformal p-values `(N,)` float64 in (0, 1]: small = suspicious."""
         reference = self.scores.to(scores.device)
-        below = torch.searchsorted(reference, scores.detach().to(torch.float64), side="left")
+        below = torch.searchsorted(reference, _nan_as_infinity(scores.detach().to(torch.float64)), side="left")
         return (1.0 + (len(self) - below).to(torch.float64)) / (len(self) + 1)
 
     def flagged(self, scores: Tensor, target_fpr: float | None = None) -> Tensor:
         """`(N,)` bool: p <= target_fpr, computed as score > threshold, which is the same and exact."""
-        return scores.detach().to(torch.float64) > self.threshold(target_fpr)
+        return _nan_as_infinity(scores.detach().to(torch.float64)) > self.threshold(target_fpr)
 
     @cached_property
     def median(self) -> float:
@@ -111,7 +111,7 @@ class Calibration:
         threshold = self.threshold(target_fpr)
         if math.isinf(threshold):
             return torch.zeros_like(scores)
-        return -torch.expm1(-torch.relu(scores - threshold) / self.scale(target_fpr))
+        return -torch.expm1(-torch.relu(_nan_as_infinity(scores) - threshold) / self.scale(target_fpr))
 
     def true_fpr_quantile(self, level: float = 0.95, target_fpr: float | None = None) -> float:
         """The false-positive rate that this calibration set keeps to with probability `level`.
@@ -135,6 +135,11 @@ class Calibration:
             f"flags at most {self.target_fpr:.1%} of benign images on average over calibration sets; this set "
             f"({len(self)} images, {self.scope} scope) keeps to {self.true_fpr_quantile():.1%} with 95 % probability"
         )
+
+
+def _nan_as_infinity(scores: Tensor) -> Tensor:
+    """Scores in which NaN counts as most suspicious: an image that breaks the detector is not let pass."""
+    return scores.masked_fill(scores.isnan(), math.inf)
 
 
 def beta_cdf(x: float, a: int, b: int) -> float:

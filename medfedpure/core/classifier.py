@@ -153,7 +153,11 @@ class ClassifierModel(nn.Module):
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Rebuild a saved model; raises ArtifactError when the folder or its tensors do not fit."""
-        document, tensors = storage.read_document(folder, kind="classifier_model")
+        document, tensors = storage.read_document(
+            folder,
+            kind="classifier_model",
+            keys=("plugin", "config", "in_channels", "image_size", "class_names"),
+        )
         architecture: Classifier = create("classifier", document["plugin"], document["config"])
         names = tuple(document["class_names"])
         model = architecture.create_model(

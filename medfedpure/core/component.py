@@ -103,7 +103,9 @@ class Component:
         Raises:
             ArtifactError: truncated, edited, foreign, or of another kind or plugin.
         """
-        document, tensors = storage.read_document(folder, kind=cls.kind or None)
+        document, tensors = storage.read_document(
+            folder, kind=cls.kind or None, keys=("kind", "plugin", "config", "fitted", "values")
+        )
         component = registry_module.create(document["kind"], document["plugin"], document["config"])
         if not isinstance(component, cls):
             raise ArtifactError(f"{folder} holds a {type(component).__name__}; a {cls.__name__} was wanted")

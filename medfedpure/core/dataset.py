@@ -176,7 +176,8 @@ class ImageDataset:
         Args:
             clients: how many.
             by: "dirichlet" draws each class's shares over clients from Dirichlet(alpha), smaller
-                alpha = more skew; "site" gives whole scanners or hospitals to clients in turn;
+                alpha = more skew; "site" gives whole scanners or hospitals to clients in turn, and a group
+                of several sites goes with the lowest;
                 "equal" deals groups evenly within each class.
             alpha: concentration of the Dirichlet distribution.
             seed: of the assignment.
@@ -184,12 +185,15 @@ class ImageDataset:
         Raises:
             DataError: a client would remain empty.
         """
+        if clients < 1 or len(self) == 0:
+            raise DataError(f"{len(self)} images cannot be distributed over {clients} clients")
         if by == "site":
             known = self.sites.unique()
             if int(known.min()) < 0 or known.numel() < clients:
                 raise DataError(f"{self.name} names {known.numel()} sites (-1 = unknown); {clients} are needed")
-            rank = torch.searchsorted(known, self.sites)
-            owner = rank % clients
+            unique, inverse = self.groups.unique(return_inverse=True)
+            home = torch.zeros_like(unique).scatter_reduce_(0, inverse, self.sites, "amin", include_self=False)
+            owner = (torch.searchsorted(known, home) % clients)[inverse]
         elif by == "dirichlet":
             shares = _dirichlet(self.num_classes, clients, alpha, seed)
             owner = _assign(self.groups, self.labels, shares, derive_seed(seed, "partition"))

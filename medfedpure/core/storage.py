@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,12 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         if target.exists():
             old = work.with_name(work.name + ".old")
             target.rename(old)
-            work.rename(target)
-            shutil.rmtree(old)
+            try:
+                work.rename(target)
+            except BaseException:
+                old.rename(target)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
         else:
             work.rename(target)
     finally:
@@ -85,16 +89,26 @@ def write_document(folder: Path, document: Mapping[str, Any], tensors: Mapping[s
     write_json(folder / DOCUMENT, content)
 
 
-def read_document(folder: str | Path, *, kind: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_document(
+    folder: str | Path, *, kind: str | None = None, keys: Iterable[str] = ()
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read what `write_document` wrote, and check it before anything uses it.
 
+    Args:
+        folder: what was saved.
+        kind: what the document must be; None takes any.
+        keys: what the document must hold.
+
     Raises:
-        ArtifactError: missing, truncated, edited, of another format or of another kind.
+        ArtifactError: missing, truncated, edited, of another format or kind, or without one of the keys.
     """
     folder = Path(folder)
     content = read_document_only(folder)
     if kind is not None and content.get("kind") != kind:
         raise ArtifactError(f"{folder} holds a {content.get('kind')!r}; a {kind!r} was wanted")
+    lacking = [key for key in keys if key not in content]
+    if lacking:
+        raise ArtifactError(f"{folder / DOCUMENT} lacks {', '.join(lacking)}: save the folder again")
     return content, _read_tensors(folder, content.get("tensors"))
 
 

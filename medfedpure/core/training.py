@@ -103,11 +103,15 @@ def train(
 
     Raises:
         DataError: no image.
-        TrainingError: the loss is not finite.
+        TrainingError: the loss is not finite, or the window holds no step.
     """
     if len(data) == 0:
         raise DataError(f"{description}: there is no image to train on")
     first, last = window or (0, config.steps)
+    if last <= first:
+        raise TrainingError(
+            f"{description}: no step falls into it; let training.steps be at least the number of rounds"
+        )
     chosen = list(parameters) if parameters is not None else [p for p in model.parameters() if p.requires_grad]
     optimizer = task.optimizer(chosen, config)
     averaged = _Average(model, config.ema) if config.ema else None

@@ -1,0 +1,72 @@
+# One target a chore. Each makes the environment it needs, once, and again when pyproject.toml changes.
+#
+#   make demo                       install and run the main job
+#   make demo ARGS="--seed 1"       the same with options of `medfedpure demo`
+#   make test VENV=/somewhere/else  use another environment than .venv
+#   make test PYTHON=python3.12     use another interpreter (3.11 or newer)
+
+VENV ?= .venv
+PYTHON ?= python3
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test test-slow lint types contracts docs bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.installed-all ## run the main job: federate, attack, defend, report
+	$(BIN)/medfedpure demo $(ARGS)
+
+test: $(VENV)/.installed-test ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/.installed-test ## run all tests, the slow ones included
+	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+lint: $(VENV)/.installed-dev ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-all $(VENV)/.installed-dev ## check types
+	$(BIN)/mypy
+
+contracts: $(VENV)/.installed-dev ## check who may import whom
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-docs ## build the documentation into site/
+	$(BIN)/mkdocs build --strict $(ARGS)
+
+bench: $(VENV)/.installed-all ## measure the demo over seeds 0, 1, 2
+	$(BIN)/python -m benchmarks.demo $(ARGS)
+
+clean: ## remove what was built; the environment stays
+	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find medfedpure tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is written only after its step succeeded: an interrupted one is done again.
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed-all: pyproject.toml $(VENV)/.created
+	$(PIP) install --editable '.[all]'
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml $(VENV)/.created
+	$(PIP) install --editable '.[all,test]'
+	@touch $@ $(VENV)/.installed-all
+
+$(VENV)/.installed-dev: pyproject.toml $(VENV)/.created
+	$(PIP) install --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-docs: pyproject.toml $(VENV)/.created
+	$(PIP) install --editable '.[docs]'
+	@touch $@
