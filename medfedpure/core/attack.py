@@ -105,6 +105,9 @@ class Attack(Component):
                 raise InputError(f"the attack {self.name!r} does not support {what}")
         if targets is not None:
             check_labels(targets, len(images))
+        wanted = (len(images), 1, *images.shape[2:])
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != wanted):
+            raise InputError(f"mask must be bool of shape {wanted}; got {mask.dtype} of shape {tuple(mask.shape)}")
         source = streams or Streams.for_batch(0, len(images))
         adversarial = self.generate(threat, images, labels, mask=mask, targets=targets, streams=source).detach()
         distance = audit(images, adversarial, self.budget(), mask=mask, who=self.describe())

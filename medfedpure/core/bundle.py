@@ -65,7 +65,13 @@ def load_defense(folder: str | Path, *, classifier: nn.Module | None = None) -> 
         ArtifactError: truncated, edited, foreign, parts exchanged, or a module that does not fit.
         UnknownPluginError: a plugin is not installed here.
     """
-    path = Path(folder)
+    try:
+        return _load_defense(Path(folder), classifier)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder} is not a defence as this version saves it: {error!r}") from error
+
+
+def _load_defense(path: Path, classifier: nn.Module | None) -> DefendedClassifier:
     document, tensors = storage.read_document(path, kind="defense", keys=("policy", "parts", "calibration"))
     for name, digest in document["parts"].items():
         if _digest_of(path / name) != digest:
@@ -103,7 +109,7 @@ def _load_classifier(folder: Path, classifier: nn.Module | None) -> nn.Module:
             "DefendedClassifier.load(folder, classifier=your_module)"
         )
     if storage.layout_hash(classifier) != document["layout"]:
-        storage.load_strictly(classifier, tensors, type(classifier).__name__)
+        storage.check_tensors(classifier, tensors, type(classifier).__name__)
         raise ArtifactError(f"{type(classifier).__name__} has tensors of another dtype or order than {folder}")
     storage.load_strictly(classifier, tensors, type(classifier).__name__)
     return classifier

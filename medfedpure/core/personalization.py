@@ -155,7 +155,8 @@ def weighted_mean(previous: Tensors, updates: Sequence[Update]) -> Tensors:
     """Mean over clients weighted by examples, summed in float64 in the order of client names.
 
     Raises:
-        FederationError: no update, or keys that differ from the previous ones.
+        FederationError: no update, keys or shapes that differ from the previous ones, tensors that
+            are not finite, or a number of examples below 1.
     """
     if not updates:
         raise FederationError("no client sent an update")
@@ -166,6 +167,15 @@ def weighted_mean(previous: Tensors, updates: Sequence[Update]) -> Tensors:
             raise FederationError(
                 f"client {update.client_id} sent other tensors than wanted: {', '.join(different[:5])}"
             )
+        if update.num_examples < 1:
+            raise FederationError(
+                f"client {update.client_id} counts {update.num_examples} examples; at least 1 is wanted"
+            )
+        for key, before in previous.items():
+            value = update.shared[key]
+            if value.shape != before.shape or not bool(value.isfinite().all()):
+                problem = "not finite" if value.shape == before.shape else f"of shape {tuple(value.shape)}"
+                raise FederationError(f"client {update.client_id} sent a tensor {key} that is {problem}")
     total = float(sum(update.num_examples for update in ordered))
     result: Tensors = {}
     for key, before in previous.items():

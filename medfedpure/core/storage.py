@@ -156,6 +156,12 @@ def load_strictly(module: torch.nn.Module, tensors: Mapping[str, Tensor], what: 
     Raises:
         ArtifactError: missing, unexpected or differently shaped tensors.
     """
+    check_tensors(module, tensors, what)
+    module.load_state_dict(dict(tensors), strict=True)
+
+
+def check_tensors(module: torch.nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Raise ArtifactError unless the tensors have the keys and shapes of the module's own."""
     wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     problems = [f"missing {key} {shape}" for key, shape in wanted.items() if key not in found]
@@ -166,7 +172,6 @@ def load_strictly(module: torch.nn.Module, tensors: Mapping[str, Tensor], what: 
     if problems:
         more = f" ... and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ArtifactError(f"the tensors do not fit {what}: " + "; ".join(problems[:5]) + more)
-    module.load_state_dict(dict(tensors), strict=True)
 
 
 def layout_hash(module: torch.nn.Module) -> str:

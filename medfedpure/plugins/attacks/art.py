@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from art.attacks import EvasionAttack
+from art.attacks import EvasionAttack, evasion
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
@@ -27,15 +27,21 @@ _lock = threading.Lock()
 
 
 class ArtAttack(Attack):
-    """One method to write: `make`, which builds the ART attack for an ART classifier."""
+    """Names an ART attack and its options; the bridge does the rest."""
+
+    art_class: ClassVar[str]
 
     per_image_streams: ClassVar[bool] = False
     supports_targets: ClassVar[bool] = True
 
     @abstractmethod
-    def make(self, estimator: PyTorchClassifier, *, targeted: bool) -> EvasionAttack:
-        """The ART attack with this configuration."""
+    def art_options(self) -> dict[str, Any]:
+        """Keyword arguments of the ART class; `norm` and `targeted` are added here."""
         raise NotImplementedError
+
+    def _make(self, estimator: PyTorchClassifier, *, targeted: bool) -> EvasionAttack:
+        norm = np.inf if self.config.norm == "linf" else 2
+        return getattr(evasion, self.art_class)(estimator, norm=norm, targeted=targeted, **self.art_options())
 
     def generate(
         self,
@@ -61,7 +67,7 @@ class ArtAttack(Attack):
                 clip_values=(0.0, 1.0),
                 device_type="gpu" if images.is_cuda else "cpu",
             )
-            attack = self.make(estimator, targeted=targets is not None)
+            attack = self._make(estimator, targeted=targets is not None)
             wanted = labels if targets is None else targets
             one_hot = torch.nn.functional.one_hot(wanted, classes).float()
             array = attack.generate(x=images.detach().float().cpu().numpy(), y=one_hot.cpu().numpy())

@@ -5,11 +5,8 @@ x' = clip( x + eps * sign(grad loss(x)), 0, 1 )
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-import numpy as np
-from art.attacks.evasion import FastGradientMethod
-from art.estimators.classification import PyTorchClassifier
 from pydantic import Field
 
 from medfedpure.core.config import Config, Eps
@@ -29,8 +26,8 @@ class FGSM(ArtAttack):
 
     Config = FGSMConfig
 
-    def make(self, estimator: PyTorchClassifier, *, targeted: bool) -> FastGradientMethod:
-        """ART's FastGradientMethod."""
-        c = self.config
-        norm = np.inf if c.norm == "linf" else 2
-        return FastGradientMethod(estimator, norm=norm, eps=c.eps, targeted=targeted, batch_size=c.batch_size)
+    art_class: ClassVar[str] = "FastGradientMethod"
+
+    def art_options(self) -> dict[str, Any]:
+        """The step under ART's name."""
+        return {"eps": self.config.eps, "batch_size": self.config.batch_size}

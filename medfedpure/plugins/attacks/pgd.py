@@ -5,11 +5,8 @@ x_{i+1} = clip( x_i + step * sign(grad loss(x_i)), x - eps, x + eps ), kept in [
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-import numpy as np
-from art.attacks.evasion import ProjectedGradientDescent
-from art.estimators.classification import PyTorchClassifier
 from pydantic import Field
 
 from medfedpure.core.config import Config, Eps
@@ -32,17 +29,16 @@ class PGD(ArtAttack):
 
     Config = PGDConfig
 
-    def make(self, estimator: PyTorchClassifier, *, targeted: bool) -> ProjectedGradientDescent:
-        """ART's ProjectedGradientDescent."""
+    art_class: ClassVar[str] = "ProjectedGradientDescent"
+
+    def art_options(self) -> dict[str, Any]:
+        """Steps and sizes under ART's names."""
         c = self.config
-        return ProjectedGradientDescent(
-            estimator,
-            norm=np.inf if c.norm == "linf" else 2,
-            eps=c.eps,
-            eps_step=c.step,
-            max_iter=c.steps,
-            num_random_init=c.random_starts,
-            targeted=targeted,
-            batch_size=c.batch_size,
-            verbose=False,
-        )
+        return {
+            "eps": c.eps,
+            "eps_step": c.step,
+            "max_iter": c.steps,
+            "num_random_init": c.random_starts,
+            "batch_size": c.batch_size,
+            "verbose": False,
+        }
