@@ -1,0 +1,30 @@
+"""The bridge to Flower: one ServerApp and one ClientApp for any personalization strategy.
+
+Importing this package imports flwr, after switching off what Flower would send or fetch by itself;
+nothing else in medfedpure imports it.
+"""
+
+from medfedpure.federation import environment as _environment  # noqa: F401 - sets switches before flwr loads
+from medfedpure.federation.client import ClientSide, make_client_app
+from medfedpure.federation.grid import InProcessGrid
+from medfedpure.federation.records import FederatedResult, FederationConfig, RoundRecord, Site
+from medfedpure.federation.run import federate, federate_part
+from medfedpure.federation.server import RoundLoop, ServerSide, make_server_app
+from medfedpure.federation.state import PrivateStore, StaleStateError
+
+__all__ = [
+    "ClientSide",
+    "FederatedResult",
+    "FederationConfig",
+    "InProcessGrid",
+    "PrivateStore",
+    "RoundLoop",
+    "RoundRecord",
+    "ServerSide",
+    "Site",
+    "StaleStateError",
+    "federate",
+    "federate_part",
+    "make_client_app",
+    "make_server_app",
+]

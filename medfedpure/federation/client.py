@@ -1,0 +1,202 @@
+"""The client's side: one Flower ClientApp for any personalization strategy."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from medfedpure.core.personalization import ClientRound, PersonalizationStrategy, Scalar, Tensors
+from medfedpure.core.streams import derive_seed, isolated_rng
+from medfedpure.core.training import Task, TrainingConfig
+from medfedpure.federation import messages
+from medfedpure.federation.records import Site
+from medfedpure.federation.state import PrivateStore
+
+_LOG = logging.getLogger(__name__)
+_MEMORY = "private"
+
+
+@dataclass(frozen=True)
+class ClientSide:
+    """What a client holds. It never travels to a server; a simulation pickles it to its workers.
+
+    Attributes:
+        strategy: what travels, what stays, how to train.
+        task: loss, metrics and optimizer.
+        make_model: a new network, equal at every client; may draw from torch's global generator.
+        site_of: the site of a node from its configuration, e.g. from `partition-id`.
+        state_dir: where private tensors are kept; of the client alone.
+        threads: torch threads while the client works.
+    """
+
+    strategy: PersonalizationStrategy
+    task: Task
+    make_model: Callable[[], nn.Module]
+    site_of: Callable[[Mapping[str, Scalar]], Site]
+    state_dir: Path
+    threads: int = 1
+
+    @cached_property
+    def layout(self) -> messages.Layout:
+        """The tensors that may travel, as this client's own copy of the strategy says."""
+        return messages.layout_of(self.strategy.initial_shared(self.make_model, 0))
+
+    def store(self, run_id: int, client_id: str) -> PrivateStore:
+        """Where this client's private tensors are."""
+        return PrivateStore(self.state_dir, run_id, client_id, self.strategy.name)
+
+    def client_round(
+        self, site: Site, order: messages.Order, shared: Tensors, private: Tensors, config: Mapping[str, Scalar]
+    ) -> ClientRound:
+        """What the strategy sees."""
+        return ClientRound(
+            round=order.round,
+            rounds=order.rounds,
+            client_id=site.client_id,
+            shared=shared,
+            private=private,
+            make_model=self.make_model,
+            train=site.train,
+            validation=site.validation,
+            config=config,
+            seed=client_seed(order.seed, site.client_id, order.round),
+            task=self.task,
+            training=TrainingConfig.model_validate_json(order.training),
+        )
+
+
+class SeededModel:
+    """A model factory whose draws from torch's global generator are seeded and leave it untouched."""
+
+    def __init__(self, make_model: Callable[[], nn.Module], seed: int) -> None:
+        self.make_model, self.seed = make_model, derive_seed(seed, "initial model")
+
+    def __call__(self) -> nn.Module:
+        """The same network at every call."""
+        with isolated_rng(self.seed):
+            return self.make_model()
+
+
+def client_seed(seed: int, client_id: str, round: int) -> int:
+    """The seed of one client and round: of names, never of node numbers or order."""
+    return derive_seed(seed, "client", client_id, round)
+
+
+@contextmanager
+def working(threads: int, seed: int) -> Iterator[None]:
+    """So many torch threads and a seeded global generator inside the block; both restored after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with isolated_rng(seed):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def make_client_app(side: ClientSide) -> ClientApp:
+    """A ClientApp that answers `query.hello`, `train` and `evaluate`, in every runtime of Flower."""
+    app = ClientApp()
+
+    def hello(message: Message, context: Context) -> Message:
+        return _answer(_hello, side, message, context)
+
+    def train(message: Message, context: Context) -> Message:
+        return _answer(_train, side, message, context)
+
+    def evaluate(message: Message, context: Context) -> Message:
+        return _answer(_evaluate, side, message, context)
+
+    app.query("hello")(hello)
+    app.train()(train)
+    app.evaluate()(evaluate)
+    return app
+
+
+class _Visit:
+    """One message at one client; knows how far it came, for the report of a failure."""
+
+    def __init__(self, side: ClientSide, message: Message, context: Context) -> None:
+        self.side, self.message, self.context = side, message, context
+        self.stage, self.client_id = "find_site", ""
+
+    def site(self) -> Site:
+        site = self.side.site_of(self.context.node_config)
+        self.client_id = site.client_id
+        return site
+
+    def remembered(self, round: int) -> str | None:
+        """The SHA-256 that Flower's context holds for the state of that round, if it holds any."""
+        memory = self.context.state.get(_MEMORY)
+        if not isinstance(memory, ConfigRecord) or memory["round"] != round:
+            return None
+        return str(memory["sha256"])
+
+    def prepare(self) -> tuple[Site, messages.Order, PrivateStore, ClientRound]:
+        """Site, order and private state; raises StaleStateError when the disk does not hold it."""
+        site = self.site()
+        self.stage = "read_message"
+        order, shared, config = messages.unpack_order(self.message.content, self.side.layout)
+        self.stage = "read_state"
+        store = self.side.store(self.context.run_id, site.client_id)
+        private = store.read(order.confirmed, sha256=self.remembered(order.confirmed))
+        return site, order, store, self.side.client_round(site, order, shared, private, config)
+
+    def figures(self, r: ClientRound) -> dict[str, float]:
+        """The task's metrics of the personal model on the validation images."""
+        if r.validation is None or len(r.validation) == 0:
+            return {}
+        self.stage = "evaluate"
+        return r.task.metrics(self.side.strategy.personal_model(r), r.validation)
+
+
+def _answer(work: Callable[[_Visit], RecordDict], side: ClientSide, message: Message, context: Context) -> Message:
+    visit = _Visit(side, message, context)
+    try:
+        with working(side.threads, seed=0):
+            return Message(work(visit), reply_to=message)
+    except Exception as error:
+        # The text may quote data or paths of the site: it stays in the site's log.
+        _LOG.exception("client %s failed at %s", visit.client_id or "(unknown)", visit.stage)
+        return Message(messages.failure(error, visit.stage, visit.client_id), reply_to=message)
+
+
+def _hello(visit: _Visit) -> RecordDict:
+    site = visit.site()
+    visit.stage = "hello"
+    identity = messages.identity_of(visit.side.strategy, visit.side.layout)
+    about = {"client": site.client_id, "validation": bool(site.validation is not None and len(site.validation))}
+    return RecordDict({messages.IDENTITY: ConfigRecord({**identity, **about})})
+
+
+def _train(visit: _Visit) -> RecordDict:
+    site, order, store, r = visit.prepare()
+    evaluated: dict[str, float] = {}
+    if order.evaluate:
+        # The tensors that came are the outcome of the round before this one.
+        before = order.round - 1
+        evaluated = visit.figures(replace(r, round=before, seed=client_seed(order.seed, site.client_id, before)))
+    visit.stage = "local_update"
+    with isolated_rng(r.seed):
+        result = visit.side.strategy.local_update(r)
+    visit.stage = "check_update"
+    messages.check_names(result.shared, visit.side.layout, "local_update")
+    visit.stage = "write_state"
+    digest = store.write(order.round, result.private, confirmed=order.confirmed)
+    visit.context.state[_MEMORY] = ConfigRecord({"round": order.round, "sha256": digest})
+    visit.stage = "reply"
+    return messages.pack_reply(result, evaluated, order.round)
+
+
+def _evaluate(visit: _Visit) -> RecordDict:
+    _, order, _, r = visit.prepare()
+    return messages.pack_reply(None, visit.figures(r), order.confirmed)

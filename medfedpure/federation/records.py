@@ -1,0 +1,155 @@
+"""What goes into a federated run and what comes out of it; no Flower type."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pydantic import Field
+from torch import nn
+
+from medfedpure.core.config import Config
+from medfedpure.core.dataset import ImageDataset
+from medfedpure.core.errors import DataError, FederationError
+from medfedpure.core.personalization import Tensors
+from medfedpure.core.training import TrainingConfig
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class FederationConfig(Config):
+    """When a round counts, how long it may take, and what one client may use."""
+
+    quorum: float = Field(
+        0.5, gt=0, le=1, description="share of the clients that must reply in every round; at least 1"
+    )
+    start_timeout: float = Field(120.0, gt=0, description="seconds until all clients must have answered at the start")
+    round_timeout: float = Field(1800.0, gt=0, description="seconds to wait for the replies of one round")
+    threads: int = Field(1, ge=1, description="torch threads of one client; equal in every runtime, so results are too")
+    gpus_per_client: float = Field(0.0, ge=0, description="share of a GPU that one simulated client reserves")
+
+    def needed(self, clients: int) -> int:
+        """How many of so many clients must reply: the quorum rounded up, at least one."""
+        return max(1, math.ceil(self.quorum * clients - 1e-9))
+
+
+@dataclass(frozen=True)
+class Site:
+    """One hospital.
+
+    Attributes:
+        client_id: its stable name: letters, digits, dot, dash and underscore.
+        train: its training images, at least one.
+        validation: held-out images on which its personal model is evaluated, or None.
+
+    Raises:
+        FederationError: a name that cannot name a folder.
+        DataError: no training image, or validation images of another shape.
+    """
+
+    client_id: str
+    train: ImageDataset
+    validation: ImageDataset | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.client_id, "client")
+        if len(self.train) == 0:
+            raise DataError(f"client {self.client_id} has no training image: leave it out, or give it some")
+        if self.validation is not None and self.validation.image_shape != self.train.image_shape:
+            raise DataError(
+                f"client {self.client_id} trains on images of shape {self.train.image_shape} and validates on "
+                f"{self.validation.image_shape}: bring both to one shape"
+            )
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round as the server saw it.
+
+    Attributes:
+        round: 1 ... rounds.
+        seconds: wall clock of the round; the first evaluation of its outcome belongs to the next one.
+        clients: by name, the metrics of the clients that took part: `train_loss` of the local
+            training, and the figures of the task (`loss`, ...) on the client's validation images.
+            These are of the personal model *after* this round's aggregation, that is, of the model
+            that would be exported had the run ended here.
+        failed: by name, type of the error and where it happened, of the clients that did not.
+        bytes_up: payload from the clients to the server.
+        bytes_down: payload from the server to the clients.
+    """
+
+    round: int
+    seconds: float
+    clients: Mapping[str, Mapping[str, float]]
+    failed: Mapping[str, str]
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclass(frozen=True)
+class FederatedResult:
+    """What a federated run leaves behind.
+
+    Attributes:
+        shared: the tensors at the server after the last round.
+        models: by name, the personal model of each client, in eval mode: built from `shared` and
+            the private tensors that the server last heard of, exactly as it was evaluated.
+        history: one record per round.
+        missing: by name, why a client has no personal model: it never took part, or its private
+            tensors cannot be read.
+    """
+
+    shared: Tensors
+    models: dict[str, nn.Module]
+    history: tuple[RoundRecord, ...]
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+def check_name(name: str, what: str) -> None:
+    """Raise FederationError unless a name can also name a folder."""
+    if not _NAME.fullmatch(name):
+        raise FederationError(
+            f"{name!r} cannot name a {what}: use up to 64 letters, digits, '.', '-', '_', "
+            "beginning with a letter or digit"
+        )
+
+
+def check_sites(sites: Sequence[Site]) -> tuple[Site, ...]:
+    """The sites sorted by name, after making sure that they can train one model together.
+
+    Raises:
+        FederationError: no site, or two of one name.
+        DataError: images of different shapes or labels of different meaning.
+    """
+    if not sites:
+        raise FederationError("a federation needs at least one site; got none")
+    ordered = tuple(sorted(sites, key=lambda site: site.client_id))
+    first = ordered[0]
+    for before, site in itertools.pairwise(ordered):
+        if site.client_id == before.client_id:
+            raise FederationError(f"two sites are named {site.client_id!r}: names must be distinct")
+        if site.train.image_shape != first.train.image_shape:
+            raise DataError(
+                f"client {site.client_id} has images of shape {site.train.image_shape}, client {first.client_id} of "
+                f"{first.train.image_shape}: bring all to one shape (C, H, W)"
+            )
+        if site.train.class_names != first.train.class_names:
+            raise DataError(
+                f"client {site.client_id} has the classes {site.train.class_names}, client {first.client_id} "
+                f"{first.train.class_names}: label K must mean the same everywhere"
+            )
+    return ordered
+
+
+def check_rounds(rounds: int, training: TrainingConfig) -> None:
+    """Raise FederationError unless every round has at least one optimizer step."""
+    if rounds < 1:
+        raise FederationError(f"a federated run needs at least 1 round; got {rounds}")
+    if training.steps < rounds:
+        raise FederationError(
+            f"training.steps = {training.steps} is the budget of each client over all {rounds} rounds, which leaves "
+            f"rounds without a step: raise steps to at least {rounds}, or run fewer rounds"
+        )

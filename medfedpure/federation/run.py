@@ -1,0 +1,155 @@
+"""federate(): sites and a strategy in, personal models out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from medfedpure.core.errors import FederationError, MedFedPureError
+from medfedpure.core.personalization import PersonalizationStrategy, Scalar
+from medfedpure.core.training import Task, Trainable, TrainingConfig
+from medfedpure.federation.client import ClientSide, SeededModel, make_client_app, working
+from medfedpure.federation.grid import InProcessGrid, Tap, acting_as_server
+from medfedpure.federation.messages import Order
+from medfedpure.federation.records import FederatedResult, FederationConfig, Site, check_name, check_rounds, check_sites
+from medfedpure.federation.server import RoundLoop, ServerSide, make_server_app
+from medfedpure.federation.simulation import quiet_flower, simulate
+
+Runtime = Literal["in_process", "simulation"]
+
+
+@dataclass(frozen=True)
+class MemorySites:
+    """Sites in the memory of this process, by the `partition-id` of a node."""
+
+    sites: tuple[Site, ...]
+
+    def __call__(self, node_config: Mapping[str, Scalar]) -> Site:
+        """The site of a node."""
+        return self.sites[int(node_config["partition-id"])]
+
+
+def federate(
+    sites: Sequence[Site],
+    *,
+    make_model: Callable[[], nn.Module],
+    task: Task,
+    strategy: PersonalizationStrategy,
+    training: TrainingConfig,
+    rounds: int,
+    seed: int,
+    runtime: Runtime = "in_process",
+    state_dir: Path | None = None,
+    name: str = "model",
+    config: FederationConfig | None = None,
+    tap: Tap | None = None,
+) -> FederatedResult:
+    """Train one network across sites; only what the strategy shares leaves a site.
+
+    On one machine, this function reads every client's private tensors after the run to build the
+    personal models. In a deployment each site builds its own, and no one else can.
+
+    Args:
+        sites: the hospitals; their order does not matter.
+        make_model: a new network; weights drawn from torch's global generator are seeded here, so
+            that all clients start equal.
+        task: loss, metrics and optimizer.
+        strategy: what travels and what stays.
+        training: the budget of each client over all rounds.
+        rounds: how often the clients train and the server aggregates.
+        seed: of everything random; equal seeds give equal results in both runtimes, bit for bit on
+            one machine.
+        runtime: "in_process" runs one client after the other here; "simulation" runs them at the
+            same time in Ray worker processes, to which everything above is pickled.
+        state_dir: where the private tensors are kept, under `name`; by default a temporary folder
+            that is removed at the end.
+        name: of the network, for folders of several federated parts.
+        config: quorum, timeouts and what one client may use.
+        tap: in-process only: receives every message that crosses the wire.
+
+    Raises:
+        FederationError: bad arguments, fewer replies than the quorum, or sites that do not agree.
+            Errors at clients are named by type and stage; their text is in the clients' log.
+        DataError: sites with different images or classes.
+    """
+    ordered = check_sites(sites)
+    check_rounds(rounds, training)
+    check_name(name, "network")
+    if runtime not in ("in_process", "simulation"):
+        raise FederationError(f"runtime must be 'in_process' or 'simulation'; got {runtime!r}")
+    if tap is not None and runtime != "in_process":
+        raise FederationError("tap works with runtime='in_process' only: the simulation has no wire to tap")
+    chosen = config or FederationConfig()
+    factory = SeededModel(make_model, seed)
+    temporary = tempfile.TemporaryDirectory(prefix="medfedpure-state-") if state_dir is None else nullcontext(state_dir)
+    with temporary as folder, quiet_flower(), working(chosen.threads, seed):
+        place = Path(folder).resolve() / name
+        clients = ClientSide(strategy, task, factory, MemorySites(ordered), place, chosen.threads)
+        names = tuple(site.client_id for site in ordered)
+        loop = RoundLoop(ServerSide(names, strategy, factory, training, rounds, seed, chosen))
+        if runtime == "in_process":
+            grid = InProcessGrid(make_client_app(clients), len(ordered), tap=tap)
+            with acting_as_server(grid.run.run_id):
+                make_server_app(loop)(grid, grid.server_context())
+        else:
+            simulate(clients, ordered, loop)
+        return _gather(clients, ordered, loop)
+
+
+def federate_part(
+    part: Trainable,
+    sites: Sequence[Site],
+    *,
+    strategy: PersonalizationStrategy,
+    training: TrainingConfig,
+    rounds: int,
+    seed: int,
+    runtime: Runtime = "in_process",
+    state_dir: Path | None = None,
+    name: str = "part",
+    config: FederationConfig | None = None,
+) -> FederatedResult:
+    """Train a part's network across sites; then `part.adopt(result.models[client], image_shape)`.
+
+    Arguments and errors are those of `federate`.
+    """
+    shape = check_sites(sites)[0].train.image_shape
+    return federate(
+        sites,
+        make_model=lambda: part.make_network(shape, seed),
+        task=part.task(),
+        strategy=strategy,
+        training=training,
+        rounds=rounds,
+        seed=seed,
+        runtime=runtime,
+        state_dir=state_dir,
+        name=name,
+        config=config,
+    )
+
+
+def _gather(clients: ClientSide, sites: Sequence[Site], loop: RoundLoop) -> FederatedResult:
+    """Each client's personal model, as that client builds it for its last evaluation."""
+    models: dict[str, nn.Module] = {}
+    missing: dict[str, str] = {}
+    side = loop.side
+    for site in sites:
+        last = loop.replied[site.client_id]
+        if last == 0:
+            missing[site.client_id] = "it never took part: see the failures in the history"
+            continue
+        order = Order(side.rounds, side.rounds, side.seed, last, True, side.training.model_dump_json())
+        try:
+            private = clients.store(loop.run_id, site.client_id).read(last)
+            round_ = clients.client_round(site, order, loop.shared, private, {})
+            models[site.client_id] = side.strategy.personal_model(round_).eval()
+        except MedFedPureError as error:
+            missing[site.client_id] = f"{type(error).__name__}: {error}"
+    return FederatedResult(loop.shared, models, loop.history, missing)

@@ -1,0 +1,292 @@
+"""The server's side: our own round loop as one Flower ServerApp for any strategy.
+
+Flower's `Strategy.start` has no quorum, ends normally when nobody replies, and adds up replies in
+the order in which they arrive; this loop names every failure and sorts by client.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+from torch import nn
+
+from medfedpure.core.errors import FederationError
+from medfedpure.core.personalization import PersonalizationStrategy, Scalar, Tensors, Update
+from medfedpure.core.progress import track
+from medfedpure.core.training import TrainingConfig
+from medfedpure.federation import messages
+from medfedpure.federation.messages import EVALUATE, HELLO, IDENTITY, TRAIN, Order
+from medfedpure.federation.records import FederationConfig, RoundRecord
+
+_PAUSE = 0.1
+
+
+@dataclass(frozen=True)
+class ServerSide:
+    """What the server holds: no image, no private tensor.
+
+    Attributes:
+        clients: the names that may take part.
+        strategy: how to start and how to aggregate.
+        make_model: a new network, equal to the clients'.
+        training: sent to the clients.
+        rounds, seed: of the run.
+        config: quorum and timeouts.
+    """
+
+    clients: tuple[str, ...]
+    strategy: PersonalizationStrategy
+    make_model: Callable[[], nn.Module]
+    training: TrainingConfig
+    rounds: int
+    seed: int
+    config: FederationConfig
+
+
+@dataclass
+class _Draft:
+    """A round while it is being written down."""
+
+    round: int
+    started: float = field(default_factory=time.perf_counter)
+    seconds: float = 0.0
+    clients: dict[str, dict[str, float]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def record(self) -> RoundRecord:
+        return RoundRecord(self.round, self.seconds, self.clients, self.failed, self.bytes_up, self.bytes_down)
+
+
+class RoundLoop:
+    """One federated run at the server.
+
+    Args:
+        side: what the server holds.
+        cancelled: ends the run from another thread.
+
+    Attributes:
+        shared: the shared tensors, after the last finished round.
+        replied: by client, the last round in which its update arrived; 0 for never.
+        run_id: Flower's number of the run.
+    """
+
+    def __init__(self, side: ServerSide, cancelled: threading.Event | None = None) -> None:
+        self.side = side
+        self.shared: Tensors = {}
+        self.replied = dict.fromkeys(sorted(side.clients), 0)
+        self.run_id = 0
+        self.cancelled = cancelled or threading.Event()
+        self._drafts: list[_Draft] = []
+        self._nodes: dict[str, int] = {}
+        self._validates: set[str] = set()
+        self._absent: dict[str, str] = {}
+
+    @property
+    def history(self) -> tuple[RoundRecord, ...]:
+        """One record per finished round."""
+        return tuple(draft.record() for draft in self._drafts)
+
+    def run(self, grid: Grid, context: Context) -> None:
+        """All rounds, and one evaluation of the last one's outcome.
+
+        Raises:
+            FederationError: too few clients at the start or in a round (each failure is named), or
+                a site that is set up differently from the server.
+        """
+        self.run_id = context.run_id
+        self.shared = self.side.strategy.initial_shared(self.side.make_model, self.side.seed)
+        self._layout = messages.layout_of(self.shared)
+        self._meet(grid)
+        for round in track(range(1, self.side.rounds + 1), "federated rounds", self.side.rounds):
+            self._round(grid, round)
+        self._evaluate(grid)
+
+    def _meet(self, grid: Grid) -> None:
+        """Learn which node is which client, and that all are set up alike."""
+        wanted = messages.identity_of(self.side.strategy, self._layout)
+        asked = [Message(RecordDict(), node, HELLO) for node in self._wait_for_nodes(grid)]
+        replies = self._exchange(grid, asked, self.side.config.start_timeout)
+        nameless: list[str] = []
+        identities: list[tuple[str, int, dict[str, object]]] = []
+        for node, reply in replies.items():
+            if reply.has_error():
+                name, text = messages.failure_text(reply)
+                if name:
+                    self._absent[name] = text
+                else:
+                    nameless.append(text)
+                continue
+            identity = dict(reply.content[IDENTITY])
+            identities.append((str(identity.pop("client")), node, identity))
+        for name, node, identity in sorted(identities, key=lambda found: found[:2]):
+            self._admit(name, node, bool(identity.pop("validation")), identity, wanted)
+        for name in self.replied:
+            if name not in self._nodes:
+                self._absent.setdefault(name, "no answer at the start")
+        if len(self._nodes) < self._needed:
+            nodes = f"; nodes that gave no name: {', '.join(nameless)}" if nameless else ""
+            raise FederationError(
+                f"only {len(self._nodes)} of {len(self.replied)} clients answered at the start, and {self._needed} "
+                f"are needed ({_listed(self._absent)}{nodes}): read those clients' logs"
+            )
+
+    def _admit(
+        self, name: str, node: int, validates: bool, identity: Mapping[str, object], wanted: Mapping[str, str]
+    ) -> None:
+        if name not in self.replied:
+            raise FederationError(f"a node calls itself {name!r}; the clients are {', '.join(self.replied)}")
+        if name in self._nodes:
+            raise FederationError(f"two nodes call themselves {name!r}: give each site its own name")
+        different = [key for key, value in wanted.items() if identity.get(key) != value]
+        if different:
+            details = "; ".join(f"{key}: {identity.get(key)}, not {wanted[key]}" for key in different)
+            raise FederationError(
+                f"client {name} is set up differently from the server ({details}): "
+                "install the same version of the strategy there and configure it alike"
+            )
+        self._nodes[name] = node
+        if validates:
+            self._validates.add(name)
+
+    def _wait_for_nodes(self, grid: Grid) -> list[int]:
+        deadline = time.monotonic() + self.side.config.start_timeout
+        while True:
+            nodes = list(grid.get_node_ids())
+            if len(nodes) >= len(self.replied) or time.monotonic() > deadline:
+                return nodes
+            self._pause()
+
+    def _round(self, grid: Grid, round: int) -> None:
+        draft = _Draft(round, failed=dict(self._absent))
+        previous = self._drafts[-1] if self._drafts else None
+        asked = []
+        for name, node in sorted(self._nodes.items()):
+            evaluate = previous is not None and name in previous.clients and name in self._validates
+            content = self._order(name, round, evaluate=evaluate, config=self._client_config(name, round))
+            asked.append(Message(content, node, TRAIN, group_id=str(round)))
+        draft.bytes_down = sum(messages.payload(message) for message in asked)
+        replies = self._exchange(grid, asked, self.side.config.round_timeout)
+        answers = self._read(replies, draft, self._layout, sorted(self._nodes))
+        updates = []
+        for name, reply in answers.items():
+            if reply.round != round:
+                draft.failed[name] = f"StaleStateError (its disk holds round {reply.round})"
+            elif reply.num_examples < 1:
+                draft.failed[name] = "FederationError (update of no examples)"
+            else:
+                updates.append(Update(name, reply.shared, reply.num_examples, reply.metrics))
+                draft.clients[name] = reply.metrics
+            if previous is not None and name in previous.clients:
+                previous.clients[name].update(reply.evaluated)
+        if len(updates) < self._needed:
+            raise FederationError(
+                f"round {round}: {len(updates)} of {len(self.replied)} clients sent an update, and {self._needed} are "
+                f"needed ({_listed(draft.failed)}): read those clients' logs, or lower the quorum"
+            )
+        self.shared = self._checked(self.side.strategy.aggregate(round, self.shared, updates), round)
+        for update in updates:
+            self.replied[update.client_id] = round
+        draft.seconds = time.perf_counter() - draft.started
+        self._drafts.append(draft)
+
+    def _evaluate(self, grid: Grid) -> None:
+        """Have the outcome of the last round evaluated by those who took part and can."""
+        draft = self._drafts[-1]
+        names = sorted(self._validates & draft.clients.keys())
+        if not names:
+            return
+        asked = []
+        for name in names:
+            content = self._order(name, draft.round, evaluate=True, config=self._client_config(name, draft.round))
+            asked.append(Message(content, self._nodes[name], EVALUATE, group_id=str(draft.round)))
+        draft.bytes_down += sum(messages.payload(message) for message in asked)
+        replies = self._exchange(grid, asked, self.side.config.round_timeout)
+        for name, reply in self._read(replies, draft, {}, names).items():
+            draft.clients[name].update(reply.evaluated)
+        draft.seconds = time.perf_counter() - draft.started
+
+    def _order(self, name: str, round: int, *, evaluate: bool, config: Mapping[str, Scalar]) -> RecordDict:
+        training = self.side.training.model_dump_json()
+        order = Order(round, self.side.rounds, self.side.seed, self.replied[name], evaluate, training)
+        return messages.pack_order(order, self.shared, config)
+
+    def _client_config(self, name: str, round: int) -> Mapping[str, Scalar]:
+        past = [draft.clients[name] for draft in self._drafts if name in draft.clients and draft.round < round]
+        return self.side.strategy.client_config(round, name, past)
+
+    def _read(
+        self,
+        replies: Mapping[int, Message],
+        draft: _Draft,
+        layout: messages.Layout,
+        expected: list[str],
+    ) -> dict[str, messages.Reply]:
+        """The good replies by client, sorted; the others become failures of the round."""
+        answers: dict[str, messages.Reply] = {}
+        for name in expected:
+            reply = replies.get(self._nodes[name])
+            if reply is None:
+                draft.failed[name] = f"no reply within {self.side.config.round_timeout:g} s"
+                continue
+            draft.bytes_up += messages.payload(reply)
+            if reply.has_error():
+                draft.failed[name] = messages.failure_text(reply)[1]
+                continue
+            try:
+                answers[name] = messages.unpack_reply(reply.content, layout, f"client {name}")
+            except (FederationError, KeyError, ValueError) as error:
+                draft.failed[name] = f"{type(error).__name__} (unusable reply: {error})"
+        return answers
+
+    def _checked(self, shared: Tensors, round: int) -> Tensors:
+        """An aggregate, after making sure that it can be sent out again."""
+        messages.check_names(shared, self._layout, "aggregate")
+        broken = [key for key, value in shared.items() if not bool(torch.isfinite(value).all())]
+        if broken:
+            raise FederationError(f"round {round}: the aggregate is not finite in {', '.join(broken[:5])}")
+        return {key: shared[key] for key in self._layout}
+
+    def _exchange(self, grid: Grid, asked: list[Message], timeout: float) -> dict[int, Message]:
+        """Replies by node number; those that do not arrive in time are missing."""
+        deadline = time.monotonic() + timeout
+        pending = set(grid.push_messages(asked))
+        replies: dict[int, Message] = {}
+        while pending:
+            for reply in grid.pull_messages(pending):
+                pending.discard(reply.metadata.reply_to_message_id)
+                replies[reply.metadata.src_node_id] = reply
+            if not pending or time.monotonic() > deadline:
+                break
+            self._pause()
+        return replies
+
+    def _pause(self) -> None:
+        if self.cancelled.wait(_PAUSE):
+            raise FederationError("the runtime stopped before the federated run was over")
+
+    @property
+    def _needed(self) -> int:
+        return self.side.config.needed(len(self.replied))
+
+
+def make_server_app(loop: RoundLoop) -> ServerApp:
+    """A ServerApp that runs the loop, in every runtime of Flower."""
+    app = ServerApp()
+
+    def main(grid: Grid, context: Context) -> None:
+        loop.run(grid, context)
+
+    app.main()(main)
+    return app
+
+
+def _listed(failures: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {text}" for name, text in sorted(failures.items())) or "no failure was reported"
