@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from medfedpure.core import storage
 from medfedpure.core.checks import check_image_layout
 from medfedpure.core.component import Component
-from medfedpure.core.dataset import Batch
+from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.errors import ArtifactError, InputError
+from medfedpure.core.metrics import classification_figures
 from medfedpure.core.registry import create, registry
 from medfedpure.core.streams import Streams, isolated_rng
 from medfedpure.core.training import Task
@@ -188,6 +189,20 @@ class ClassificationTask(Task):
         """Mean cross-entropy of one augmented batch."""
         images = self.augment(batch.images, streams) if model.training else batch.images
         return nn.functional.cross_entropy(model(images), batch.labels, label_smoothing=self.label_smoothing)
+
+    def metrics(self, model: nn.Module, data: ImageDataset, *, batch_size: int = 64, seed: int = 0) -> dict[str, float]:
+        """Mean cross-entropy, accuracy and balanced accuracy."""
+        del seed
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        with torch.no_grad():
+            logits = torch.cat([model(batch.images.to(device)).cpu() for batch in data.batches(batch_size)])
+        figures = classification_figures(logits.argmax(1), data.labels, data.num_classes)
+        loss = nn.functional.cross_entropy(logits, data.labels)
+        return {
+            "loss": float(loss),
+            "accuracy": figures.accuracy,
+            "balanced_accuracy": figures.balanced_accuracy,
+        }
 
     def augment(self, images: Tensor, streams: Streams) -> Tensor:
         """Images `(N, C, H, W)`, each flipped and shifted by its own draw."""

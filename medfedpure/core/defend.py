@@ -78,9 +78,7 @@ def from_tensor(images: Tensor) -> ImageDataset:
     pixels = (images.detach().cpu() * 255).round().to(torch.uint8)
     lost = float((pixels / 255 - images.detach().cpu()).abs().max()) if len(images) else 0.0
     if lost > 1e-3:
-        logger.warning(
-            "benign images are rounded to 8 bits (by up to %.4f): the threshold assumes such images", lost
-        )
+        logger.warning("benign images are rounded to 8 bits (by up to %.4f): the threshold assumes such images", lost)
     count = len(images)
     return ImageDataset(
         pixels=pixels,
