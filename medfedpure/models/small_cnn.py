@@ -20,7 +20,9 @@ class Normalize(nn.Module):
 
 
 class SmallConvNet(nn.Module):
-    """Convolution blocks that halve the resolution, average pooling, and a linear head.
+    """Convolution blocks that halve the resolution, mean and maximum over space, and a linear head.
+
+    The maximum keeps a small lesion from being averaged away.
 
     Args:
         in_channels: C.
@@ -44,11 +46,10 @@ class SmallConvNet(nn.Module):
             ]
             before = width
         self.body = nn.Sequential(*layers)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(before, num_classes)
+        self.head = nn.Linear(2 * before, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(N, K)`."""
-        features: Tensor = self.pool(self.body(self.normalize(images))).flatten(1)
-        logits: Tensor = self.head(features)
+        maps = self.body(self.normalize(images))
+        logits: Tensor = self.head(torch.cat((maps.mean((2, 3)), maps.amax((2, 3))), dim=1))
         return logits

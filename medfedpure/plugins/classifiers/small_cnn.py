@@ -15,7 +15,7 @@ class SmallCNNConfig(Config):
 
 
 class SmallCNN(Classifier):
-    """Blocks of two 3x3 convolutions that halve the resolution, average pooling, a linear head."""
+    """Blocks of two 3x3 convolutions that halve the resolution, mean and maximum over space, a linear head."""
 
     Config = SmallCNNConfig
 

@@ -1,0 +1,147 @@
+"""The contract of personalization strategies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from medfedpure.core.classifier import ClassifierModel
+from medfedpure.core.errors import FederationError
+from medfedpure.core.personalization import PersonalizationStrategy, Tensors, Update
+from medfedpure.testing.checking import assert_equal, assert_near, unchanged
+from medfedpure.testing.components import ComponentContract
+from medfedpure.testing.observing import client_round
+from medfedpure.testing.setting import Setting, tiny_classifier
+
+
+class PersonalizationContract(ComponentContract):
+    """What travels is floating and asked for; what is private never leaves; the order of clients is nothing."""
+
+    kind: ClassVar[str] = "personalization"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def model(cls, setting: Setting) -> ClassifierModel:
+        """A trained network with integer buffers and a known head."""
+        channels, size, _ = setting.train.image_shape
+        return tiny_classifier(size, channels)
+
+    def test_is_shared_is_a_pure_function(self, component: PersonalizationStrategy, model: ClassifierModel) -> None:
+        """A bool for every key, the same on every call, and something travels."""
+        answers = [{key: component.is_shared(key, model) for key in model.state_dict()} for _ in range(2)]
+        wrong = [key for key, answer in answers[0].items() if not isinstance(answer, bool)]
+        assert not wrong, f"is_shared must return a bool; it does not for {', '.join(wrong[:3])}"
+        assert answers[0] == answers[1], "is_shared changes from call to call"
+        assert any(answers[0].values()), "nothing is shared: no federation is needed"
+
+    def test_split_and_merge_are_the_identity(
+        self, component: PersonalizationStrategy, model: ClassifierModel, setting: Setting
+    ) -> None:
+        """Shared and private parts are disjoint, together complete, and merge to the model they came from."""
+        shared, private = component.split(model)
+        both = shared.keys() & private.keys()
+        assert not both, f"shared as well as private: {', '.join(sorted(both)[:3])}"
+        lost = model.state_dict().keys() - shared.keys() - private.keys()
+        assert not lost, f"neither shared nor private: {', '.join(sorted(lost)[:3])}"
+        merged = component.personal_model(client_round(component, setting, shared=shared, private=private))
+        assert_equal(merged.state_dict(), model.state_dict(), "split, then merged")
+        with unchanged(model.state_dict(), "split"):
+            for value in (*shared.values(), *private.values()):
+                value.zero_()
+
+    def test_only_floating_tensors_travel(self, component: PersonalizationStrategy, model: ClassifierModel) -> None:
+        """Integer buffers stay: averaging would turn them into other numbers."""
+        for name, tensors in (
+            ("split", component.split(model)[0]),
+            ("initial_shared", component.initial_shared(lambda: model, 0)),
+        ):
+            integer = [key for key, value in tensors.items() if not value.is_floating_point()]
+            assert not integer, f"{name} shares integer tensors: {', '.join(integer[:3])}"
+
+    def test_private_keys_never_travel(self, component: PersonalizationStrategy, setting: Setting) -> None:
+        """What a client returns as shared is what the server asked for: keys, shapes and dtypes."""
+        r = client_round(component, setting)
+        done = component.local_update(r)
+        assert done.shared.keys() == r.shared.keys(), f"other keys: {sorted(done.shared.keys() ^ r.shared.keys())[:3]}"
+        for key, value in r.shared.items():
+            same = done.shared[key].shape == value.shape and done.shared[key].dtype == value.dtype
+            assert same, f"{key} returns as {done.shared[key].dtype} {tuple(done.shared[key].shape)}"
+        leaked = [key for key in done.shared if key in done.private]
+        assert not leaked, f"shared as well as private: {', '.join(leaked[:3])}"
+
+    def test_local_update(self, component: PersonalizationStrategy, setting: Setting) -> None:
+        """A round trains, counts its examples, reports finite metrics, and can be continued."""
+        r = client_round(component, setting)
+        with unchanged({**r.shared, **r.private}, "local_update"):
+            done = component.local_update(r)
+        assert done.num_examples == len(setting.train), f"{done.num_examples} examples of {len(setting.train)}"
+        for name, metric in done.metrics.items():
+            assert torch.isfinite(torch.tensor(float(metric))), f"the metric {name} is not finite"
+        _assert_finite_on_cpu({**done.shared, **done.private})
+        moved = [key for key, value in done.shared.items() if not torch.equal(value, r.shared[key])]
+        assert moved, "a round changes nothing that is shared"
+        second = client_round(component, setting, number=2, shared=done.shared, private=done.private)
+        again = component.local_update(second)
+        assert again.private.keys() == done.private.keys(), "private tensors appear or vanish between rounds"
+
+    def test_the_personal_model_is_the_exported(
+        self, component: PersonalizationStrategy, setting: Setting, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """What is evaluated is what is put into the chain: saved and loaded, it answers the same."""
+        done = component.local_update(client_round(component, setting))
+        r = client_round(component, setting, number=2, shared=done.shared, private=done.private)
+        one, two = component.personal_model(r), component.personal_model(r)
+        assert_equal(two.state_dict(), one.state_dict(), "personal_model called twice")
+        assert not one.training, "personal_model must be in eval mode"
+        assert isinstance(one, ClassifierModel), f"personal_model must keep the model's type; got {type(one).__name__}"
+        folder = tmp_path_factory.mktemp("personal") / "model"
+        one.save(folder)
+        exported = ClassifierModel.load(folder)(setting.images)
+        assert_equal({"logits": exported}, {"logits": two(setting.images)}, "exported against evaluated")
+
+    def test_foreign_tensors_are_refused(
+        self, component: PersonalizationStrategy, model: ClassifierModel, setting: Setting
+    ) -> None:
+        """Unknown names and other shapes raise FederationError."""
+        shared, private = component.split(model)
+        key = next(iter(shared))
+        for wrong in ({**shared, "no.such.key": torch.zeros(1)}, {**shared, key: torch.zeros(3, 1, 4, 1, 5)}):
+            with pytest.raises(FederationError):
+                component.personal_model(client_round(component, setting, shared=wrong, private=private))
+
+    def test_aggregation(self, component: PersonalizationStrategy, model: ClassifierModel) -> None:
+        """The order in which clients answer is nothing; equal answers are kept; keys, shapes and dtypes stay."""
+        previous = component.split(model)[0]
+        updates = [Update(name, _shifted(previous, place), 10 * (place + 1)) for place, name in enumerate("abc")]
+        with unchanged(previous, "aggregate"):
+            mean = component.aggregate(1, previous, updates)
+        assert_equal(component.aggregate(1, previous, updates[::-1]), mean, "updates in another order")
+        assert mean.keys() == previous.keys(), "aggregation loses or adds tensors"
+        for key, value in previous.items():
+            assert mean[key].dtype == value.dtype, f"{key} becomes {mean[key].dtype}"
+        _assert_finite_on_cpu(mean)
+        same = [Update(name, previous, 10) for name in "abc"]
+        assert_near(component.aggregate(1, previous, same), previous, 1e-6, "every client sent what it got")
+
+    def test_wrong_updates_are_refused(self, component: PersonalizationStrategy, model: ClassifierModel) -> None:
+        """No update, a missing tensor or an additional one raise FederationError."""
+        previous = component.split(model)[0]
+        fewer = dict(list(previous.items())[1:])
+        for updates in ([], [Update("a", fewer, 1)], [Update("a", {**previous, "head.secret": torch.zeros(1)}, 1)]):
+            with pytest.raises(FederationError):
+                component.aggregate(1, previous, updates)
+
+
+def _shifted(tensors: Tensors, place: int) -> Tensors:
+    return {key: value + 0.1 * (place + 1) * (1 + value.abs()) for key, value in tensors.items()}
+
+
+def _assert_finite_on_cpu(tensors: Mapping[str, Tensor]) -> None:
+    for key, value in tensors.items():
+        assert value.device.type == "cpu", f"{key} is on {value.device}: tensors travel on the CPU"
+        assert not value.requires_grad, f"{key} carries a graph"
+        assert not value.is_floating_point() or bool(value.isfinite().all()), f"{key} is not finite"

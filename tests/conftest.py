@@ -1,0 +1,117 @@
+"""One small instance of every registered plugin, made once and shared by all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from medfedpure.core.detector import Denoiser, ScoreContext
+from medfedpure.core.errors import MissingExtraError
+from medfedpure.core.registry import create, registry
+from medfedpure.testing import Setting, tiny_context, tiny_dataset
+from medfedpure.testing.components import fitted_copy
+from medfedpure.testing.observing import FreshAnswers, model_of, observe_in_fresh_process
+
+torch.set_num_threads(1)
+
+TINY_TRAINING = {"steps": 2, "batch_size": 4}
+
+
+def write_image_folder(folder: Path) -> Path:
+    """Two class folders with six PNG files each, drawn from a seed."""
+    data = tiny_dataset(12)
+    for place, (pixels, label) in enumerate(zip(data.pixels, data.labels.tolist(), strict=True)):
+        target = folder / data.class_names[label]
+        target.mkdir(exist_ok=True)
+        Image.frombytes("L", pixels.shape[1:][::-1], bytes(pixels.flatten().tolist())).save(target / f"{place:02}.png")
+    return folder
+
+
+SMALL_CONFIGS: Mapping[tuple[str, str], Mapping[str, Any] | Callable[[Path], Mapping[str, Any]]] = {
+    ("classifier", "small_cnn"): {"widths": (8, 16)},
+    ("classifier", "timm"): {"model": "test_resnet"},
+    ("detector", "mae"): {
+        "model": {"width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_depth": 1},
+        "training": TINY_TRAINING,
+    },
+    ("purifier", "ddpm"): {"model": {"widths": (8, 16)}, "num_inference_steps": 2, "training": TINY_TRAINING},
+    ("dataset", "phantom"): {"images": 24, "image_size": 32},
+    ("dataset", "image_folder"): lambda folder: {"root": str(write_image_folder(folder)), "image_size": 32},
+}
+"""Only where defaults are too slow, or where files are needed: a function of an empty folder."""
+
+
+class Workshop:
+    """Makes, fits and reloads one instance of every plugin, each once."""
+
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
+        self.factory = factory
+        self.train = tiny_dataset()
+        self._unfitted: dict[tuple[str, str], Any] = {}
+        self._fitted: dict[tuple[str, str], Any] = {}
+        self._reloaded: dict[str, FreshAnswers] = {}
+
+    def unfitted(self, kind: str, name: str) -> Any:
+        """A new instance with a small configuration."""
+        key = (kind, name)
+        if key not in self._unfitted:
+            options = SMALL_CONFIGS.get(key, {})
+            self._unfitted[key] = create(
+                kind, name, options(self.factory.mktemp(name)) if callable(options) else options
+            )
+        return self._unfitted[key]
+
+    def component(self, kind: str, name: str) -> Any:
+        """The same, fitted where it can be."""
+        key = (kind, name)
+        if key not in self._fitted:
+            context = tiny_context() if kind == "purifier" else self.context
+            self._fitted[key] = fitted_copy(self.unfitted(kind, name), self.train, context)
+        return self._fitted[key]
+
+    def installed(self, kind: str) -> list[str]:
+        """Names of the plugins of a kind whose extra is installed."""
+        return [record.name for record in registry().plugins(kind) if self.missing_extra(kind, record.name) is None]
+
+    def missing_extra(self, kind: str, name: str) -> MissingExtraError | None:
+        """Why a plugin cannot be imported here, or None."""
+        try:
+            registry().load(kind, name)
+        except MissingExtraError as error:
+            return error
+        return None
+
+    @cached_property
+    def context(self) -> ScoreContext:
+        """A small classifier, its features, and the first installed purifier that is a denoiser."""
+        purifiers = (self.component("purifier", name) for name in self.installed("purifier"))
+        return tiny_context(denoiser=next((part for part in purifiers if isinstance(part, Denoiser)), None))
+
+    @cached_property
+    def setting(self) -> Setting:
+        """Images, ids and context of the contract tests."""
+        return Setting.of(self.train, self.context)
+
+    def subject(self, kind: str, name: str) -> Any:
+        """What is asked: the network a classifier plugin builds, or the component itself."""
+        component = self.component(kind, name)
+        return model_of(component, self.setting) if kind == "classifier" else component
+
+    def reloaded(self, kind: str) -> FreshAnswers:
+        """What every installed plugin of a kind answers in one fresh process."""
+        if kind not in self._reloaded:
+            subjects = {name: self.subject(kind, name) for name in self.installed(kind)}
+            self._reloaded[kind] = observe_in_fresh_process(subjects, self.setting, self.factory.mktemp(kind))
+        return self._reloaded[kind]
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """The workshop of this session."""
+    return Workshop(tmp_path_factory)

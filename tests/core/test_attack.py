@@ -1,0 +1,131 @@
+"""Attacks: checked inputs, and results that must pass the audit of their own budget."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from planted import DoesNothing, GoodAttack
+from torch import Tensor, nn
+
+from medfedpure.core.attack import Budget, audit
+from medfedpure.core.errors import AuditError, InputError, MissingRequirementError
+from medfedpure.core.threats import ThreatView, as_view
+from medfedpure.testing import tiny_classifier, tiny_dataset
+
+DATA = tiny_dataset(6)
+IMAGES = DATA.images * 0.5 + 0.25
+
+
+def returning(result: Tensor, **flags: object) -> GoodAttack:
+    """An attack whose answer is given."""
+    made = type("Returning", (GoodAttack,), {"generate": lambda *args, **options: result, **flags})
+    return made()
+
+
+def test_distances_are_those_of_the_norm() -> None:
+    change = torch.zeros_like(IMAGES)
+    change[:, :, 0, 0] = torch.tensor([0.3, 0.1, 0.0, 0.2, 0.05, 0.01])[:, None]
+    change[:, :, 1, 1] = 0.4 * change[:, :, 0, 0]
+    linf = audit(IMAGES, IMAGES + change, Budget("linf", 0.3))
+    l2 = audit(IMAGES, IMAGES + change, Budget("l2", 0.33))
+    assert linf.tolist() == pytest.approx([0.3, 0.1, 0.0, 0.2, 0.05, 0.01], abs=1e-6), "the largest change"
+    assert torch.allclose(l2, linf * (1 + 0.4**2) ** 0.5, atol=1e-6), "the Euclidean length"
+    assert torch.equal(audit(IMAGES, IMAGES, None), torch.zeros(6)), "nothing changed"
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (IMAGES[:5], "shape"),
+        (IMAGES * torch.nan, "not finite"),
+        (IMAGES / 0.0, "not finite"),
+        (IMAGES + 0.5, r"left \[0, 1\]"),
+        (IMAGES - 0.5, r"left \[0, 1\]"),
+        (IMAGES + 0.0302, "spent 0.0302 of a linf budget of 0.03"),
+    ],
+)
+def test_results_that_must_not_count(result: Tensor, text: str) -> None:
+    with pytest.raises(AuditError, match=text):
+        returning(result)(tiny_classifier(), IMAGES, DATA.labels)
+
+
+def test_rounding_error_is_no_overspending() -> None:
+    result = returning(IMAGES + 0.03 + 5e-7)(tiny_classifier(), IMAGES, DATA.labels)
+    assert float(result.distance.max()) == pytest.approx(0.03, abs=1e-5), "the distance is the budget"
+
+
+def test_one_image_over_the_budget_is_enough() -> None:
+    result = IMAGES.clone()
+    result[4, 0, 3, 3] += 0.1
+    with pytest.raises(AuditError, match="Returning"):
+        returning(result)(tiny_classifier(), IMAGES, DATA.labels)
+
+
+def test_masks_are_audited() -> None:
+    mask = torch.zeros(6, 1, 32, 32, dtype=torch.bool)
+    mask[:, :, :16] = True
+    inside, outside = IMAGES.clone(), IMAGES.clone()
+    inside[:, :, :16] += 0.02
+    outside[:, :, 16:] += 0.02
+    returning(inside, supports_mask=True)(tiny_classifier(), IMAGES, DATA.labels, mask=mask)
+    with pytest.raises(AuditError, match="outside its mask"):
+        returning(outside, supports_mask=True)(tiny_classifier(), IMAGES, DATA.labels, mask=mask)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.ones(6, 32, 32, dtype=torch.bool),
+        torch.ones(6, 1, 32, 32),
+        torch.ones(5, 1, 32, 32, dtype=torch.bool),
+        torch.ones(6, 1, 16, 16, dtype=torch.bool),
+    ],
+    ids=["rank", "dtype", "count", "size"],
+)
+def test_wrong_masks_are_refused(mask: Tensor) -> None:
+    with pytest.raises(InputError, match="mask"):
+        returning(IMAGES, supports_mask=True)(tiny_classifier(), IMAGES, DATA.labels, mask=mask)
+
+
+def test_success_is_another_class_or_the_target() -> None:
+    model = tiny_classifier()
+    labels = model(IMAGES).argmax(1)
+    untouched = DoesNothing()(model, IMAGES, labels)
+    assert not untouched.success.any(), "nothing was changed, and yet it counts as success"
+    assert DoesNothing()(model, IMAGES, 1 - labels).success.all(), "a wrong prediction counts as success"
+    made = returning(IMAGES, supports_targets=True)
+    reached = made(model, IMAGES, labels, targets=torch.zeros(6, dtype=torch.int64)).success
+    assert torch.equal(reached, labels == 0), "with targets, success is reaching them"
+
+
+def test_what_is_not_supported_is_refused() -> None:
+    model = tiny_classifier()
+    with pytest.raises(InputError, match="does not support mask"):
+        GoodAttack()(model, IMAGES, DATA.labels, mask=torch.ones(6, 1, 32, 32, dtype=torch.bool))
+    with pytest.raises(InputError, match="does not support targets"):
+        GoodAttack()(model, IMAGES, DATA.labels, targets=DATA.labels)
+
+
+def test_requirements_of_the_view() -> None:
+    model = tiny_classifier()
+    seeing = type("Seeing", (DoesNothing,), {"requires": frozenset({"score", "threshold"})})()
+    with pytest.raises(MissingRequirementError, match=r"must see score, threshold, which the view 'static' hides"):
+        seeing(model, IMAGES, DATA.labels)
+    with pytest.raises(MissingRequirementError, match="must see threshold"):
+        seeing(ThreatView(model, score=lambda x: x.sum((1, 2, 3))), IMAGES, DATA.labels)
+    seeing(ThreatView(model, score=lambda x: x.sum((1, 2, 3)), threshold=0.0), IMAGES, DATA.labels)
+
+
+def test_a_view_is_a_module() -> None:
+    model = tiny_classifier()
+    view = as_view(model)
+    assert as_view(view) is view, "a view is returned as it is"
+    assert torch.equal(view(IMAGES), model(IMAGES)), "a view answers as its module"
+    assert len(list(view.parameters())) == len(list(model.parameters())), "parameters must be found through the view"
+    assert isinstance(as_view(nn.Flatten()), ThreatView), "any module will do"
+
+
+def test_descriptions_hold_every_setting() -> None:
+    assert GoodAttack(eps="8/255").describe() == "GoodAttack: norm linf, eps 0.0313725", "settings must be readable"
+    result = GoodAttack(eps=0.02)(tiny_classifier(), IMAGES, DATA.labels)
+    assert result.description == "GoodAttack: norm linf, eps 0.02", "the result carries the description"

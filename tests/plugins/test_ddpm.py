@@ -1,0 +1,122 @@
+"""The diffusion purifier agrees with diffusers, adapts its depth, and cleans."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+import medfedpure
+from medfedpure.core.dataset import ImageDataset
+from medfedpure.core.errors import ConfigError, InputError
+from medfedpure.core.streams import Streams
+
+SMALL = {"widths": (8, 16), "unshuffle": 2}
+
+
+def fitted(**options):
+    purifier = medfedpure.create("purifier", "ddpm", model=SMALL, **options)
+    return purifier.adopt(purifier.make_network((1, 16, 16), seed=0), (1, 16, 16))
+
+
+def images(count=5):
+    return torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_noising_equals_diffusers_at_integers(schedule):
+    purifier = fitted(schedule=schedule)
+    names = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+    scheduler = DDPMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule=names[schedule])
+    clean, noise = images(4) * 2 - 1, torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    timestep = torch.tensor([1, 37, 140, 998])
+    ours = purifier.add_noise(clean, noise, timestep.float())
+    assert torch.allclose(ours, scheduler.add_noise(clean, noise, timestep), atol=1e-6)
+
+
+def test_reverse_step_equals_ddim_of_diffusers():
+    purifier = fitted()
+    scheduler = DDIMScheduler(beta_start=1e-4, beta_end=0.02, set_alpha_to_one=True, clip_sample=True)
+    scheduler.set_timesteps(50)  # strides of 20
+    noisy, predicted = (torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(s)) for s in (2, 3))
+    for now in (980, 140, 40):
+        theirs = scheduler.step(predicted, now, noisy, eta=0.0).prev_sample
+        ours = purifier.step(noisy, predicted, torch.full((3,), float(now)), torch.full((3,), now - 20.0))
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_depth_follows_strength():
+    purifier = fitted(t_min=20, t_max=100, num_inference_steps=2)
+    with torch.no_grad():
+        result = purifier(images(3), torch.tensor([0.0, 0.5, 1.0]))
+    assert result.timestep.tolist() == [20.0, 60.0, 100.0]
+    assert result.nfe.tolist() == [2, 2, 2]
+
+
+def test_depth_zero_is_the_identity():
+    purifier = fitted(t_min=0, t_max=100)
+    with torch.no_grad():
+        result = purifier(images(2), torch.tensor([0.0, 1.0]))
+    assert torch.equal(result.images[0], images(2)[0])
+    assert not torch.equal(result.images[1], images(2)[1])
+    assert result.nfe.tolist() == [0, 5]
+
+
+def test_fractional_depths_lie_between_integers():
+    purifier = fitted()
+    signal, noise = purifier.coefficients(torch.tensor([40.0, 40.5, 41.0]))
+    assert signal[0] > signal[1] > signal[2]
+    assert torch.allclose(signal**2 + noise**2, torch.ones(3, dtype=torch.float64))
+
+
+def test_mixed_depths_equal_each_image_alone():
+    purifier, batch, strength = fitted(t_min=0), images(), torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0])
+    streams = Streams(7, torch.tensor([4, 8, 15, 16, 23]))
+    with torch.no_grad():
+        together = purifier(batch, strength, streams=streams).images
+        for place in range(5):
+            index = torch.tensor([place])
+            alone = purifier(batch[index], strength[index], streams=streams.select(index)).images
+            assert torch.allclose(alone[0], together[place], atol=1e-5)
+
+
+def test_depth_is_differentiable_in_the_strength():
+    strength = torch.full((2,), 0.5, requires_grad=True)
+    fitted()(images(2), strength).images.sum().backward()
+    assert strength.grad is not None
+    assert bool(strength.grad.abs().min() > 0)
+
+
+def test_training_removes_noise():
+    base = torch.linspace(0.2, 0.8, 16)
+    shapes = torch.stack([base.roll(k)[None, :] * base.roll(2 * k)[:, None] for k in range(16)])
+    pixels = (shapes * 255).round().to(torch.uint8)[:, None]
+    zeros = torch.zeros(16, dtype=torch.int64)
+    data = ImageDataset(pixels, zeros, torch.arange(16), ("benign",))
+    purifier = medfedpure.create(
+        "purifier",
+        "ddpm",
+        model=SMALL,
+        t_min=10,
+        t_max=60,
+        training={"steps": 250, "batch_size": 16, "learning_rate": 5e-3},
+    ).fit(data)
+    noisy = (data.images + 0.1 * torch.randn(data.images.shape, generator=torch.Generator().manual_seed(5))).clamp(0, 1)
+    with torch.no_grad():
+        cleaned = purifier(noisy, 1.0).images
+    before, after = ((image - data.images).square().mean() for image in (noisy, cleaned))
+    assert after < before / 2, f"mean squared error {before:.4f} -> {after:.4f}"
+
+
+def test_any_image_size_works():
+    purifier = fitted()
+    odd = torch.rand(2, 1, 19, 23, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        assert purifier(odd, 1.0).images.shape == odd.shape
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(ConfigError, match="t_min <= t_max"):
+        medfedpure.create("purifier", "ddpm", t_min=200, t_max=100)
+    with pytest.raises(ConfigError, match="multiples of 8"):
+        medfedpure.create("purifier", "ddpm", model={"widths": (10,)})
+    with pytest.raises(InputError, match="fitted on 1 channels"):
+        fitted()(torch.rand(1, 3, 16, 16))
