@@ -27,7 +27,8 @@ def victim():
 def test_attack_fools_within_its_budget(victim, name, norm):
     model, images, labels = victim
     eps = 0.03 if norm == "linf" else 0.24
-    result = medfedpure.create("attack", name, norm=norm, eps=eps)(model, images, labels)
+    options = {"step": eps / 4} if name == "pgd" else {}
+    result = medfedpure.create("attack", name, norm=norm, eps=eps, **options)(model, images, labels)
     assert float(result.success.float().mean()) > 0.8
     assert float(result.distance.max()) <= eps * 1.0001
 
