@@ -174,16 +174,28 @@ class ClassifierModel(nn.Module):
 
 
 class ClassificationTask(Task):
-    """Cross-entropy with light augmentation: flips and shifts by a few pixels, per image.
+    """Cross-entropy with light augmentation, drawn for each image: moves, then what scanners differ in.
 
     Args:
         flip: mirror left-right with probability one half.
         shift: largest shift in pixels, either way, filled by wrapping around black borders.
+        intensity: s; x -> x exp(s b(u, v)) + s/2 c x (1 - x), with b a quadratic polynomial of the position
+            (gain and bias field) and c a contrast curve, their coefficients uniform in [-1, 1].
+        noise: largest standard deviation of added Gaussian noise; each image's own is uniform below it.
         label_smoothing: of the cross-entropy.
     """
 
-    def __init__(self, *, flip: bool = True, shift: int = 2, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        flip: bool = True,
+        shift: int = 2,
+        intensity: float = 0.0,
+        noise: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
         self.flip, self.shift, self.label_smoothing = flip, shift, label_smoothing
+        self.intensity, self.noise = intensity, noise
 
     def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
         """Mean cross-entropy of one augmented batch."""
@@ -205,7 +217,26 @@ class ClassificationTask(Task):
         }
 
     def augment(self, images: Tensor, streams: Streams) -> Tensor:
-        """Images `(N, C, H, W)`, each flipped and shifted by its own draw."""
+        """Images `(N, C, H, W)` in [0, 1], each moved and rescanned by its own draws."""
+        return self.rescan(self.move(images, streams), streams)
+
+    def rescan(self, images: Tensor, streams: Streams) -> Tensor:
+        """Vary intensity and noise, as another scanner would."""
+        if self.intensity:
+            draws = streams.uniform((7,), stage="intensity", like=images) * 2 - 1
+            v, u = (torch.linspace(-1, 1, side, device=images.device, dtype=images.dtype) for side in images.shape[2:])
+            v, u = torch.meshgrid(v, u, indexing="ij")
+            terms = torch.stack((torch.ones_like(u), u, v, u * v, u * u - 1 / 3, v * v - 1 / 3))
+            field = torch.einsum("nk,khw->nhw", draws[:, :6], terms)[:, None]
+            curve = 0.5 * draws[:, 6, None, None, None] * images * (1 - images)
+            images = images * torch.exp(self.intensity * field) + self.intensity * curve
+        if self.noise:
+            level = self.noise * streams.uniform((1, 1, 1), stage="noise level", like=images)
+            images = images + level * streams.normal(images.shape[1:], stage="noise", like=images)
+        return images.clamp(0, 1)
+
+    def move(self, images: Tensor, streams: Streams) -> Tensor:
+        """Flip and shift."""
         if not self.flip and not self.shift:
             return images
         draws = streams.uniform((3,), stage="augment", like=images)

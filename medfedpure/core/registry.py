@@ -117,16 +117,30 @@ class Registry:
         """Take in the records that a module or object with the hook yields.
 
         Raises:
-            PluginError: no hook, a record of the wrong type or kind, or the name of a built-in.
+            PluginError: no hook, a record of the wrong type or kind, the name of a built-in, or one name
+                twice; then nothing of it is taken in.
         """
         self.manager.register(plugin)
+        try:
+            records = self._yielded(plugin, distribution)
+        except Exception:
+            self.manager.unregister(plugin)
+            raise
+        for record in records:
+            self._records.setdefault((record.kind, record.name), []).append(record)
+
+    def _yielded(self, plugin: object, distribution: str) -> list[Plugin]:
         implementations = [i for i in self.manager.hook.medfedpure_plugins.get_hookimpls() if i.plugin is plugin]
         if not implementations:
             raise PluginError(f"{plugin!r} has no function medfedpure_plugins marked with medfedpure.hookimpl")
         yielded = [record for i in implementations for record in cast("Iterable[object]", i.function())]
         records = [self._checked(record, distribution) for record in yielded]
+        seen: set[tuple[str, str]] = {(r.kind, r.name) for r in self.plugins() if r.distribution == distribution}
         for record in records:
-            self._records.setdefault((record.kind, record.name), []).append(record)
+            if (record.kind, record.name) in seen:
+                raise PluginConflictError(f"{distribution} registers the {record.kind} {record.name!r} twice")
+            seen.add((record.kind, record.name))
+        return records
 
     def _checked(self, record: object, distribution: str) -> Plugin:
         if not isinstance(record, Plugin):

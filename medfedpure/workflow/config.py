@@ -36,6 +36,8 @@ class ClassifierChoice(FederatedChoice):
     )
     flip: bool = Field(True, description="mirror training images left-right")
     shift: int = Field(2, ge=0, description="shift training images by up to so many pixels")
+    intensity: float = Field(0.5, ge=0, le=1, description="vary gain, bias field and contrast of training images")
+    noise: float = Field(0.01, ge=0, le=1, description="largest standard deviation of noise added to them")
 
 
 class DataChoice(PluginChoice):

@@ -23,22 +23,29 @@ def phantom_demo(seed: int = 0) -> RunConfig:
         threads=2,
         data=DataChoice(
             plugin="phantom",
-            config={"images": 3000, "image_size": 48, "scanners": 3, "seed": seed},
+            config={"images": 3000, "image_size": 48, "scanners": 3, "lesion_size": 1.4, "seed": seed},
             clients=3,
             partition="site",
         ),
         classifier=ClassifierChoice(
             plugin="small_cnn",
+            config={"widths": (16, 32, 64, 96)},
             strategy=PluginChoice(plugin="fedper"),
             rounds=3,
-            training=TrainingConfig(steps=240, batch_size=64, learning_rate=3e-3),
+            training=TrainingConfig(steps=300, batch_size=32, learning_rate=3e-3),
         ),
         purifier=FederatedChoice(
             plugin="ddpm",
             rounds=3,
-            config={"training": {"steps": 300, "batch_size": 64, "learning_rate": 2e-3}},
+            config={
+                "t_min": 40,
+                "t_max": 60,
+                "num_inference_steps": 4,
+                "model": {"widths": (24, 48)},
+                "training": {"steps": 600, "batch_size": 16, "learning_rate": 2e-3, "ema": 0.99},
+            },
         ),
-        detector=FederatedChoice(plugin="denoising_disagreement"),
+        detector=FederatedChoice(plugin="denoising_disagreement", config={"timestep": 20, "steps": 1, "draws": 3}),
         attack=PluginChoice(
             plugin="pgd", config={"norm": "linf", "eps": 0.015, "step": 0.003, "steps": 7, "random_starts": 0}
         ),

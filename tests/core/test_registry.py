@@ -142,12 +142,13 @@ def test_the_strict_variable_raises_the_failure(outsider: Outsider, monkeypatch:
         ("x = 1", "has no function medfedpure_plugins"),
         (hook("'detectr', 'a', 'm:C', ''"), "kind 'detectr'; the kinds are classifier, detector"),
         (hook("'detector', 'a', 'm.C', ''"), "target 'm.C'; 'package.module:Class' is wanted"),
+        (hook("'detector', 'a', 'm:C', ''", "'detector', 'a', 'm:D', ''"), "registers the detector 'a' twice"),
         (
             hook().replace("():", "():\n    return ['detector a m:C']"),
             "yielded 'detector a m:C'; Plugin records are wanted",
         ),
     ],
-    ids=["no hook", "unknown kind", "no class", "no record"],
+    ids=["no hook", "unknown kind", "no class", "twice", "no record"],
 )
 def test_a_malformed_registration_says_what_is_wrong(outsider: Outsider, text: str, complaint: str) -> None:
     outsider("odd-dist", odd_hook=text)
@@ -155,6 +156,13 @@ def test_a_malformed_registration_says_what_is_wrong(outsider: Outsider, text: s
     assert len(failures) == 1, f"one failure was expected: {failures}"
     assert isinstance(failures[0], PluginError), f"not a PluginError: {failures[0]!r}"
     assert complaint in str(failures[0]), f"the text does not help: {failures[0]}"
+
+
+def test_a_refused_plugin_is_forgotten() -> None:
+    registry, plugin = Registry.discover(), type("Late", (), {})()
+    with pytest.raises(PluginError, match="has no function"):
+        registry.register(plugin, distribution="late-dist")
+    assert not registry.manager.is_registered(plugin), "the manager keeps what was refused"
 
 
 def test_a_clash_between_outsiders_names_both(outsider: Outsider) -> None:

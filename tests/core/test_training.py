@@ -210,6 +210,21 @@ def test_progress_is_reported() -> None:
     assert recorder.done == 1, "a listener hears what happens outside its block"
 
 
+def test_rescanning_varies_intensity_and_noise_per_image() -> None:
+    task = ClassificationTask(flip=False, shift=0, intensity=0.5, noise=0.02)
+    images, streams = DATA.images[:6], Streams(0, DATA.ids[:6])
+    whole = task.augment(images, streams)
+    alone = torch.cat([task.augment(images[i : i + 1], streams.select(torch.tensor([i]))) for i in range(6)])
+    assert torch.allclose(alone, whole, atol=1e-6), "augmentation depends on the batch"
+    assert torch.equal(whole, whole.clamp(0, 1))
+    smooth = ClassificationTask(flip=False, shift=0, intensity=0.5).augment(images, streams)
+    noise = (whole - smooth).flatten(1).std(1)
+    assert bool(((noise > 0) & (noise < 0.021)).all()), "noise is above its largest standard deviation"
+    flat = torch.full((6, 1, 8, 8), 0.4)
+    gains = ClassificationTask(flip=False, shift=0, intensity=0.5).augment(flat, streams).mean((1, 2, 3))
+    assert len(gains.unique()) == 6, "every image has its own gain"
+
+
 def test_augmentation_is_per_image_and_only_in_training() -> None:
     task = ClassificationTask(shift=3)
     images, streams = DATA.images[:6], Streams(0, DATA.ids[:6])
