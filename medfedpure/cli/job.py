@@ -16,6 +16,8 @@ _Out = Annotated[Path, typer.Option("--out", help="Folder for configuration, res
 _Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no phases, only the table.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print results.json instead of the table.")]
 
+_Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:0; default: the configuration's.")]
+
 
 def demo(
     data: Annotated[
@@ -23,33 +25,37 @@ def demo(
     ] = None,
     out: _Out = Path("medfedpure-demo"),
     seed: Annotated[int, typer.Option("--seed", help="Of everything; equal seeds give equal numbers.")] = 0,
+    device: _Device = None,
     quiet: _Quiet = False,
     as_json: _Json = False,
 ) -> None:
     """Train, attack, defend and measure a whole federation in minutes, on phantoms or on your own images."""
     from medfedpure.workflow.presets import folder_demo, phantom_demo
 
-    _run(phantom_demo(seed) if data is None else folder_demo(data, seed), out, quiet, as_json)
+    _run(phantom_demo(seed) if data is None else folder_demo(data, seed), out, device, quiet, as_json)
 
 
 def run(
     config: Annotated[Path, typer.Argument(help="A TOML file; a demo writes its own as config.toml.")],
     out: _Out,
+    device: _Device = None,
     quiet: _Quiet = False,
     as_json: _Json = False,
 ) -> None:
     """Run the whole job from one validated file."""
     from medfedpure.workflow.config import RunConfig
 
-    _run(RunConfig.from_toml(config), out, quiet, as_json)
+    _run(RunConfig.from_toml(config), out, device, quiet, as_json)
 
 
-def _run(config: RunConfig, out: Path, quiet: bool, as_json: bool) -> None:
+def _run(config: RunConfig, out: Path, device: str | None, quiet: bool, as_json: bool) -> None:
     from medfedpure.cli.bars import Bars
     from medfedpure.core.progress import listening
     from medfedpure.reporting.picture import save_gallery
     from medfedpure.workflow.run import run_job
 
+    if device is not None:
+        config = config.model_copy(update={"device": device})
     talk = Console(stderr=as_json, quiet=quiet)
     if not quiet:
         talk.rule("configuration", style="dim")

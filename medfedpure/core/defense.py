@@ -99,13 +99,15 @@ class DefendedClassifier(nn.Module):
         noise_seed, context = derive_seed(seed, "calibrate"), self.context()
         with torch.no_grad():
             scores = [
-                self.detector(batch.to(self._device()), context=context, streams=Streams(noise_seed, ids))
+                self.detector(self._moved(batch), context=context, streams=Streams(noise_seed, ids))
                 for batch, ids in as_batches(images, None, batch_size)
             ]
         return torch.cat(scores) if scores else torch.empty(0)
 
-    def _device(self) -> torch.device:
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
+    def _moved(self, batch: Tensor) -> Tensor:
+        """The batch on the device of the chain's parameters; as it is where there are none."""
+        device = next((parameter.device for parameter in self.parameters()), batch.device)
+        return batch.to(device)
 
     def calibrate(
         self,
@@ -142,6 +144,16 @@ class DefendedClassifier(nn.Module):
         finally:
             self._noise_seed = before
 
+    @contextmanager
+    def noise_sequence(self, seed: int) -> Iterator[Self]:
+        """Inside the block every `forward` draws fresh noise, and the same again in a block of the same seed."""
+        before = self._secret(), self._calls
+        self._secret_seed, self._calls = seed, 0
+        try:
+            yield self
+        finally:
+            self._secret_seed, self._calls = before
+
     def _streams(self, size: int) -> Streams:
         if self._noise_seed is not None:
             return Streams.for_batch(self._noise_seed, size)
@@ -156,7 +168,7 @@ class DefendedClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(N, K)` of the whole chain, differentiable where its parts are.
 
-        Fresh noise on each call, or the same inside `fixed_noise`. Under "abstain" these are the
+        Fresh noise on each call, or what `fixed_noise` or `noise_sequence` say. Under "abstain" these are the
         bare classifier's logits; abstaining is read from `predict`.
         """
         found = self._inspect(images, self._streams(len(images)))
@@ -190,6 +202,7 @@ class DefendedClassifier(nn.Module):
         Args:
             images: `(N, C, H, W)` in [0, 1]; an ImageDataset; or an iterable of `Batch`, of tensors,
                 or of tuples whose first item is the images (labels beside them are not looked at).
+                Batches are moved to the chain's device, and answers stay there.
             ids: `(N,)` int64 keys of the noise, for tensors; by default the running index.
             seed: of the noise; by default drawn from the operating system and never published.
             target_fpr: another false-positive rate than the calibrated one; no refit is needed.
@@ -207,7 +220,7 @@ class DefendedClassifier(nn.Module):
         waiting: list[Inspection] = []
         for batch, batch_ids in as_batches(images, ids, batch_size):
             with clock.measure("detect"):
-                parts.append(self._inspect(batch, Streams(noise_seed, batch_ids), target_fpr))
+                parts.append(self._inspect(self._moved(batch), Streams(noise_seed, batch_ids), target_fpr))
             waiting.append(parts[-1])
             if sum(part.selected.numel() for part in waiting) >= batch_size:
                 cleaned.append(self._purify_together(waiting, clock))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
+
+Record = TypeVar("Record", "Purification", "AttackResult", "Trace", "Prediction")
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,17 @@ class Prediction:
 
     def __len__(self) -> int:
         return self.labels.shape[0]
+
+
+def on_cpu(record: Record) -> Record:
+    """The same frozen record with every tensor on the CPU, those of inner records too."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.cpu()
+        return on_cpu(value) if isinstance(value, Trace) else value
+
+    return replace(record, **{item.name: moved(getattr(record, item.name)) for item in fields(record)})
 
 
 @dataclass(frozen=True)

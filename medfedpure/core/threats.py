@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -64,8 +65,9 @@ def bpda_view(defended: DefendedClassifier) -> ThreatView:
     """
 
     def predict(images: Tensor) -> Tensor:
-        read = defended.read(images)
-        logits: Tensor = defended.classifier(images + (read - images).detach())
+        with torch.no_grad():
+            change = defended.read(images) - images
+        logits: Tensor = defended.classifier(images + change)
         return logits
 
     return ThreatView(predict, name="bpda: identity gradient through the purifier")

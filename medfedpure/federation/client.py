@@ -77,13 +77,13 @@ class ClientSide:
 class SeededModel:
     """A model factory whose draws from torch's global generator are seeded and leave it untouched."""
 
-    def __init__(self, make_model: Callable[[], nn.Module], seed: int) -> None:
-        self.make_model, self.seed = make_model, derive_seed(seed, "initial model")
+    def __init__(self, make_model: Callable[[], nn.Module], seed: int, device: str = "cpu") -> None:
+        self.make_model, self.seed, self.device = make_model, derive_seed(seed, "initial model"), device
 
     def __call__(self) -> nn.Module:
         """The same network at every call."""
         with isolated_rng(self.seed):
-            return self.make_model()
+            return self.make_model().to(self.device)
 
 
 def client_seed(seed: int, client_id: str, round: int) -> int:

@@ -29,6 +29,7 @@ class FederationConfig(Config):
     start_timeout: float = Field(120.0, gt=0, description="seconds until all clients must have answered at the start")
     round_timeout: float = Field(1800.0, gt=0, description="seconds to wait for the replies of one round")
     threads: int = Field(1, ge=1, description="torch threads of one client; equal in every runtime, so results are too")
+    device: str = Field("cpu", description="where clients train: cpu, cuda, cuda:0")
     gpus_per_client: float = Field(0.0, ge=0, description="share of a GPU that one simulated client reserves")
 
     def needed(self, clients: int) -> int:

@@ -86,7 +86,7 @@ def federate(
     if tap is not None and runtime != "in_process":
         raise FederationError("tap works with runtime='in_process' only: the simulation has no wire to tap")
     chosen = config or FederationConfig()
-    factory = SeededModel(make_model, seed)
+    factory = SeededModel(make_model, seed, chosen.device)
     temporary = tempfile.TemporaryDirectory(prefix="medfedpure-state-") if state_dir is None else nullcontext(state_dir)
     with temporary as folder, quiet_flower(), working(chosen.threads, seed):
         place = Path(folder).resolve() / name

@@ -36,7 +36,7 @@ class ClassifierChoice(FederatedChoice):
     )
     flip: bool = Field(True, description="mirror training images left-right")
     shift: int = Field(2, ge=0, description="shift training images by up to so many pixels")
-    intensity: float = Field(0.5, ge=0, le=1, description="vary gain, bias field and contrast of training images")
+    intensity: float = Field(0.3, ge=0, le=1, description="vary gain, bias field and contrast of training images")
     noise: float = Field(0.01, ge=0, le=1, description="largest standard deviation of noise added to them")
 
 
@@ -83,6 +83,7 @@ class RunConfig(Config):
 
     seed: int = Field(0, description="of everything")
     runtime: Literal["in_process", "simulation"] = Field("in_process", description="where federated rounds run")
+    device: str = Field("cpu", description="where networks work: cpu, cuda, cuda:0; others round differently")
     threads: int = Field(1, ge=1, description="torch threads of one client; another number may round differently")
     data: DataChoice = Field(description="images and their division")
     classifier: ClassifierChoice = Field(description="what reads the scans")

@@ -12,7 +12,7 @@ from medfedpure.core.attack import Attack
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.defense import DefendedClassifier
 from medfedpure.core.metrics import auroc, classification_figures, true_positive_rate
-from medfedpure.core.results import AttackResult, Prediction
+from medfedpure.core.results import AttackResult, Prediction, on_cpu
 from medfedpure.core.streams import Streams, derive_seed
 from medfedpure.core.threats import bpda_view, static_view
 from medfedpure.workflow.results import Arm, ClientResult
@@ -38,17 +38,19 @@ def measure_client(
     seed: int,
     bpda: bool,
     batch_size: int,
+    device: str = "cpu",
 ) -> Measured:
     """Attack the bare classifier, replay on every arm, and count on the test part."""
     test = parts["test"]
     images, labels = test.images, test.labels
     streams = Streams(derive_seed(seed, "attack", name), test.ids)
-    attacked = attack(static_view(chain), images, labels, streams=streams)
+    attacked = on_cpu(attack(static_view(chain), images.to(device), labels.to(device), streams=streams))
 
     def read(arm: DefendedClassifier, batch: Tensor) -> tuple[Prediction, float]:
         start = time.perf_counter()
         prediction = arm.predict(batch, ids=test.ids, seed=derive_seed(seed, "predict", name), batch_size=batch_size)
-        return prediction, (time.perf_counter() - start) * 1000 / len(batch)
+        answer = on_cpu(prediction)
+        return answer, (time.perf_counter() - start) * 1000 / len(batch)
 
     benign, benign_ms = read(chain, images)
     defended, attacked_ms = read(chain, attacked.images)
@@ -71,7 +73,7 @@ def measure_client(
         bare=_arm(benign.bare_logits.argmax(1), defended.bare_logits.argmax(1), test),
         anchor=_arm(anchored[0], anchored[1], test),
         defended=_arm(benign.labels, defended.labels, test),
-        bpda_robust_balanced_accuracy=_bpda(chain, attack, test, name, seed, batch_size) if bpda else None,
+        bpda_robust_balanced_accuracy=_bpda(chain, attack, test, name, seed, batch_size, device) if bpda else None,
         flagged_benign=_share(benign.flagged),
         flagged_attacked=_share(defended.flagged),
         detector_auroc=auroc(benign.scores, defended.scores),
@@ -100,15 +102,22 @@ def _arm(clean: Tensor, robust: Tensor, test: ImageDataset) -> Arm:
 
 
 def _bpda(
-    chain: DefendedClassifier, attack: Attack, test: ImageDataset, name: str, seed: int, batch_size: int
+    chain: DefendedClassifier,
+    attack: Attack,
+    test: ImageDataset,
+    name: str,
+    seed: int,
+    batch_size: int,
+    device: str,
 ) -> float:
     """Balanced accuracy under the same attack through the chain, the purifier's gradient the identity."""
     streams = Streams(derive_seed(seed, "bpda", name), test.ids)
-    result = attack(bpda_view(chain), test.images, test.labels, streams=streams)
+    with chain.noise_sequence(derive_seed(seed, "bpda noise", name)):
+        result = attack(bpda_view(chain), test.images.to(device), test.labels.to(device), streams=streams)
     prediction = chain.predict(
         result.images, ids=test.ids, seed=derive_seed(seed, "bpda replay", name), batch_size=batch_size
     )
-    return classification_figures(prediction.labels, test.labels, test.num_classes).balanced_accuracy
+    return classification_figures(prediction.labels.cpu(), test.labels, test.num_classes).balanced_accuracy
 
 
 def _share(flags: Tensor) -> float:

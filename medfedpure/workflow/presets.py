@@ -23,25 +23,26 @@ def phantom_demo(seed: int = 0) -> RunConfig:
         threads=2,
         data=DataChoice(
             plugin="phantom",
-            config={"images": 3000, "image_size": 48, "scanners": 3, "lesion_size": 1.4, "seed": seed},
+            config={"images": 4000, "image_size": 48, "scanners": 3, "lesion_size": 1.6, "seed": seed},
             clients=3,
             partition="site",
         ),
         classifier=ClassifierChoice(
             plugin="small_cnn",
-            config={"widths": (16, 32, 64, 96)},
+            config={"widths": [16, 32, 64, 96]},
             strategy=PluginChoice(plugin="fedper"),
             rounds=3,
-            training=TrainingConfig(steps=300, batch_size=32, learning_rate=3e-3),
+            training=TrainingConfig(steps=400, batch_size=32, learning_rate=3e-3),
+            intensity=0.7,
         ),
         purifier=FederatedChoice(
             plugin="ddpm",
             rounds=3,
             config={
-                "t_min": 40,
-                "t_max": 60,
+                "t_min": 50,
+                "t_max": 80,
                 "num_inference_steps": 4,
-                "model": {"widths": (24, 48)},
+                "model": {"widths": [24, 48]},
                 "training": {"steps": 600, "batch_size": 16, "learning_rate": 2e-3, "ema": 0.99},
             },
         ),
@@ -70,6 +71,22 @@ def folder_demo(folder: Path, seed: int = 0) -> RunConfig:
                 calibrate=0.2,
                 test=0.2,
             ),
+            "classifier": ClassifierChoice(
+                plugin="small_cnn",
+                strategy=PluginChoice(plugin="fedper"),
+                rounds=4,
+                training=TrainingConfig(steps=600, batch_size=32, learning_rate=3e-3),
+                shift=4,
+            ),
+            "purifier": FederatedChoice(
+                plugin="ddpm",
+                rounds=4,
+                config={
+                    "model": {"widths": [32, 64]},
+                    "training": {"steps": 1200, "batch_size": 16, "learning_rate": 2e-3, "ema": 0.99},
+                },
+            ),
+            "detector": FederatedChoice(plugin="denoising_disagreement"),
             "defense": DefenseChoice(scope="federation"),
         }
     )

@@ -77,6 +77,7 @@ def run_job(config: RunConfig, out: Path, *, say: Say | None = None) -> Job:
         ConfigError, DataError, CalibrationError, FederationError: with what to change.
     """
     journal = _Journal(say or logger.info)
+    _check_device(config.device)
     out.mkdir(parents=True, exist_ok=True)
     write_bytes(out / "config.toml", config.to_toml().encode())
     with journal.phase("data", f"data: {config.data.plugin}, {config.data.clients} clients by {config.data.partition}"):
@@ -101,7 +102,7 @@ def run_job(config: RunConfig, out: Path, *, say: Say | None = None) -> Job:
                 detector=detectors[client],
                 purifier=purifiers[client],
                 policy=config.defense.policy,
-            )
+            ).to(config.device)
             for client in parts
         }
         _calibrate(chains, parts, config)
@@ -119,12 +120,13 @@ def run_job(config: RunConfig, out: Path, *, say: Say | None = None) -> Job:
                 seed=config.seed,
                 bpda=config.evaluation.bpda,
                 batch_size=config.evaluation.batch_size,
+                device=config.device,
             )
             for client, chain in chains.items()
         }
     with journal.phase("save", f"save: {len(chains)} defences"):
         for client, chain in chains.items():
-            chain.save(out / "defences" / client)
+            chain.cpu().save(out / "defences" / client)
     some = next(iter(chains.values()))
     clients = [measured[client].result for client in parts]
     result = RunResult(
@@ -187,7 +189,7 @@ def _train_classifiers(config: RunConfig, sites: list[Site]) -> tuple[dict[str, 
         seed=derive_seed(config.seed, "federate classifier"),
         runtime=config.runtime,
         name="classifier",
-        config=FederationConfig(threads=config.threads),
+        config=_federation(config),
     )
     return _complete(result, "classifier"), _history(result)
 
@@ -218,7 +220,7 @@ def _train_part(
                 seed=seed,
                 runtime=config.runtime,
                 name=kind,
-                config=FederationConfig(threads=config.threads),
+                config=_federation(config),
             )
         history[kind] = _history(result)
         networks = _complete(result, kind)
@@ -239,6 +241,20 @@ def _calibrate(chains: dict[str, DefendedClassifier], parts: Parts, config: RunC
     for client, chain in chains.items():
         own = pooled if choice.scope == "federation" else scores[client]
         chain.calibration = Calibration.fit(own, choice.target_fpr, scope=choice.scope)
+
+
+def _federation(config: RunConfig) -> FederationConfig:
+    on_gpu = torch.device(config.device).type == "cuda"
+    return FederationConfig(
+        threads=config.threads, device=config.device, gpus_per_client=1 / config.data.clients if on_gpu else 0.0
+    )
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"the device {device!r} cannot be used here: {error}") from error
 
 
 def _complete(result: FederatedResult, what: str) -> dict[str, nn.Module]:

@@ -265,6 +265,21 @@ def test_forward_draws_fresh_noise() -> None:
     assert not torch.equal(chain_of("purify_all")(DATA.images), one), "two chains share their secret seed"
 
 
+def test_a_noise_sequence_is_fresh_at_each_call_and_repeats() -> None:
+    chain = chain_of("purify_all")
+
+    def three(seed: int) -> list[torch.Tensor]:
+        with torch.no_grad(), chain.noise_sequence(seed):
+            return [chain(DATA.images) for _ in range(3)]
+
+    first, again, other = three(5), three(5), three(6)
+    assert not torch.equal(first[0], first[1]), "inside a sequence each call must draw fresh noise"
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)), "equal seeds, other noise"
+    assert not torch.equal(first[0], other[0]), "another seed, equal noise"
+    with torch.no_grad():
+        assert not any(torch.equal(chain(DATA.images), one) for one in first), "the sequence goes on after its block"
+
+
 def test_fixed_noise_ends_with_an_error() -> None:
     chain = chain_of("purify_all")
     with pytest.raises(InputError), chain.fixed_noise(3):
