@@ -62,6 +62,28 @@ records = registry().plugins("detector")
 print(json.dumps([[record.name for record in records], len(registry().failures), sorted(sys.modules)]))
 """
 
+RUN_FILE = """
+[data]
+plugin = "phantom"
+config = { images = 240, image_size = 24 }
+clients = 2
+calibrate = 0.3
+
+[classifier]
+plugin = "small_cnn"
+config = { widths = [8, 8] }
+training = { steps = 4, batch_size = 8 }
+
+[detector]
+plugin = "mae"
+
+[purifier]
+plugin = "median"
+
+[attack]
+plugin = "fgsm"
+"""
+
 CONTRACT = f"""
 import medfedpure, pytest
 from medfedpure.testing import DetectorContract
@@ -145,6 +167,18 @@ def test_without_it_a_saved_defence_says_what_is_missing(run: Run, defence: tupl
     _, folder = defence
     complaint = run(COMMON + RELOAD, folder, sees_example=False, fails=True)
     assert f"no detector is named '{NAME}'" in complaint, f"the error does not name the detector:\n{complaint}"
+
+
+def test_one_line_of_a_run_file_swaps_it_in(installed: Path, tmp_path: Path) -> None:
+    job, out = tmp_path / "job.toml", tmp_path / "out"
+    job.write_text(RUN_FILE.replace('plugin = "mae"', f'plugin = "{NAME}"'), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    command = [sys.executable, "-m", "medfedpure", "run", str(job), "--out", str(out), "--json"]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert answer.returncode == 0, f"the job failed:\n{answer.stderr[-3000:]}"
+    assert json.loads(answer.stdout)["config"]["detector"]["plugin"] == NAME
+    saved = json.loads((out / "defences" / "client_0" / "detector" / "medfedpure.json").read_text(encoding="utf-8"))
+    assert saved["plugin"] == NAME, f"the saved defence names {saved['plugin']!r}"
 
 
 @pytest.mark.slow
