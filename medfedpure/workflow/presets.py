@@ -23,9 +23,12 @@ def phantom_demo(seed: int = 0) -> RunConfig:
         threads=2,
         data=DataChoice(
             plugin="phantom",
-            config={"images": 4000, "image_size": 48, "scanners": 3, "lesion_size": 1.6, "seed": seed},
+            config={"images": 4000, "image_size": 48, "scanners": 3, "lesion_size": 1.8, "seed": seed},
             clients=3,
             partition="site",
+            validation=0.05,
+            tune=0.05,
+            calibrate=0.2,
         ),
         classifier=ClassifierChoice(
             plugin="small_cnn",
@@ -39,9 +42,9 @@ def phantom_demo(seed: int = 0) -> RunConfig:
             plugin="ddpm",
             rounds=3,
             config={
-                "t_min": 50,
-                "t_max": 80,
-                "num_inference_steps": 4,
+                "t_min": 30,
+                "t_max": 60,
+                "num_inference_steps": 3,
                 "model": {"widths": [24, 48]},
                 "training": {"steps": 600, "batch_size": 16, "learning_rate": 2e-3, "ema": 0.99},
             },
