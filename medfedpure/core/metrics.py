@@ -80,3 +80,52 @@ def true_positive_rate(benign: Tensor, suspicious: Tensor, fpr: float) -> float:
     ordered = benign.double().sort(descending=True).values
     threshold = ordered[int(fpr * len(ordered))]
     return float((suspicious.double() > threshold).double().mean())
+
+
+def average_precision(benign: Tensor, suspicious: Tensor) -> float:
+    """Area under the precision-recall curve as a step function, suspicious images being the positives.
+
+        AP = sum over distinct thresholds of (recall gained there) x (precision there)
+
+    It depends on how many images there are of each kind: a detector that guesses has the share of
+    suspicious images.
+
+    Raises:
+        InputError: one of them is empty.
+    """
+    if benign.numel() == 0 or suspicious.numel() == 0:
+        raise InputError(f"precision needs scores of both kinds; got {benign.numel()} and {suspicious.numel()}")
+    scores = torch.cat((benign, suspicious)).double()
+    positive = torch.cat((torch.zeros(benign.numel()), torch.ones(suspicious.numel()))).double()
+    ordered, order = scores.sort(descending=True)
+    hits = positive[order].cumsum(0)
+    called = torch.arange(1, len(scores) + 1, dtype=torch.float64)
+    last_of_tie = torch.cat((ordered[1:] != ordered[:-1], torch.tensor([True])))
+    hits, called = hits[last_of_tie], called[last_of_tie]
+    gained = torch.diff(hits, prepend=torch.zeros(1, dtype=torch.float64)) / suspicious.numel()
+    return float((gained * hits / called).sum())
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """How far confidence and accuracy lie apart (Guo et al. 2017, arXiv 1706.04599).
+
+        ECE = sum_b n_b / n |accuracy_b - mean confidence_b|
+
+    over equal-width bins (low, high] of the largest probability.
+
+    Args:
+        probabilities: `(N, K)`, rows sum to 1.
+        labels: `(N,)` int64.
+        bins: how many.
+
+    Raises:
+        InputError: there is no image, or shapes do not fit.
+    """
+    check_labels(labels, len(probabilities))
+    if probabilities.ndim != 2 or len(probabilities) == 0:
+        raise InputError(f"probabilities of shape (N, K), N >= 1, are wanted; got {tuple(probabilities.shape)}")
+    confidence, predicted = probabilities.double().max(1)
+    gap = (predicted == labels).double() - confidence
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    sums = torch.zeros(bins, dtype=torch.float64).index_add(0, place.cpu(), gap.cpu())
+    return float(sums.abs().sum() / len(labels))

@@ -3,20 +3,27 @@
 from typing import ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
-from torch.nn.functional import pad
 
 from medfedpure.core.config import Config
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import Purification
 from medfedpure.core.streams import Streams
+from medfedpure.models.filters import median_filter
 
 
 class MedianConfig(Config):
     """Size of the neighbourhood."""
 
-    size: int = Field(3, ge=3, le=9, multiple_of=1, description="side of the square window, odd")
+    size: int = Field(3, ge=3, le=9, description="side of the square window, odd")
+
+    @field_validator("size")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("an odd side is wanted, so that the window has a middle")
+        return value
 
 
 class Median(Purifier):
@@ -28,8 +35,5 @@ class Median(Purifier):
 
     def purify(self, images: Tensor, strength: Tensor, *, streams: Streams) -> Purification:  # noqa: ARG002
         """`(N, C, H, W)` filtered channel by channel, without any network evaluation."""
-        size, reach = self.config.size, self.config.size // 2
-        padded = pad(images, (reach, reach, reach, reach), mode="reflect")
-        windows = padded.unfold(2, size, 1).unfold(3, size, 1).flatten(4)
-        filtered = windows.median(dim=-1).values
+        filtered = median_filter(images, self.config.size)
         return Purification(filtered, torch.zeros(len(images), dtype=torch.int64, device=images.device))
