@@ -39,6 +39,18 @@ def medfedpure_plugins() -> Iterable[Plugin]:
             "prediction shift across a few evaluations of a diffusion model",
         ),
         Plugin(
+            "detector",
+            "feature_squeezing",
+            f"{_HERE}.detectors.feature_squeezing:FeatureSqueezing",
+            "prediction shift under fewer bits and median filters (Xu 2018)",
+        ),
+        Plugin(
+            "detector",
+            "mahalanobis",
+            f"{_HERE}.detectors.mahalanobis:Mahalanobis",
+            "distance of features to those of benign images (Lee 2018)",
+        ),
+        Plugin(
             "purifier",
             "ddpm",
             f"{_HERE}.purifiers.ddpm:DDPM",
