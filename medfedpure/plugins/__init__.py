@@ -51,6 +51,12 @@ def medfedpure_plugins() -> Iterable[Plugin]:
             "distance of features to those of benign images (Lee 2018)",
         ),
         Plugin(
+            "detector",
+            "compose",
+            f"{_HERE}.detectors.compose:Compose",
+            "smooth maximum of several detectors, standardized",
+        ),
+        Plugin(
             "purifier",
             "ddpm",
             f"{_HERE}.purifiers.ddpm:DDPM",

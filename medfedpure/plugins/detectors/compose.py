@@ -1,0 +1,134 @@
+"""Several detectors as one: an attack has to pass all of them.
+
+    score(x) = T log sum_i exp( z_i(x) / T ),   z_i = (s_i(x) - mean_i) / std_i
+
+a smooth maximum of the parts' scores, standardized on the images of `fit`, one of each near-duplicate
+group. Standardizing promises nothing: the false-positive rate comes from the calibration alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from medfedpure.core.config import Config
+from medfedpure.core.dataset import ImageDataset
+from medfedpure.core.detector import Detector, FitContext, ScoreContext, check_requirements
+from medfedpure.core.errors import DataError
+from medfedpure.core.registry import create
+from medfedpure.core.results import State
+from medfedpure.core.streams import Streams, derive_seed
+
+
+class PartConfig(Config):
+    """One detector by name."""
+
+    plugin: str = Field(description="registered name")
+    config: dict[str, Any] = Field(default_factory=dict, description="its configuration")
+
+
+class ComposeConfig(Config):
+    """Which detectors, and how sharply the largest counts."""
+
+    parts: tuple[PartConfig, ...] = Field(
+        (PartConfig(plugin="feature_squeezing"), PartConfig(plugin="mahalanobis")),
+        min_length=1,
+        description="the detectors",
+    )
+    temperature: float = Field(0.5, gt=0, description="T, in standard deviations; towards 0 = the maximum")
+
+
+class Compose(Detector):
+    """Its flags and requirements are those that all, or any, of its parts have."""
+
+    Config = ComposeConfig
+    needs_fit: ClassVar[bool] = True
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, config: Any = None, **options: Any) -> None:
+        super().__init__(config, **options)
+        self.parts = nn.ModuleList(create("detector", part.plugin, part.config) for part in self.config.parts)
+        self.register_buffer("centre", torch.zeros(len(self.parts), dtype=torch.float64), persistent=False)
+        self.register_buffer("spread", torch.ones(len(self.parts), dtype=torch.float64), persistent=False)
+        self.deterministic = all(part.deterministic for part in self._detectors())  # type: ignore[misc]
+        self.differentiable = all(part.differentiable for part in self._detectors())  # type: ignore[misc]
+        self.per_image_streams = all(part.per_image_streams for part in self._detectors())  # type: ignore[misc]
+
+    def _detectors(self) -> list[Detector]:
+        return [part for part in self.parts if isinstance(part, Detector)]
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """All that any part requires."""
+        return frozenset().union(*(part.requires for part in self._detectors()))
+
+    def fit(self, data: ImageDataset, *, context: FitContext | None = None, seed: int = 0) -> Self:
+        """Fit every part, then measure mean and standard deviation of its scores.
+
+        Raises:
+            DataError: the scores of a part do not vary.
+        """
+        context = context or FitContext()
+        check_requirements(self, context)
+        for place, part in enumerate(self._detectors()):
+            part.fit(data, context=context, seed=derive_seed(seed, "part", place))
+        kept = data.one_per_group(seed)
+        with torch.no_grad():
+            scores = torch.cat(
+                [
+                    self._raw(batch.images, context, Streams(derive_seed(seed, "standardize"), batch.ids))
+                    for batch in kept.batches(64)
+                ]
+            )
+        spread = scores.std(0)
+        flat = [part.plugin for part, value in zip(self.config.parts, spread.tolist(), strict=True) if not value > 0]
+        if flat:
+            raise DataError(f"the scores of {', '.join(flat)} do not vary over {len(kept)} images: bring more of them")
+        self.centre, self.spread = scores.mean(0), spread
+        return self.mark_fitted()
+
+    def _raw(self, images: Tensor, context: ScoreContext, streams: Streams) -> Tensor:
+        """Scores of the parts `(N, P)`, float64."""
+        scores = [
+            part.score(images, context=context, streams=streams.child(place)).double()
+            for place, part in enumerate(self._detectors())
+        ]
+        return torch.stack(scores, dim=1)
+
+    def fitted_state(self) -> State:
+        """Mean and standard deviation `(P,)`, and the parts' own states under their numbers."""
+        states = [part.fitted_state() for part in self._detectors()]
+        tensors = {f"{place}.{key}": value for place, s in enumerate(states) for key, value in s.tensors.items()}
+        values = {str(place): dict(state.values) for place, state in enumerate(states)}
+        return State(values, {**tensors, "centre": self.centre, "spread": self.spread})
+
+    def restore(self, state: State) -> None:
+        """Give every part its own state back."""
+        for place, part in enumerate(self._detectors()):
+            head = f"{place}."
+            own = {key.removeprefix(head): value for key, value in state.tensors.items() if key.startswith(head)}
+            part.restore(State(state.values[str(place)], own))
+            part.mark_fitted()
+        self.centre, self.spread = state.tensors["centre"], state.tensors["spread"]
+        self.mark_fitted()
+
+    def score(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> Tensor:
+        """`(N,)`, in standard deviations of benign scores, about."""
+        heat = self.config.temperature
+        standardized = (self._raw(images, context, streams) - self.centre) / self.spread
+        largest: Tensor = heat * torch.logsumexp(standardized / heat, dim=1)
+        return largest.to(images.dtype)
+
+    def suspicion_map(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> Tensor | None:
+        """`(N, 1, H, W)`: the mean of the maps of those parts that have one, each scaled to a largest value of 1."""
+        maps = []
+        for place, part in enumerate(self._detectors()):
+            own = part.suspicion_map(images, context=context, streams=streams.child(place))
+            if own is not None:
+                maps.append(own / own.flatten(1).amax(1).clamp_min(1e-12)[:, None, None, None])
+        return torch.stack(maps).mean(0) if maps else None
