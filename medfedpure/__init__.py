@@ -24,6 +24,7 @@ _PUBLIC = {
     "Eps": "medfedpure.core.config",
     "FitContext": "medfedpure.core.detector",
     "ImageDataset": "medfedpure.core.dataset",
+    "Monitor": "medfedpure.core.monitor",
     "PersonalizationStrategy": "medfedpure.core.personalization",
     "Plugin": "medfedpure.core.registry",
     "Prediction": "medfedpure.core.results",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from medfedpure.core.detector import Detector as Detector
     from medfedpure.core.detector import FitContext as FitContext
     from medfedpure.core.detector import ScoreContext as ScoreContext
+    from medfedpure.core.monitor import Monitor as Monitor
     from medfedpure.core.personalization import PersonalizationStrategy as PersonalizationStrategy
     from medfedpure.core.purifier import Purifier as Purifier
     from medfedpure.core.registry import Plugin as Plugin

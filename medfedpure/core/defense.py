@@ -196,6 +196,7 @@ class DefendedClassifier(nn.Module):
         seed: int | None = None,
         target_fpr: float | None = None,
         batch_size: int = 64,
+        explain: bool = False,
     ) -> Prediction:
         """Verdicts for a tensor, a data set, or a loader of batches.
 
@@ -208,6 +209,7 @@ class DefendedClassifier(nn.Module):
             target_fpr: another false-positive rate than the calibrated one; no refit is needed.
             batch_size: images at a time; flagged images are collected to full batches before they
                 are purified.
+            explain: also ask the detector where the images look suspicious, at the cost of another score.
 
         Raises:
             InputError: images of the wrong rank, dtype or range.
@@ -218,9 +220,13 @@ class DefendedClassifier(nn.Module):
         parts: list[Inspection] = []
         cleaned: list[tuple[Purification, Tensor]] = []
         waiting: list[Inspection] = []
+        maps: list[Tensor | None] = []
         for batch, batch_ids in as_batches(images, ids, batch_size):
             with clock.measure("detect"):
                 parts.append(self._inspect(self._moved(batch), Streams(noise_seed, batch_ids), target_fpr))
+            if explain:
+                with clock.measure("explain"):
+                    maps.append(self._map(parts[-1]))
             waiting.append(parts[-1])
             if sum(part.selected.numel() for part in waiting) >= batch_size:
                 cleaned.append(self._purify_together(waiting, clock))
@@ -229,7 +235,15 @@ class DefendedClassifier(nn.Module):
             cleaned.append(self._purify_together(waiting, clock))
         if not parts:
             raise InputError("there is no image to predict")
-        return self._assemble(parts, cleaned, Trace(self.policy, seed, *_empty_trace(parts), clock.seconds))
+        found = self._assemble(parts, cleaned, Trace(self.policy, seed, *_empty_trace(parts), clock.seconds))
+        drawn = [suspicion for suspicion in maps if suspicion is not None]
+        return replace(found, suspicion_map=torch.cat(drawn)) if drawn else found
+
+    def _map(self, part: Inspection) -> Tensor | None:
+        if self.detector is None:
+            return None
+        context = replace(self.context(), logits=part.logits)
+        return self.detector.suspicion_map(part.images, context=context, streams=part.streams)
 
     def _inspect(self, images: Tensor, streams: Streams, target_fpr: float | None = None) -> Inspection:
         """Classify, score and decide, with one device synchronization."""

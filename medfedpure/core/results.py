@@ -80,6 +80,8 @@ class Prediction:
         images: `(N, C, H, W)`, what the classifier read: purified where purified, else the input.
         abstained: `(N,)` bool.
         trace: how it came about.
+        suspicion_map: `(N, 1, H, W)`, where the images look suspicious, higher = more; None unless asked
+            for, or where the detector has no map.
     """
 
     labels: Tensor
@@ -94,6 +96,7 @@ class Prediction:
     images: Tensor
     abstained: Tensor
     trace: Trace
+    suspicion_map: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]

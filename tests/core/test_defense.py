@@ -360,3 +360,16 @@ def test_images_of_any_origin_are_batches() -> None:
     one = chain_of().predict([batch], seed=0)
     two = chain_of().predict(ImageDataset.concatenate([DATA.select(torch.arange(3))]), seed=0)
     assert_same(one, two, "a Batch and a data set")
+
+
+def test_a_prediction_shows_where_when_asked() -> None:
+    chain = chain_of("none")
+    chain.detector = create("detector", "feature_squeezing")
+    found = chain.predict(DATA, seed=1, explain=True, batch_size=7)
+    assert found.suspicion_map is not None
+    assert found.suspicion_map.shape == (len(DATA), 1, *DATA.image_shape[1:])
+    other = chain.predict(DATA, seed=1, explain=True, batch_size=64).suspicion_map
+    assert torch.allclose(found.suspicion_map, other, atol=1e-6), "the map depends on the batch"
+    assert chain.predict(DATA, seed=1).suspicion_map is None, "a map costs a score, and nobody asked"
+    bare = DefendedClassifier(chain.classifier, policy="none")
+    assert bare.predict(DATA, seed=1, explain=True).suspicion_map is None
