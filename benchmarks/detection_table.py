@@ -118,8 +118,8 @@ def _conditions(folds: list[Fold]) -> list[str]:
         f"- {setting['classifier']}, {budget['classifier']} steps: clean balanced accuracy {clean:.3f}",
         f"- diffusion model {budget['denoiser']} steps, masked autoencoder {budget['autoencoder']} steps",
         *[
-            f"- {what}; static: the attacker ignores the defence; {counts[name]} successful; accuracy under it "
-            f"{_mean([fold['robust_accuracy'][name] for fold in folds]):.3f}"
+            f"- {name} = {what}; static: the attacker ignores the defence; {counts[name]} successful, "
+            f"{_mean([fold['success'][name] for fold in folds]):.0%} of those tried on images classified correctly"
             for name, what in first["attacks"].items()
         ],
         "- noise flagged: uniform noise of the same eps; throughput kept: of the bare classifier's images per second; "

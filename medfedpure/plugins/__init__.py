@@ -78,6 +78,13 @@ def medfedpure_plugins() -> Iterable[Plugin]:
         ),
         Plugin("attack", "fgsm", f"{_HERE}.attacks.fgsm:FGSM", "fast gradient sign, one step (ART)", extra="attacks"),
         Plugin("attack", "pgd", f"{_HERE}.attacks.pgd:PGD", "projected gradient descent (ART)", extra="attacks"),
+        Plugin(
+            "attack",
+            "art",
+            f"{_HERE}.attacks.art_by_name:ArtByName",
+            "any evasion attack of ART by its class name",
+            extra="attacks",
+        ),
         Plugin("dataset", "phantom", f"{_HERE}.datasets.phantom:Phantom", "brain-like slices drawn from a seed"),
         Plugin("dataset", "image_folder", f"{_HERE}.datasets.image_folder:ImageFolder", "one folder per class"),
     )

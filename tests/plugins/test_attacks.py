@@ -46,6 +46,36 @@ def test_pgd_equals_a_plain_loop(victim):
     assert torch.allclose(ours, current, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("attack", "eps", "options"),
+    [
+        ("AutoProjectedGradientDescent", 0.03, {"eps_step": 0.01, "max_iter": 5, "nb_random_init": 1}),
+        ("CarliniL2Method", None, {"max_iter": 5, "binary_search_steps": 3, "initial_const": 1.0}),
+        ("SquareAttack", 0.05, {"max_iter": 40}),
+    ],
+)
+def test_any_art_attack_runs_by_name(victim, attack, eps, options):
+    model, images, labels = victim
+    made = medfedpure.create("attack", "art", attack=attack, eps=eps, options=options)
+    result = made(model, images, labels)
+    assert float(result.success.float().mean()) > 0.8
+    assert attack in result.description
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"attack": "Nothing"}, "no evasion attack 'Nothing'"),
+        ({"options": {"epsilon": 1}}, "has no option epsilon; it has .*eps_step"),
+        ({"attack": "CarliniL2Method"}, "takes no eps"),
+        ({"eps": None}, "needs an eps"),
+    ],
+)
+def test_what_art_does_not_have_is_refused(options, text):
+    with pytest.raises(ConfigError, match=text):
+        medfedpure.create("attack", "art", **options)
+
+
 def test_targets_are_reached(victim):
     model, images, labels = victim
     targets = torch.ones_like(labels)

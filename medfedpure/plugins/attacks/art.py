@@ -6,6 +6,7 @@ under a lock, and restores them.
 
 from __future__ import annotations
 
+import inspect
 import random
 import threading
 from abc import abstractmethod
@@ -20,6 +21,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from medfedpure.core.attack import Attack
+from medfedpure.core.errors import ConfigError, InputError
 from medfedpure.core.streams import Streams, derive_seed, isolated_rng
 from medfedpure.core.threats import ThreatView
 
@@ -29,7 +31,7 @@ _lock = threading.Lock()
 class ArtAttack(Attack):
     """Names an ART attack and its options; the bridge does the rest."""
 
-    art_class: ClassVar[str]
+    art_class: str
 
     per_image_streams: ClassVar[bool] = False
     supports_targets: ClassVar[bool] = True
@@ -39,9 +41,28 @@ class ArtAttack(Attack):
         """Keyword arguments of the ART class; `norm` and `targeted` are added here."""
         raise NotImplementedError
 
+    def art_parameters(self) -> frozenset[str]:
+        """What the ART class takes beside the estimator.
+
+        Raises:
+            ConfigError: ART has no evasion attack of that name.
+        """
+        # Not ART's own attack_params: subclasses inherit names there that their constructors do not take.
+        return frozenset(inspect.signature(self._art_type().__init__).parameters) - {"self", "estimator", "classifier"}
+
+    def _art_type(self) -> type[EvasionAttack]:
+        found = getattr(evasion, self.art_class, None)
+        if not (isinstance(found, type) and issubclass(found, EvasionAttack)):
+            raise ConfigError(f"ART has no evasion attack {self.art_class!r}: see the names in art.attacks.evasion")
+        return found
+
     def _make(self, estimator: PyTorchClassifier, *, targeted: bool) -> EvasionAttack:
-        norm = np.inf if self.config.norm == "linf" else 2
-        return getattr(evasion, self.art_class)(estimator, norm=norm, targeted=targeted, **self.art_options())
+        takes = self.art_parameters()
+        if targeted and "targeted" not in takes:
+            raise InputError(f"ART's {self.art_class} cannot be targeted: leave out the targets")
+        added = {"norm": np.inf if self.config.norm == "linf" else 2, "targeted": targeted}
+        fitting = {key: value for key, value in added.items() if key in takes}
+        return self._art_type()(estimator, **fitting, **self.art_options())
 
     def generate(
         self,
