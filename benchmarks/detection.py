@@ -1,10 +1,11 @@
-"""Detectors side by side on a folder of images: `python -m benchmarks.detection --data FOLDER --out DIR`.
+"""Detectors side by side: `python -m benchmarks.detection --data FOLDER --out DIR`.
 
 The images are divided into grouped folds, and every image is tested once. For each fold, on the other
 folds: a classifier, a diffusion model and a masked autoencoder are trained, and every detector is
 calibrated at 5 % false positives. Then static attacks on the bare classifier are scored, those that
-succeeded against an image that was classified correctly. A fold that DIR already holds is not computed
-again, so a long run can be continued; the table is drawn from all folds in DIR.
+succeeded against an image that was classified correctly. What DIR already holds is not computed again,
+so a long run can be continued; the table is drawn from all folds in DIR. `--part tune` measures on
+images that are neither trained nor tested on: there, defaults are chosen.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,151 +24,90 @@ from torch import Tensor, nn
 
 import medfedpure
 from benchmarks.detection_table import markdown
+from benchmarks.folds import ATTACKS, CONTROL, Fold, Setting, open_folder, prepare, progress, read_data
 from medfedpure.core.calibration import Calibration
-from medfedpure.core.classifier import ClassificationTask, ClassifierModel
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector, ScoreContext
-from medfedpure.core.metrics import classification_figures
 from medfedpure.core.storage import write_json
 from medfedpure.core.streams import Streams, derive_seed
-from medfedpure.core.training import TrainingConfig, train
 
-EPS = 0.015
-APGD = {"eps_step": 0.003, "max_iter": 20, "nb_random_init": 1, "batch_size": 64}
-CARLINI = {"max_iter": 10, "binary_search_steps": 3, "batch_size": 64}
-ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "pgd": ("pgd", {"norm": "linf", "eps": EPS, "step": 0.003, "steps": 7}),
-    "fgsm": ("fgsm", {"norm": "linf", "eps": EPS}),
-    "apgd": ("art", {"attack": "AutoProjectedGradientDescent", "eps": EPS, "options": APGD}),
-    "carlini l2": ("art", {"attack": "CarliniL2Method", "norm": "l2", "eps": None, "options": CARLINI}),
-}
-AT_MOST = {"apgd": 128, "carlini l2": 64}
-CONTROL = "uniform noise"
-MAE_KINDS = ("reconstruction", "prediction_shift")
-UNFITTED: dict[str, tuple[str, dict[str, Any]]] = {
+DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
     "denoising_disagreement t20 x1": ("denoising_disagreement", {"timestep": 20, "steps": 1}),
+    "denoising_disagreement t20 x1, 3 draws": ("denoising_disagreement", {"timestep": 20, "steps": 1, "draws": 3}),
+    "denoising_disagreement t30 x1": ("denoising_disagreement", {"timestep": 30, "steps": 1}),
     "denoising_disagreement t40 x3": ("denoising_disagreement", {"timestep": 40, "steps": 3}),
+    "mae reconstruction (paper)": ("mae", {"score": {"kind": "reconstruction", "mask_ratio": 0.75}}),
+    "mae reconstruction": ("mae", {"score": {"kind": "reconstruction"}}),
+    "mae prediction_shift": ("mae", {"score": {"kind": "prediction_shift"}}),
+    "mae combined": ("mae", {"score": {"kind": "combined"}}),
     "feature_squeezing": ("feature_squeezing", {}),
     "mahalanobis": ("mahalanobis", {}),
+    "art subset scanning": ("art", {}),
+    "compose": ("compose", {"parts": [{"plugin": "denoising_disagreement"}, {"plugin": "mahalanobis"}]}),
 }
 NOISE_SEEDS = 3
 
 
 @dataclass(frozen=True)
-class Budget:
-    """Training steps; of 32 images for the classifier, 16 for the diffusion model, 64 for the autoencoder."""
+class Inputs:
+    """What is scored, by name: images `(N, C, H, W)` and their places `(N,)` in the part."""
 
-    classifier: int
-    denoiser: int
-    autoencoder: int
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is measured, stored with every fold: folds of different settings are not mixed."""
-
-    data: str
-    size: int
-    classifier: str
-    folds: int
-    max_per_group: int
-    seed: int
-    budget: Budget
-    attacks: str
+    part: ImageDataset
+    images: dict[str, tuple[Tensor, Tensor]]
 
 
-def run_fold(setting: Setting, data: ImageDataset, number: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Everything that the table needs of one fold, as plain values."""
-    folds = data.split({f"fold{place}": 1 / setting.folds for place in range(setting.folds)}, seed=setting.seed)
-    test = folds.pop(f"fold{number}")
-    rest = ImageDataset.concatenate(list(folds.values()))
-    parts = rest.split({"train": 0.75, "calibrate": 0.25}, seed=derive_seed(setting.seed, "parts", number))
-    seed = derive_seed(setting.seed, "fold", number)
-    say(f"fold {number}: {len(parts['train'])} to train, {len(parts['calibrate'])} to calibrate, {len(test)} to test")
-    model = _classifier(setting, parts["train"], seed)
-    say("diffusion model")
-    denoiser = _denoiser(setting, parts["train"], seed)
-    context = ScoreContext(model, model.features, denoiser)
-    say("detectors")
-    detectors = _detectors(setting, parts["train"], context, seed)
-
-    say("attacks")
-    images, labels = test.images, test.labels
-    with torch.no_grad():
-        verdicts = torch.cat([model(batch.images).argmax(1) for batch in test.batches(64)])
-    right = torch.nonzero(verdicts == labels).squeeze(1)
-    inputs = {"benign": (images, torch.arange(len(test)))}
-    tried: dict[str, str] = {}
-    success: dict[str, float] = {}
-    for name, (plugin, options) in ATTACKS.items():
-        attack = medfedpure.create("attack", plugin, **options)
-        tested = right[: AT_MOST.get(name)]
-        result = attack(model, images[tested], labels[tested], streams=Streams(seed, test.ids[tested]))
-        success[name] = float(result.success.double().mean())
-        inputs[name] = (result.images[result.success], tested[result.success])
-        tried[name] = attack.describe()
-    noise = EPS * (2 * Streams(seed, test.ids).uniform(images.shape[1:], stage="control") - 1)
-    inputs[CONTROL] = ((images + noise).clamp(0, 1), torch.arange(len(test)))
-
-    say("scores")
-    rows = {
-        name: _scores(detector, context, parts["calibrate"], test, inputs, seed) for name, detector in detectors.items()
-    }
-    for name, share in _throughput(detectors, model, context, images[:32]).items():
-        rows[name]["throughput"] = share
-    return {
-        "setting": asdict(setting),
-        "fold": number,
-        "attacks": tried,
-        "clean_balanced_accuracy": classification_figures(verdicts, labels, data.num_classes).balanced_accuracy,
-        "success": success,
-        "groups": {name: test.groups[place].tolist() for name, (_, place) in inputs.items()},
-        "detectors": rows,
-    }
+def measure(fold: Fold, part: str, attacks: list[str], names: list[str], say: Callable[[str], None]) -> dict[str, Any]:
+    """Everything that the table needs of one fold, as plain values; kept in the fold's folder."""
+    path = fold.folder / f"detectors_{part}.json"
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"attacks": {}, "detectors": {}}
+    data = fold.parts[part]
+    everything = torch.arange(len(data))
+    inputs = {"benign": (data.images, everything), CONTROL: (fold.noised(part), everything)}
+    record: dict[str, Any] = {"fold": fold.number, "attacks": {}, "success": {}, "detectors": stored["detectors"]}
+    for name in attacks:
+        say(f"attack {name}")
+        found = fold.attacked(part, name)
+        record["attacks"][name] = found.text
+        record["success"][name] = float(found.success.double().mean())
+        inputs[name] = (found.images[found.success], found.place[found.success])
+    record["clean_balanced_accuracy"] = fold.clean_balanced_accuracy(part)
+    record["groups"] = {name: data.groups[place].tolist() for name, (_, place) in inputs.items()}
+    detectors: dict[str, Detector] = {}
+    for name in names:
+        plugin, options = DETECTORS[name]
+        detector: Detector = medfedpure.create("detector", plugin, **options)
+        config = detector.config.model_dump(mode="json")
+        known = stored["detectors"].get(name)
+        if known is not None and known["config"] == config and set(attacks) <= set(known["scores"]):
+            continue
+        say(f"detector {name}")
+        detectors[name] = _fitted(detector, fold)
+        record["detectors"][name] = {"config": config, **_scores(detectors[name], fold, Inputs(data, inputs))}
+    for name, share in _throughput(detectors, fold.context(), data.images[:32]).items():
+        record["detectors"][name]["throughput"] = share
+    write_json(path, record)
+    return record
 
 
-def _classifier(setting: Setting, data: ImageDataset, seed: int) -> ClassifierModel:
-    channels, size, _ = data.image_shape
-    architecture = medfedpure.create("classifier", setting.classifier)
-    model: ClassifierModel = architecture.create_model(
-        in_channels=channels, num_classes=data.num_classes, image_size=size, seed=seed
-    )
-    task = ClassificationTask(shift=4, intensity=0.3, noise=0.01)
-    budget = TrainingConfig(steps=setting.budget.classifier, batch_size=32, learning_rate=1e-3)
-    train(model, task, data, budget, seed=seed, description="classifier")
-    return model.eval()
+def _fitted(detector: Detector, fold: Fold) -> Detector:
+    """The detector, fitted on the train part; one masked autoencoder serves all its scores."""
+    if detector.name != "mae":
+        return detector.fit(fold.parts["train"], context=fold.context(), seed=fold.seed)
+    folder = fold.folder / "mae"
+    data = fold.parts["train"]
+    if not folder.exists():
+        first = medfedpure.create("detector", "mae", score={"kind": "reconstruction"})
+        context = ScoreContext(checkpoint=fold.folder / "mae_checkpoint")
+        first.fit(data, context=context, seed=fold.seed).save(folder)
+    network: Any = Detector.load(folder)
+    return detector.adopt(network.network, data.image_shape).finish_fit(data, context=fold.context(), seed=fold.seed)  # type: ignore[attr-defined,no-any-return]
 
 
-def _denoiser(setting: Setting, data: ImageDataset, seed: int) -> Any:
-    budget = {"steps": setting.budget.denoiser, "batch_size": 16, "learning_rate": 2e-3, "ema": 0.99}
-    options = {"t_min": 20, "t_max": 60, "model": {"widths": [32, 64]}, "training": budget}
-    return medfedpure.create("purifier", "ddpm", **options).fit(data, seed=seed)
+def _scores(detector: Detector, fold: Fold, inputs: Inputs) -> dict[str, Any]:
+    context = fold.context()
 
-
-def _detectors(setting: Setting, data: ImageDataset, context: ScoreContext, seed: int) -> dict[str, Detector]:
-    budget = {"steps": setting.budget.autoencoder, "batch_size": 64, "learning_rate": 1e-3, "ema": 0.99}
-    found: dict[str, Detector] = {}
-    network: nn.Module | None = None
-    for kind in MAE_KINDS:
-        detector = medfedpure.create("detector", "mae", score={"kind": kind}, training=budget)
-        if network is None:
-            network = detector.fit(data, context=context, seed=seed).network
-        found[f"mae {kind}"] = detector.adopt(network, data.image_shape)
-    for name, (plugin, options) in UNFITTED.items():
-        found[name] = medfedpure.create("detector", plugin, **options).fit(data, context=context, seed=seed)
-    return found
-
-
-def _scores(
-    detector: Detector,
-    context: ScoreContext,
-    calibrate: ImageDataset,
-    test: ImageDataset,
-    inputs: dict[str, tuple[Tensor, Tensor]],
-    seed: int,
-) -> dict[str, Any]:
     def score(images: Tensor, ids: Tensor, draw: int = 0) -> Tensor:
-        streams = Streams(derive_seed(seed, "scores", draw), ids)
+        streams = Streams(derive_seed(fold.seed, "scores", draw), ids)
         with torch.no_grad():
             return torch.cat(
                 [
@@ -176,10 +116,12 @@ def _scores(
                 ]
             ).double()
 
-    kept = calibrate.one_per_group(seed)
+    ids = inputs.part.ids
+    kept = fold.parts["calibrate"].one_per_group(fold.seed)
     calibration = Calibration.fit(score(kept.images, kept.ids), 0.05)
-    scores = {name: score(images, test.ids[place]) for name, (images, place) in inputs.items() if len(images)}
-    repeated = torch.stack([score(*_first(inputs["benign"], test, 64), draw) for draw in range(NOISE_SEEDS)])
+    scores = {name: score(images, ids[place]) for name, (images, place) in inputs.images.items() if len(images)}
+    some = inputs.part.images[:64]
+    repeated = torch.stack([score(some, ids[:64], draw) for draw in range(NOISE_SEEDS)])
     total = float(repeated.mean(0).var())
     return {
         "scores": {name: values.tolist() for name, values in scores.items()},
@@ -194,17 +136,15 @@ def _range(start: int, images: Tensor) -> Tensor:
     return torch.arange(start, min(start + 64, len(images)))
 
 
-def _first(benign: tuple[Tensor, Tensor], test: ImageDataset, count: int) -> tuple[Tensor, Tensor]:
-    return benign[0][:count], test.ids[benign[1][:count]]
-
-
 def _throughput(
-    detectors: dict[str, Detector], model: nn.Module, context: ScoreContext, images: Tensor, pairs: int = 7
+    detectors: dict[str, Detector], context: ScoreContext, images: Tensor, pairs: int = 7
 ) -> dict[str, float]:
     """Share of the bare classifier's images per second that remain with a detector before it.
 
     The median over interleaved pairs: bare, guarded, bare, guarded ...
     """
+    model = context.classifier
+    assert isinstance(model, nn.Module)
 
     def seconds(work: Callable[[], object]) -> float:
         start = time.perf_counter()
@@ -226,42 +166,44 @@ def _throughput(
 
 
 def main() -> None:
-    """Compute the folds that are missing, print the table of all that are there."""
+    """Compute what is missing, print the table of all folds that are there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="one sub-folder per class")
-    parser.add_argument("--out", type=Path, required=True, help="folder for one JSON file per fold")
+    parser.add_argument("--data", type=Path, required=True, help="one sub-folder per class, or a MedMNIST .npz")
+    parser.add_argument("--out", type=Path, required=True, help="folder for what is trained and measured")
     parser.add_argument("--only", type=int, nargs="*", help="these folds only")
+    parser.add_argument("--part", choices=("tune", "test"), default="test", help="where to measure")
+    parser.add_argument("--attacks", nargs="*", choices=tuple(ATTACKS), default=list(ATTACKS))
+    parser.add_argument("--detectors", nargs="*", choices=tuple(DETECTORS), default=list(DETECTORS))
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--classifier", default="resnet18")
     parser.add_argument("--max-per-group", type=int, default=8)
+    parser.add_argument("--most", type=int, help="at most so many images")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, nargs=3, default=[300, 2000, 1000], metavar=("CLF", "DDPM", "MAE"))
+    parser.add_argument("--steps", type=int, nargs=2, default=[600, 1500], metavar=("CLASSIFIER", "DENOISER"))
+    parser.add_argument("--pictures", type=Path, help="folder for ROC curves and histograms")
     given = parser.parse_args()
+    say = progress()
+    data = read_data(given.data, given.size, given.max_per_group, given.seed, given.most)
     setting = Setting(
-        given.data.name,
-        given.size,
+        data.name,
+        data.image_shape[1],
         given.classifier,
         given.folds,
         given.max_per_group,
         given.seed,
-        Budget(*given.steps),
-        " ".join(ATTACKS),
+        *given.steps,
     )
-    given.out.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-
-    def say(text: str) -> None:
-        print(f"[{time.perf_counter() - start:6.0f} s] {text}", flush=True)
-
-    options = {"root": given.data, "image_size": given.size, "channels": 1}
-    data = medfedpure.create("dataset", "image_folder", **options).read().cap_groups(given.max_per_group, given.seed)
+    open_folder(given.out, setting)
+    found = []
     for number in given.only if given.only is not None else range(given.folds):
-        path = given.out / f"fold_{number}.json"
-        if not path.exists():
-            write_json(path, run_fold(setting, data, number, say))
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(given.out.glob("fold_*.json"))]
-    print(markdown([fold for fold in found if fold["setting"] == asdict(setting)]))
+        fold = prepare(setting, data, number, given.out, say)
+        found.append(measure(fold, given.part, given.attacks, given.detectors, say))
+    print(markdown(setting, found))
+    if given.pictures is not None:
+        from benchmarks.detection_pictures import draw
+
+        draw(found, given.pictures)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from PIL import Image
@@ -33,6 +34,17 @@ def write_image_folder(folder: Path) -> Path:
     return folder
 
 
+def write_medmnist(folder: Path) -> Path:
+    """Twelve images as MedMNIST stores them."""
+    data = tiny_dataset(12)
+    parts = {"train": slice(0, 8), "val": slice(8, 10), "test": slice(10, 12)}
+    arrays = {f"{part}_images": data.pixels[place, 0].numpy() for part, place in parts.items()}
+    arrays |= {f"{part}_labels": data.labels[place, None].numpy() for part, place in parts.items()}
+    path = folder / "tinymnist.npz"
+    numpy.savez(path, **arrays)
+    return path
+
+
 SMALL_CONFIGS: Mapping[tuple[str, str], Mapping[str, Any] | Callable[[Path], Mapping[str, Any]]] = {
     ("classifier", "small_cnn"): {"widths": (8, 16)},
     ("classifier", "timm"): {"model": "test_resnet"},
@@ -43,6 +55,7 @@ SMALL_CONFIGS: Mapping[tuple[str, str], Mapping[str, Any] | Callable[[Path], Map
     ("purifier", "ddpm"): {"model": {"widths": (8, 16)}, "num_inference_steps": 2, "training": TINY_TRAINING},
     ("dataset", "phantom"): {"images": 24, "image_size": 32},
     ("dataset", "image_folder"): lambda folder: {"root": str(write_image_folder(folder)), "image_size": 32},
+    ("dataset", "medmnist"): lambda folder: {"path": str(write_medmnist(folder)), "groups": "none"},
 }
 """Only where defaults are too slow, or where files are needed: a function of an empty folder."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
@@ -34,12 +35,15 @@ class ScoreContext:
         denoiser: a diffusion model that cleans images, or None.
         logits: `(N, K)`, the classifier's logits on the very images being scored, where the chain
             already has them: use `predict_logits`, which saves a classifier pass.
+        checkpoint: while a part is fitted, a folder where a long training keeps its progress and goes
+            on from, for parts that can; None keeps nothing.
     """
 
     classifier: nn.Module | None = None
     features: Callable[[Tensor], Tensor] | None = None
     denoiser: Denoiser | None = None
     logits: Tensor | None = None
+    checkpoint: Path | None = None
 
     def provides(self) -> frozenset[str]:
         """Names of the requirements that are met here."""

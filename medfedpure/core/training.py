@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -17,6 +19,7 @@ from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.errors import DataError, TrainingError
 from medfedpure.core.progress import track
 from medfedpure.core.streams import Streams, derive_seed, isolated_rng
+from medfedpure.core.training_state import TrainingState, WeightAverage
 
 
 class TrainingConfig(Config):
@@ -29,6 +32,11 @@ class TrainingConfig(Config):
     weight_decay: float = Field(1e-4, ge=0, description="decoupled weight decay (AdamW)")
     clip_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights; 0 keeps the last weights")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16 trains under autocast: faster where the hardware has it; weights stay float32"
+    )
+    checks: int = Field(20, ge=1, description="how often, evenly, to look at validation images and save a checkpoint")
+    patience: int = Field(0, ge=0, description="stop after so many checks without a lower validation loss; 0 = never")
 
 
 class Task(ABC):
@@ -68,13 +76,25 @@ class Trainable(Protocol):
         """Take a trained network and count as fitted."""
 
 
+@runtime_checkable
+class FinishesLocally(Protocol):
+    """A trainable part that, after `adopt`, still learns something from each client's own benign images."""
+
+    def finish_fit(self, data: ImageDataset, *, context: Any, seed: int = 0) -> Self:
+        """Learn what the network alone does not say, such as statistics of its scores; then it is fitted."""
+
+
 @dataclass(frozen=True)
 class TrainingLog:
-    """Mean loss over the last tenth of the steps, and how many steps and images it took."""
+    """Mean loss over the last tenth of the steps, and how many steps and images it took.
+
+    `validation` is the lowest loss on validation images, whose weights were kept; None without them.
+    """
 
     loss: float
     steps: int
     images: int
+    validation: float | None = None
 
 
 def train(
@@ -87,6 +107,8 @@ def train(
     description: str = "training",
     parameters: Sequence[nn.Parameter] | None = None,
     window: tuple[int, int] | None = None,
+    validation: ImageDataset | None = None,
+    checkpoint: Path | None = None,
 ) -> TrainingLog:
     """Train in place; the model ends in eval mode, with averaged weights if `ema` asks for them.
 
@@ -100,10 +122,15 @@ def train(
         parameters: which to update; by default all that require gradients.
         window: (first, last) step of this call within the schedule of `config.steps`, for a
             federated round; by default the whole schedule.
+        validation: images to look at `config.checks` times; the weights with the lowest loss are kept,
+            and `config.patience` checks without a lower one end the training.
+        checkpoint: a folder that is written at every check; where it exists, the training goes on from
+            there, to the same weights as if it had not been cut off.
 
     Raises:
         DataError: no image.
         TrainingError: the loss is not finite, or the window holds no step.
+        ArtifactError: the checkpoint is damaged, or of another training.
     """
     if len(data) == 0:
         raise DataError(f"{description}: there is no image to train on")
@@ -114,31 +141,69 @@ def train(
         )
     chosen = list(parameters) if parameters is not None else [p for p in model.parameters() if p.requires_grad]
     optimizer = task.optimizer(chosen, config)
-    averaged = _Average(model, config.ema) if config.ema else None
+    state = TrainingState(model, optimizer, WeightAverage(model, config.ema) if config.ema else None, last - first)
+    recipe = {
+        "what": description,
+        "settings": config.model_dump(mode="json"),
+        "seed": seed,
+        "window": [first, last],
+        "images": len(data),
+        "validation": 0 if validation is None else len(validation),
+    }
     device = _device_of(model)
-    history = torch.zeros(last - first, device=device)
+    every = max((last - first) // config.checks, 1)
     indices = _indices(len(data), config.batch_size, seed)
     model.train()
     with isolated_rng(derive_seed(seed, "global")):
-        for place in track(range(last - first), description, last - first):
+        if checkpoint is not None:
+            state.load(checkpoint, recipe)
+        for _ in range(state.done):
+            next(indices)
+        for place in track(range(state.done, last - first), description, last - first - state.done):
+            if config.patience and state.best.waited >= config.patience:
+                break
             batch = data.batch(next(indices)).to(device)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _schedule(first + place, config)
-            loss = task.loss(model, batch, Streams(derive_seed(seed, "step", first + place), batch.ids))
+            with _autocast(config, device):
+                loss = task.loss(model, batch, Streams(derive_seed(seed, "step", first + place), batch.ids))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(chosen, config.clip_norm)
             optimizer.step()
-            history[place] = loss.detach()
-            if averaged is not None:
-                averaged.update(model)
-    if averaged is not None:
-        averaged.copy_to(model)
+            state.history[place] = loss.detach()
+            if state.average is not None:
+                state.average.update(model)
+            state.done = place + 1
+            if state.done % every == 0 or state.done == last - first:
+                if validation is not None:
+                    _look(state, task, validation, seed)
+                if checkpoint is not None:
+                    state.save(checkpoint, recipe)
+    if state.best.loss is not None:
+        model.load_state_dict(state.best.tensors, strict=False)
+    elif state.average is not None:
+        state.average.copy_to(model)
     model.eval()
-    final = float(history[-max(1, len(history) // 10) :].mean())
+    taken = state.history[: state.done]
+    final = float(taken[-max(1, len(taken) // 10) :].mean())
     if not math.isfinite(final):
         raise TrainingError(f"{description}: the loss is not finite; lower learning_rate ({config.learning_rate:g})")
-    return TrainingLog(final, last - first, (last - first) * config.batch_size)
+    return TrainingLog(final, state.done, state.done * config.batch_size, state.best.loss)
+
+
+def _look(state: TrainingState, task: Task, validation: ImageDataset, seed: int) -> None:
+    """Offer the weights as they would be kept now: averaged, where they are averaged."""
+    model = state.model.eval()
+    with state.average.applied(model) if state.average is not None else nullcontext():
+        state.best.offer(task.metrics(model, validation, seed=derive_seed(seed, "validation"))["loss"], model)
+    model.train()
+
+
+def _autocast(config: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:
+    if config.precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def _schedule(step: int, config: TrainingConfig) -> float:
@@ -164,21 +229,3 @@ def _indices(size: int, batch_size: int, seed: int) -> Iterator[Tensor]:
 
 def _device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-class _Average:
-    """Exponential moving average of the floating tensors of a model, with a debiased start."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay, self.updates = decay, 0
-        self.tensors = {k: v.detach().clone() for k, v in model.state_dict().items() if v.is_floating_point()}
-
-    def update(self, model: nn.Module) -> None:
-        self.updates += 1
-        decay = min(self.decay, self.updates / (self.updates + 9))
-        state = model.state_dict()
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.tensors.values()), [state[key] for key in self.tensors], 1 - decay)
-
-    def copy_to(self, model: nn.Module) -> None:
-        model.load_state_dict(self.tensors, strict=False)

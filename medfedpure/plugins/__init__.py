@@ -57,6 +57,13 @@ def medfedpure_plugins() -> Iterable[Plugin]:
             "smooth maximum of several detectors, standardized",
         ),
         Plugin(
+            "detector",
+            "art",
+            f"{_HERE}.detectors.art:ArtDetector",
+            "ART's subset scanning over the classifier's features",
+            extra="attacks",
+        ),
+        Plugin(
             "purifier",
             "ddpm",
             f"{_HERE}.purifiers.ddpm:DDPM",
@@ -87,4 +94,5 @@ def medfedpure_plugins() -> Iterable[Plugin]:
         ),
         Plugin("dataset", "phantom", f"{_HERE}.datasets.phantom:Phantom", "brain-like slices drawn from a seed"),
         Plugin("dataset", "image_folder", f"{_HERE}.datasets.image_folder:ImageFolder", "one folder per class"),
+        Plugin("dataset", "medmnist", f"{_HERE}.datasets.medmnist:MedMNIST", "a MedMNIST .npz file on disk"),
     )

@@ -76,6 +76,18 @@ class ImageContract(ComponentContract):
         assert bool(gradient.isfinite().all()), "the gradient to the images is not finite"
         assert bool(gradient.flatten(1).abs().sum(1).count_nonzero()), "the gradient to the images is zero everywhere"
 
+    def test_gradients_agree_with_differences(self, subject: Any, setting: Setting, component: Any) -> None:
+        """In float64 the gradient equals finite differences along a random direction (gradcheck, fast mode)."""
+        if not component.differentiable or not isinstance(subject, nn.Module):
+            pytest.skip("differentiable = False, or not an nn.Module")
+        exact, double = copy.deepcopy(subject).double(), setting.select(torch.arange(2)).double()
+        inside = (0.1 + 0.8 * double.images).requires_grad_(True)  # away from the kinks at 0 and 1
+
+        def answer(images: Tensor) -> Tensor:
+            return next(iter(observe(exact, Setting(**{**vars(double), "images": images})).values()))
+
+        assert torch.autograd.gradcheck(answer, inside, fast_mode=True), "the gradient is not that of the answer"
+
 
 def assert_batch_invariance(subject: Any, setting: Setting, tolerance: float) -> None:
     """Whole batch, single images, halves and a shuffled batch, ids carried along, answer alike."""

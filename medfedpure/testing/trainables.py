@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medfedpure.core.streams import Streams
-from medfedpure.core.training import Task, Trainable
+from medfedpure.core.training import FinishesLocally, Task, Trainable
 from medfedpure.testing.checking import assert_equal, global_rng_untouched
 from medfedpure.testing.components import FittedContract, new_like
 from medfedpure.testing.observing import observe
@@ -48,7 +48,9 @@ class TrainableContract(FittedContract):
         network = part.make_network(setting.train.image_shape, 1)
         adopted = part.adopt(network, setting.train.image_shape)
         assert adopted is part, "adopt must return self"
-        assert adopted.fitted, "adopt must end with mark_fitted()"
+        if isinstance(adopted, FinishesLocally):
+            adopted.finish_fit(setting.train, context=setting.context, seed=1)
+        assert adopted.fitted, "adopt must end with mark_fitted(), or finish_fit where there is one"
         for value in observe(adopted, setting).values():
             assert bool(value.isfinite().all()), "an adopted network gives answers that are not finite"
 

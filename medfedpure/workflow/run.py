@@ -28,7 +28,7 @@ from medfedpure.core.registry import create
 from medfedpure.core.storage import write_bytes, write_json
 from medfedpure.core.streams import derive_seed
 from medfedpure.core.threats import bpda_view, static_view
-from medfedpure.core.training import Trainable, TrainingConfig
+from medfedpure.core.training import FinishesLocally, Trainable, TrainingConfig
 from medfedpure.federation import FederatedResult, FederationConfig, Site, federate, federate_part
 from medfedpure.workflow.config import FederatedChoice, RunConfig
 from medfedpure.workflow.measure import Measured, anchor_chain, measure_client
@@ -205,8 +205,13 @@ def _train_part(
     purifiers: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One fitted part for each client: federated where its network can be, else fitted on each client's own."""
-    made = {site.client_id: create(kind, choice.plugin, choice.config) for site in sites}
+    made: dict[str, Any] = {site.client_id: create(kind, choice.plugin, choice.config) for site in sites}
     part: Component = next(iter(made.values()))
+
+    def context(client: str) -> FitContext:
+        denoiser = purifiers[client] if purifiers is not None else None
+        return DefendedClassifier(classifiers[client], purifier=denoiser, policy="none").context()
+
     seed = derive_seed(config.seed, kind)
     if isinstance(part, Trainable):
         training = part.config.training
@@ -223,14 +228,17 @@ def _train_part(
                 config=_federation(config),
             )
         history[kind] = _history(result)
-        networks = _complete(result, kind)
-        return {c: made[c].adopt(network, sites[0].train.image_shape) for c, network in networks.items()}
+        for client, network in _complete(result, kind).items():
+            made[client].adopt(network, sites[0].train.image_shape)
+        for site in sites:
+            own = made[site.client_id]
+            if isinstance(own, FinishesLocally):
+                own.finish_fit(site.train, context=context(site.client_id), seed=seed)
+        return made
     with journal.phase(kind, f"{kind}: {choice.plugin}, fitted on each client's own images"):
         for site in sites:
-            denoiser = purifiers[site.client_id] if purifiers is not None else None
-            own = DefendedClassifier(classifiers[site.client_id], purifier=denoiser, policy="none").context()
             fitted: Detector | Purifier = made[site.client_id]
-            fitted.fit(site.train, context=FitContext(own.classifier, own.features, own.denoiser), seed=seed)
+            fitted.fit(site.train, context=context(site.client_id), seed=seed)
     return made
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import medfedpure
-from medfedpure.core.dataset import ImageDataset
+from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.detector import ScoreContext
 from medfedpure.core.divergence import jensen_shannon
-from medfedpure.core.errors import ConfigError, InputError
+from medfedpure.core.errors import ConfigError, InputError, MissingRequirementError, NotFittedError
 from medfedpure.core.streams import Streams
 from medfedpure.plugins.detectors.mae import complementary_mask
 
@@ -62,6 +62,79 @@ def test_autoencoder_learns_to_remove_noise_from_visible_patches():
     before = (noisy - fresh).square().mean()
     after = (detector.network.to_images(visible_only) - fresh).square().mean()
     assert after < before
+
+
+def brightness(images):
+    """Two logits that turn on the mean of the left half."""
+    level = 40 * (images[..., :8].mean((1, 2, 3)) - 0.5)
+    return torch.stack((-level, level), 1)
+
+
+COMBINED = {"kind": "combined", "masks": 2, "ratios": [0.5]}
+
+
+def test_combined_is_a_smooth_maximum_of_standardized_logarithms():
+    context, data = ScoreContext(classifier=brightness), stripes()
+    options = {"model": MODEL, "training": {"steps": 40, "batch_size": 16}}
+    detector = medfedpure.create("detector", "mae", score=COMBINED, **options).fit(data, context=context)
+    rows = detector._statistics(data.images, context, Streams(0, data.ids))
+    streams = Streams(0, data.ids)
+    shift = medfedpure.create("detector", "mae", score={**COMBINED, "kind": "prediction_shift"}, **options)
+    error = medfedpure.create("detector", "mae", score={**COMBINED, "kind": "reconstruction"}, **options)
+    for place, other in ((0, shift), (2, error)):
+        other.adopt(detector.network, data.image_shape)
+        alone = torch.log(other(data.images, context=context, streams=streams) + 1e-8)
+        assert torch.allclose(rows[:, place], alone, atol=1e-5), f"statistic {place} is not the score of its name"
+    z = (rows.double() - detector.centre) / detector.spread
+    scores = detector(data.images, context=context, streams=streams).double()
+    assert torch.allclose(scores, 0.5 * torch.logsumexp(2 * z, 1), atol=1e-4)
+    assert rows.shape == (32, 4)
+
+
+def test_combined_sees_noise_of_any_kind():
+    context, fresh = ScoreContext(classifier=brightness), stripes(16, seed=1).images
+    options = {"model": MODEL, "training": {"steps": 150, "batch_size": 16}}
+    detector = medfedpure.create("detector", "mae", score=COMBINED, **options).fit(stripes(), context=context)
+    noise = 0.2 * torch.randn(fresh.shape, generator=torch.Generator().manual_seed(2))
+    benign, noisy = (detector(x, context=context) for x in (fresh, (fresh + noise).clamp(0, 1)))
+    assert int((noisy > benign).sum()) >= 14
+
+
+def test_combined_is_not_fitted_by_a_network_alone(tmp_path):
+    context, data = ScoreContext(classifier=brightness), stripes()
+    detector = medfedpure.create("detector", "mae", model=MODEL, score=COMBINED)
+    detector.adopt(detector.make_network(data.image_shape, seed=0), data.image_shape)
+    with pytest.raises(NotFittedError):
+        detector(data.images, context=context)
+    detector.finish_fit(data, context=context).save(tmp_path / "mae")
+    loaded = medfedpure.Detector.load(tmp_path / "mae")
+    assert torch.equal(loaded(data.images, context=context), detector(data.images, context=context))
+    with pytest.raises(MissingRequirementError, match="classifier"):
+        medfedpure.create("detector", "mae", model=MODEL, score=COMBINED).fit(data)
+
+
+def test_a_long_fit_goes_on_where_it_was_cut_off(tmp_path):
+    options = {"model": MODEL, "validation_share": 0.25, "training": {"steps": 20, "batch_size": 8, "checks": 5}}
+    folder, plain = tmp_path / "checkpoint", medfedpure.create("detector", "mae", **options).fit(stripes())
+    again = medfedpure.create("detector", "mae", **options).fit(stripes(), context=ScoreContext(checkpoint=folder))
+    third = medfedpure.create("detector", "mae", **options).fit(stripes(), context=ScoreContext(checkpoint=folder))
+    for detector in (again, third):
+        for key, value in detector.network.state_dict().items():
+            assert torch.equal(value, plain.network.state_dict()[key]), key
+
+
+def test_normalized_errors_are_relative_to_the_variance_of_a_patch():
+    flat_and_wavy = stripes(8).images.clone()
+    flat_and_wavy[..., :8] = 0.5
+    batch = Batch(flat_and_wavy, torch.zeros(8, dtype=torch.int64), torch.arange(8))
+    losses = {}
+    for normalized in (False, True):
+        part = medfedpure.create("detector", "mae", model=MODEL, normalized_loss=normalized, visible_weight=0)
+        network = part.make_network((1, 16, 16), seed=0)
+        flat_target = network.to_patches(batch.images).var(2) < 1e-6
+        assert bool(flat_target.any())
+        losses[normalized] = float(part.task().loss(network, batch, Streams(0, batch.ids)).detach())
+    assert losses[True] < losses[False], "patches with a variance count for less than flat ones"
 
 
 def test_patches_and_images_are_inverse():

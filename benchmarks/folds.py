@@ -1,0 +1,201 @@
+"""What the benchmarks share: grouped folds of a data set, each with a classifier, a diffusion model and attacks.
+
+The parts of a fold are trained once and kept in its folder, so that a long run can be continued, and two
+benchmarks measure the same thing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import medfedpure
+from medfedpure.core.classifier import ClassificationTask, ClassifierModel
+from medfedpure.core.dataset import ImageDataset
+from medfedpure.core.detector import ScoreContext
+from medfedpure.core.metrics import classification_figures
+from medfedpure.core.purifier import Purifier
+from medfedpure.core.storage import read_document, write_document, write_json
+from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.core.training import TrainingConfig, train
+
+EPS = 0.015
+CONTROL = "uniform noise"
+APGD = {"eps_step": 0.003, "max_iter": 20, "nb_random_init": 1, "batch_size": 64}
+CARLINI = {"max_iter": 10, "binary_search_steps": 3, "batch_size": 64}
+ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "pgd": ("pgd", {"norm": "linf", "eps": EPS, "step": 0.003, "steps": 7}),
+    "fgsm": ("fgsm", {"norm": "linf", "eps": EPS}),
+    "apgd": ("art", {"attack": "AutoProjectedGradientDescent", "eps": EPS, "options": APGD}),
+    "carlini l2": ("art", {"attack": "CarliniL2Method", "norm": "l2", "eps": None, "options": CARLINI}),
+}
+AT_MOST = {"apgd": 128, "carlini l2": 64}
+SHARES = {"train": 0.65, "tune": 0.1, "calibrate": 0.25}
+"""Of the images outside a fold's test part: to train, to choose defaults on, to calibrate thresholds."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured; a folder holds folds of one setting only."""
+
+    data: str
+    size: int
+    classifier: str
+    folds: int
+    max_per_group: int
+    seed: int
+    classifier_steps: int
+    denoiser_steps: int
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """An attack on the images that the bare classifier reads correctly.
+
+    Attributes:
+        images: `(N, C, H, W)`, attacked.
+        place: `(N,)`, which images of the part they were.
+        success: `(N,)` bool, the bare classifier is fooled.
+        text: the threat in words.
+    """
+
+    images: Tensor
+    place: Tensor
+    success: Tensor
+    text: str
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold: its parts, and what was trained on its train part.
+
+    Attributes:
+        parts: train, tune, calibrate and test; no near-duplicate group is in two of them.
+    """
+
+    number: int
+    seed: int
+    folder: Path
+    parts: dict[str, ImageDataset]
+    classifier: ClassifierModel
+    denoiser: Purifier
+
+    def context(self) -> ScoreContext:
+        """What a detector may use."""
+        return ScoreContext(self.classifier, self.classifier.features, self.denoiser)
+
+    def verdicts(self, part: str) -> Tensor:
+        """Labels `(N,)` that the bare classifier gives."""
+        with torch.no_grad():
+            return torch.cat([self.classifier(batch.images).argmax(1) for batch in self.parts[part].batches(64)])
+
+    def clean_balanced_accuracy(self, part: str) -> float:
+        """Of the bare classifier."""
+        data = self.parts[part]
+        return classification_figures(self.verdicts(part), data.labels, data.num_classes).balanced_accuracy
+
+    def attacked(self, part: str, name: str) -> Attacked:
+        """A static attack on the bare classifier, kept in the fold's folder."""
+        path = self.folder / f"{part} {name}".replace(" ", "_").replace("/", "_")
+        if not path.exists():
+            self._attack(part, name, path)
+        document, tensors = read_document(path, kind="attacked", keys=("attack", "text"))
+        if document["attack"] != list(ATTACKS[name]):
+            raise SystemExit(f"{path} was made by another attack ({document['attack']}): delete it")
+        return Attacked(tensors["images"], tensors["place"], tensors["success"], document["text"])
+
+    def _attack(self, part: str, name: str, path: Path) -> None:
+        data = self.parts[part]
+        right = torch.nonzero(self.verdicts(part) == data.labels).squeeze(1)[: AT_MOST.get(name)]
+        plugin, options = ATTACKS[name]
+        attack = medfedpure.create("attack", plugin, **options)
+        streams = Streams(self.seed, data.ids[right])
+        found = attack(self.classifier, data.images[right], data.labels[right], streams=streams)
+        document = {"kind": "attacked", "attack": list(ATTACKS[name]), "text": attack.describe()}
+        path.mkdir(parents=True, exist_ok=True)
+        write_document(path, document, {"images": found.images, "place": right, "success": found.success})
+
+    def noised(self, part: str) -> Tensor:
+        """The control: the part's images with uniform noise of the attacks' eps."""
+        data = self.parts[part]
+        noise = 2 * Streams(self.seed, data.ids).uniform(data.image_shape, stage="control") - 1
+        return (data.images + EPS * noise).clamp(0, 1)
+
+
+def read_data(path: Path, size: int, max_per_group: int, seed: int, most: int | None = None) -> ImageDataset:
+    """A folder of images or a MedMNIST file; at most so many images of a group, and of all."""
+    if path.suffix == ".npz":
+        data = medfedpure.create("dataset", "medmnist", path=path).read()
+    else:
+        options = {"root": path, "image_size": size, "channels": 1}
+        data = medfedpure.create("dataset", "image_folder", **options).read()
+    data = data.cap_groups(max_per_group, seed)
+    if most is not None and most < len(data):
+        data = data.split({"kept": most / len(data), "left": 1 - most / len(data)}, seed=seed)["kept"]
+    return data
+
+
+def open_folder(out: Path, setting: Setting) -> None:
+    """Make the folder of a run, or refuse one that holds another setting."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "setting.json"
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found != asdict(setting):
+            raise SystemExit(f"{out} holds folds of another setting, {found}: choose another --out")
+    else:
+        write_json(path, asdict(setting))
+
+
+def prepare(setting: Setting, data: ImageDataset, number: int, out: Path, say: Callable[[str], None]) -> Fold:
+    """Train what a fold needs, or read it from its folder."""
+    folds = data.split({f"fold{place}": 1 / setting.folds for place in range(setting.folds)}, seed=setting.seed)
+    test = folds.pop(f"fold{number}")
+    rest = ImageDataset.concatenate(list(folds.values()))
+    parts = {**rest.split(SHARES, seed=derive_seed(setting.seed, "parts", number)), "test": test}
+    seed, folder = derive_seed(setting.seed, "fold", number), out / f"fold_{number}"
+    say(f"fold {number}: " + ", ".join(f"{len(part)} to {name}" for name, part in parts.items()))
+    if not (folder / "classifier").exists():
+        say("training the classifier")
+        _classifier(setting, parts["train"], seed, folder / "checkpoint").save(folder / "classifier")
+    if not (folder / "denoiser").exists():
+        say("training the diffusion model")
+        _denoiser(setting, parts["train"], seed).save(folder / "denoiser")
+    model = ClassifierModel.load(folder / "classifier").to(memory_format=torch.channels_last)
+    return Fold(number, seed, folder, parts, model, Purifier.load(folder / "denoiser"))
+
+
+def _classifier(setting: Setting, data: ImageDataset, seed: int, checkpoint: Path) -> ClassifierModel:
+    channels, size, _ = data.image_shape
+    model: ClassifierModel = medfedpure.create("classifier", setting.classifier).create_model(
+        in_channels=channels, num_classes=data.num_classes, image_size=size, seed=seed
+    )
+    task = ClassificationTask(shift=4, intensity=0.3, noise=0.01)
+    options = {"batch_size": 32, "learning_rate": 1e-3, "ema": 0.98, "precision": "bfloat16"}
+    budget = TrainingConfig(steps=setting.classifier_steps, **options)
+    model = model.to(memory_format=torch.channels_last)
+    train(model, task, data, budget, seed=seed, description="classifier", checkpoint=checkpoint)
+    return model.eval()
+
+
+def _denoiser(setting: Setting, data: ImageDataset, seed: int) -> Any:
+    budget = {"steps": setting.denoiser_steps, "batch_size": 32, "learning_rate": 2e-3, "ema": 0.995}
+    options = {"t_max": 150, "training": {**budget, "precision": "bfloat16"}, "model": UNET}
+    return medfedpure.create("purifier", "ddpm", **options).fit(data, seed=seed)
+
+
+UNET: dict[str, Any] = {"widths": [48, 96], "unshuffle": 2}
+
+
+def progress() -> Callable[[str], None]:
+    """A function that prints a line with the seconds since now."""
+    import time
+
+    start = time.perf_counter()
+    return lambda text: print(f"[{time.perf_counter() - start:6.0f} s] {text}", flush=True)
