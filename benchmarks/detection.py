@@ -15,7 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,10 @@ DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
     "denoising_disagreement t20 x1, 3 draws": ("denoising_disagreement", {"timestep": 20, "steps": 1, "draws": 3}),
     "denoising_disagreement t30 x1": ("denoising_disagreement", {"timestep": 30, "steps": 1}),
     "denoising_disagreement t40 x3": ("denoising_disagreement", {"timestep": 40, "steps": 3}),
-    "mae reconstruction (paper)": ("mae", {"score": {"kind": "reconstruction", "mask_ratio": 0.75}}),
+    "mae reconstruction (paper)": (
+        "mae",
+        {"score": {"kind": "reconstruction", "mask_ratio": 0.75, "noise": 0.0, "masks": 4}},
+    ),
     "mae reconstruction": ("mae", {"score": {"kind": "reconstruction"}}),
     "mae prediction_shift": ("mae", {"score": {"kind": "prediction_shift"}}),
     "mae combined": ("mae", {"score": {"kind": "combined"}}),
@@ -45,15 +48,19 @@ DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
     "art subset scanning": ("art", {}),
     "compose": ("compose", {"parts": [{"plugin": "denoising_disagreement"}, {"plugin": "mahalanobis"}]}),
 }
+SHOWN = ("denoising_disagreement t20 x1", "mae reconstruction (paper)")
+MAE_TRAINING = {"steps": 1200, "batch_size": 32, "ema": 0.99}
 NOISE_SEEDS = 3
+REPEATED = 48
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is scored, by name: images `(N, C, H, W)` and their places `(N,)` in the part."""
+    """What is scored, by name: images `(N, C, H, W)`, their places `(N,)` in the part, and the bare logits."""
 
     part: ImageDataset
     images: dict[str, tuple[Tensor, Tensor]]
+    logits: dict[str, Tensor]
 
 
 def measure(fold: Fold, part: str, attacks: list[str], names: list[str], say: Callable[[str], None]) -> dict[str, Any]:
@@ -72,6 +79,7 @@ def measure(fold: Fold, part: str, attacks: list[str], names: list[str], say: Ca
         inputs[name] = (found.images[found.success], found.place[found.success])
     record["clean_balanced_accuracy"] = fold.clean_balanced_accuracy(part)
     record["groups"] = {name: data.groups[place].tolist() for name, (_, place) in inputs.items()}
+    logits: dict[str, Tensor] = {}
     detectors: dict[str, Detector] = {}
     for name in names:
         plugin, options = DETECTORS[name]
@@ -81,10 +89,12 @@ def measure(fold: Fold, part: str, attacks: list[str], names: list[str], say: Ca
         if known is not None and known["config"] == config and set(attacks) <= set(known["scores"]):
             continue
         say(f"detector {name}")
+        logits = logits or {name: _logits(fold, images) for name, (images, _) in inputs.items()}
         detectors[name] = _fitted(detector, fold)
-        record["detectors"][name] = {"config": config, **_scores(detectors[name], fold, Inputs(data, inputs))}
-    for name, share in _throughput(detectors, fold.context(), data.images[:32]).items():
-        record["detectors"][name]["throughput"] = share
+        record["detectors"][name] = {"config": config, **_scores(detectors[name], fold, Inputs(data, inputs, logits))}
+    if fold.number == 0:  # a cost is the same in every fold
+        for name, share in _throughput(detectors, fold.context(), data.images[:32]).items():
+            record["detectors"][name]["throughput"] = share
     write_json(path, record)
     return record
 
@@ -96,32 +106,38 @@ def _fitted(detector: Detector, fold: Fold) -> Detector:
     folder = fold.folder / "mae"
     data = fold.parts["train"]
     if not folder.exists():
-        first = medfedpure.create("detector", "mae", score={"kind": "reconstruction"})
+        first = medfedpure.create("detector", "mae", score={"kind": "reconstruction"}, training=MAE_TRAINING)
         context = ScoreContext(checkpoint=fold.folder / "mae_checkpoint")
         first.fit(data, context=context, seed=fold.seed).save(folder)
     network: Any = Detector.load(folder)
     return detector.adopt(network.network, data.image_shape).finish_fit(data, context=fold.context(), seed=fold.seed)  # type: ignore[attr-defined,no-any-return]
 
 
-def _scores(detector: Detector, fold: Fold, inputs: Inputs) -> dict[str, Any]:
-    context = fold.context()
+def _logits(fold: Fold, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([fold.classifier(batch) for batch in images.split(64)]) if len(images) else images.new_zeros(0)
 
-    def score(images: Tensor, ids: Tensor, draw: int = 0) -> Tensor:
+
+def _scores(detector: Detector, fold: Fold, inputs: Inputs) -> dict[str, Any]:
+    def score(images: Tensor, ids: Tensor, logits: Tensor, draw: int = 0) -> Tensor:
         streams = Streams(derive_seed(fold.seed, "scores", draw), ids)
+        parts = []
         with torch.no_grad():
-            return torch.cat(
-                [
-                    detector(images[start : start + 64], context=context, streams=streams.select(_range(start, images)))
-                    for start in range(0, len(images), 64)
-                ]
-            ).double()
+            for place in torch.arange(len(images)).split(64):
+                context = replace(fold.context(), logits=logits[place])
+                parts.append(detector(images[place], context=context, streams=streams.select(place)))
+        return torch.cat(parts).double()
 
     ids = inputs.part.ids
     kept = fold.parts["calibrate"].one_per_group(fold.seed)
-    calibration = Calibration.fit(score(kept.images, kept.ids), 0.05)
-    scores = {name: score(images, ids[place]) for name, (images, place) in inputs.images.items() if len(images)}
-    some = inputs.part.images[:64]
-    repeated = torch.stack([score(some, ids[:64], draw) for draw in range(NOISE_SEEDS)])
+    calibration = Calibration.fit(score(kept.images, kept.ids, _logits(fold, kept.images)), 0.05)
+    scores = {
+        name: score(images, ids[place], inputs.logits[name])
+        for name, (images, place) in inputs.images.items()
+        if len(images)
+    }
+    some, known = inputs.part.images[:REPEATED], inputs.logits["benign"][:REPEATED]
+    repeated = torch.stack([score(some, ids[:REPEATED], known, draw) for draw in range(NOISE_SEEDS)])
     total = float(repeated.mean(0).var())
     return {
         "scores": {name: values.tolist() for name, values in scores.items()},
@@ -130,10 +146,6 @@ def _scores(detector: Detector, fold: Fold, inputs: Inputs) -> dict[str, Any]:
         "calibration": len(calibration),
         "noise_share": float(repeated.var(0).mean()) / total if total else 0.0,
     }
-
-
-def _range(start: int, images: Tensor) -> Tensor:
-    return torch.arange(start, min(start + 64, len(images)))
 
 
 def _throughput(
@@ -199,11 +211,12 @@ def main() -> None:
     for number in given.only if given.only is not None else range(given.folds):
         fold = prepare(setting, data, number, given.out, say)
         found.append(measure(fold, given.part, given.attacks, given.detectors, say))
-    print(markdown(setting, found))
+    if given.detectors:
+        print(markdown(setting, found))
     if given.pictures is not None:
         from benchmarks.detection_pictures import draw
 
-        draw(found, given.pictures)
+        draw(found, given.pictures, SHOWN)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def _benign_table(folds: list[Fold], detectors: list[str]) -> list[str]:
     attack = next(iter(folds[0]["attacks"]))
     points = {
         detector: (
-            _mean([fold["detectors"][detector]["throughput"] for fold in folds]),
+            _mean([row["throughput"] for row in (f["detectors"][detector] for f in folds) if "throughput" in row]),
             _weighted(folds, detector, attack, auroc),
         )
         for detector in detectors

@@ -36,6 +36,8 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "carlini l2": ("art", {"attack": "CarliniL2Method", "norm": "l2", "eps": None, "options": CARLINI}),
 }
 AT_MOST = {"apgd": 128, "carlini l2": 64}
+MOST_TESTED = 4
+"""Images of a group that are tested: more of them would cost time and tell little."""
 SHARES = {"train": 0.65, "tune": 0.1, "calibrate": 0.25}
 """Of the images outside a fold's test part: to train, to choose defaults on, to calibrate thresholds."""
 
@@ -156,7 +158,7 @@ def open_folder(out: Path, setting: Setting) -> None:
 def prepare(setting: Setting, data: ImageDataset, number: int, out: Path, say: Callable[[str], None]) -> Fold:
     """Train what a fold needs, or read it from its folder."""
     folds = data.split({f"fold{place}": 1 / setting.folds for place in range(setting.folds)}, seed=setting.seed)
-    test = folds.pop(f"fold{number}")
+    test = folds.pop(f"fold{number}").cap_groups(MOST_TESTED, setting.seed)
     rest = ImageDataset.concatenate(list(folds.values()))
     parts = {**rest.split(SHARES, seed=derive_seed(setting.seed, "parts", number)), "test": test}
     seed, folder = derive_seed(setting.seed, "fold", number), out / f"fold_{number}"

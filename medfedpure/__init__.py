@@ -15,6 +15,7 @@ _PUBLIC = {
     "AttackResult": "medfedpure.core.results",
     "Batch": "medfedpure.core.dataset",
     "Calibration": "medfedpure.core.calibration",
+    "Certificate": "medfedpure.core.certify",
     "Classifier": "medfedpure.core.classifier",
     "Component": "medfedpure.core.component",
     "Config": "medfedpure.core.config",
@@ -34,6 +35,8 @@ _PUBLIC = {
     "State": "medfedpure.core.results",
     "Streams": "medfedpure.core.streams",
     "ThreatView": "medfedpure.core.threats",
+    "Vote": "medfedpure.core.voting",
+    "certify": "medfedpure.core.certify",
     "create": "medfedpure.core.registry",
     "defend": "medfedpure.core.defend",
     "hookimpl": "medfedpure.core.registry",
@@ -57,6 +60,8 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from medfedpure.core.attack import Attack as Attack
     from medfedpure.core.calibration import Calibration as Calibration
+    from medfedpure.core.certify import Certificate as Certificate
+    from medfedpure.core.certify import certify as certify
     from medfedpure.core.classifier import Classifier as Classifier
     from medfedpure.core.component import Component as Component
     from medfedpure.core.config import Config as Config
@@ -82,3 +87,4 @@ if TYPE_CHECKING:
     from medfedpure.core.results import State as State
     from medfedpure.core.streams import Streams as Streams
     from medfedpure.core.threats import ThreatView as ThreatView
+    from medfedpure.core.voting import Vote as Vote

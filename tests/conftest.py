@@ -22,6 +22,7 @@ from medfedpure.testing.observing import FreshAnswers, model_of, observe_in_fres
 torch.set_num_threads(1)
 
 TINY_TRAINING = {"steps": 2, "batch_size": 4}
+TINY_MAE = {"width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_depth": 1}
 
 
 def write_image_folder(folder: Path) -> Path:
@@ -48,10 +49,9 @@ def write_medmnist(folder: Path) -> Path:
 SMALL_CONFIGS: Mapping[tuple[str, str], Mapping[str, Any] | Callable[[Path], Mapping[str, Any]]] = {
     ("classifier", "small_cnn"): {"widths": (8, 16)},
     ("classifier", "timm"): {"model": "test_resnet"},
-    ("detector", "mae"): {
-        "model": {"width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_depth": 1},
-        "training": TINY_TRAINING,
-    },
+    ("detector", "mae"): {"model": TINY_MAE, "training": TINY_TRAINING},
+    ("purifier", "diffpure"): {"model": {"widths": (8, 16)}, "timestep": 3, "training": TINY_TRAINING},
+    ("purifier", "mae_inpaint"): {"model": TINY_MAE, "training": TINY_TRAINING},
     ("purifier", "ddpm"): {"model": {"widths": (8, 16)}, "num_inference_steps": 2, "training": TINY_TRAINING},
     ("dataset", "phantom"): {"images": 24, "image_size": 32},
     ("dataset", "image_folder"): lambda folder: {"root": str(write_image_folder(folder)), "image_size": 32},

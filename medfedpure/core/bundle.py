@@ -8,6 +8,7 @@ folder/detector/  folder/purifier/
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from medfedpure.core.defense import DefendedClassifier
 from medfedpure.core.detector import Detector
 from medfedpure.core.errors import ArtifactError
 from medfedpure.core.purifier import Purifier
+from medfedpure.core.voting import Vote
 
 _PARTS = ("classifier", "detector", "purifier")
 
@@ -43,6 +45,7 @@ def save_defense(chain: DefendedClassifier, folder: str | Path) -> None:
         document: dict[str, Any] = {
             "kind": "defense",
             "policy": chain.policy,
+            "vote": asdict(chain.vote),
             "parts": {n: _digest_of(work / n) for n in _PARTS if (work / n).is_dir()},
             "calibration": None,
         }
@@ -72,7 +75,7 @@ def load_defense(folder: str | Path, *, classifier: nn.Module | None = None) -> 
 
 
 def _load_defense(path: Path, classifier: nn.Module | None) -> DefendedClassifier:
-    document, tensors = storage.read_document(path, kind="defense", keys=("policy", "parts", "calibration"))
+    document, tensors = storage.read_document(path, kind="defense", keys=("policy", "vote", "parts", "calibration"))
     for name, digest in document["parts"].items():
         if _digest_of(path / name) != digest:
             raise ArtifactError(f"{path / name} is not the part that was saved with this defence")
@@ -83,6 +86,7 @@ def _load_defense(path: Path, classifier: nn.Module | None) -> DefendedClassifie
         detector=Detector.load(path / "detector") if "detector" in parts else None,
         purifier=Purifier.load(path / "purifier") if "purifier" in parts else None,
         policy=document["policy"],
+        vote=Vote(**document["vote"]),
         calibration=None
         if stored is None
         else Calibration(tensors["calibration.scores"], stored["target_fpr"], stored["scope"]),

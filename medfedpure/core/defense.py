@@ -20,8 +20,9 @@ from medfedpure.core.detector import Denoiser, Detector, ScoreContext, check_req
 from medfedpure.core.errors import ConfigError, InputError, MissingRequirementError, NotCalibratedError
 from medfedpure.core.inference import Clock, Images, Inspection, as_batches, flags_on_cpu
 from medfedpure.core.purifier import Purifier
-from medfedpure.core.results import Prediction, Purification, Trace
+from medfedpure.core.results import Prediction, Trace
 from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.core.voting import Cleaned, Vote, count, draw
 
 Policy = Literal["purify_flagged", "purify_all", "none", "abstain"]
 
@@ -36,6 +37,7 @@ class DefendedClassifier(nn.Module):
         policy: "purify_flagged" cleans what the detector flags; "purify_all" cleans everything, at
             full strength; "none" only reports scores; "abstain" refuses what is flagged.
         calibration: from `calibrate` or a saved defence.
+        vote: how many purifications of each image are drawn, and how they are counted.
 
     Raises:
         MissingRequirementError: the policy or the detector needs a part that is missing.
@@ -57,6 +59,7 @@ class DefendedClassifier(nn.Module):
         purifier: Purifier | None = None,
         policy: Policy = "purify_flagged",
         calibration: Calibration | None = None,
+        vote: Vote = Vote(),  # noqa: B008
     ) -> None:
         super().__init__()
         if policy not in get_args(Policy):
@@ -70,6 +73,7 @@ class DefendedClassifier(nn.Module):
         self.purifier = purifier
         self.policy: Policy = policy
         self.calibration = calibration
+        self.vote = vote
         self._noise_seed: int | None = None
         self._calls = 0
         if detector is not None:
@@ -174,15 +178,14 @@ class DefendedClassifier(nn.Module):
         found = self._inspect(images, self._streams(len(images)))
         if found.selected.numel() == 0:
             return found.logits
-        cleaned = self._purify(*found.take_selected()).images
-        return found.logits.index_copy(0, found.selected.to(images.device), self._classify(cleaned))
+        return found.logits.index_copy(0, found.selected.to(images.device), self._clean(*found.take_selected()).logits)
 
     def read(self, images: Tensor) -> Tensor:
-        """What the classifier reads `(N, C, H, W)`: purified where the policy purifies."""
+        """What the classifier reads `(N, C, H, W)`: purified where the policy purifies, the first draw of a vote."""
         found = self._inspect(images, self._streams(len(images)))
         if found.selected.numel() == 0:
             return images
-        cleaned = self._purify(*found.take_selected()).images
+        cleaned = self._clean(*found.take_selected()).images
         return images.index_copy(0, found.selected.to(images.device), cleaned)
 
     # -- prediction ----------------------------------------------------------------------------
@@ -218,7 +221,7 @@ class DefendedClassifier(nn.Module):
         noise_seed = secrets.randbits(62) if seed is None else seed
         clock = Clock()
         parts: list[Inspection] = []
-        cleaned: list[tuple[Purification, Tensor]] = []
+        cleaned: list[Cleaned] = []
         waiting: list[Inspection] = []
         maps: list[Tensor | None] = []
         for batch, batch_ids in as_batches(images, ids, batch_size):
@@ -275,41 +278,42 @@ class DefendedClassifier(nn.Module):
             raise NotCalibratedError(f"the policy {self.policy!r} needs a threshold: call calibrate(benign) first")
         return self.calibration
 
-    def _purify(self, images: Tensor, strength: Tensor, streams: Streams) -> Purification:
+    def _clean(self, images: Tensor, strength: Tensor, streams: Streams, clock: Clock | None = None) -> Cleaned:
         assert self.purifier is not None  # the constructor made sure
-        return self.purifier.purify(images, strength, streams=streams)
+        clock = clock or Clock()
+        with clock.measure("purify"):
+            drawn = draw(self.purifier, images, strength, streams, self.vote)
+        with clock.measure("classify"):
+            return count(drawn, self._classify(drawn.images), self.vote)
 
-    def _purify_together(self, parts: list[Inspection], clock: Clock) -> tuple[Purification, Tensor]:
+    def _purify_together(self, parts: list[Inspection], clock: Clock) -> Cleaned:
         """Purify and classify the selected images of several batches as one dense batch."""
         images, strengths, streams = zip(*(part.take_selected() for part in parts), strict=True)
         joined = Streams(streams[0].seed, torch.cat([s.ids for s in streams]))
-        with clock.measure("purify"):
-            result = self._purify(torch.cat(images), torch.cat(strengths), joined)
-        with clock.measure("classify"):
-            return result, self._classify(result.images)
+        return self._clean(torch.cat(images), torch.cat(strengths), joined, clock)
 
-    def _assemble(
-        self, parts: list[Inspection], cleaned: list[tuple[Purification, Tensor]], trace: Trace
-    ) -> Prediction:
+    def _assemble(self, parts: list[Inspection], cleaned: list[Cleaned], trace: Trace) -> Prediction:
         images = torch.cat([part.images for part in parts])
         bare_logits = torch.cat([part.logits for part in parts])
         flagged = torch.cat([part.flagged for part in parts])
         logits = bare_logits
         purified = torch.zeros_like(flagged)
+        agreement = images.new_ones(len(images))
         if cleaned:
             starts = [0, *itertools.accumulate(len(part.images) for part in parts)]
             index = torch.cat([p.selected + start for p, start in zip(parts, starts, strict=False)]).to(images.device)
-            results = [result for result, _ in cleaned]
-            known = [r.timestep for r in results if r.timestep is not None]
-            images = images.index_copy(0, index, torch.cat([r.images for r in results]))
-            logits = logits.index_copy(0, index, torch.cat([cleaned_logits for _, cleaned_logits in cleaned]))
+            known = [c.timestep for c in cleaned if c.timestep is not None]
+            images = images.index_copy(0, index, torch.cat([c.images for c in cleaned]))
+            logits = logits.index_copy(0, index, torch.cat([c.logits for c in cleaned]))
+            agreement = agreement.index_copy(0, index, torch.cat([c.agreement for c in cleaned]).to(agreement))
             purified = purified.index_fill(0, index, True)
-            nfe = torch.cat([r.nfe for r in results]).to(trace.nfe)
+            nfe = torch.cat([c.nfe for c in cleaned]).to(trace.nfe)
             trace = replace(trace, nfe=trace.nfe.index_copy(0, index, nfe))
             if known:
                 depth = torch.cat(known).to(trace.timestep)
                 trace = replace(trace, timestep=trace.timestep.index_copy(0, index, depth))
         scores = None if parts[0].scores is None else torch.cat([p.scores for p in parts if p.scores is not None])
+        abstained = agreement < self.vote.min_agreement
         return Prediction(
             labels=logits.argmax(1),
             probabilities=logits.softmax(1),
@@ -321,7 +325,8 @@ class DefendedClassifier(nn.Module):
             strength=torch.cat([part.strength for part in parts]),
             purified=purified,
             images=images,
-            abstained=flagged if self.policy == "abstain" else torch.zeros_like(flagged),
+            abstained=flagged if self.policy == "abstain" else abstained,
+            agreement=agreement,
             trace=trace,
         )
 

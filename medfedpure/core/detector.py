@@ -25,6 +25,14 @@ class Denoiser(Protocol):
         """Noise images `(N, C, H, W)` to depth `timestep` `(N,)` and denoise them in `steps` evaluations."""
 
 
+@runtime_checkable
+class OneStepDenoiser(Protocol):
+    """What a certificate may borrow from a diffusion purifier."""
+
+    def denoise_once(self, noisy: Tensor, sigma: float) -> Tensor:
+        """Images `(N, C, H, W)` in [0, 1] from ones with Gaussian noise of that std, in one network evaluation."""
+
+
 @dataclass(frozen=True)
 class ScoreContext:
     """What surrounds a detector in a chain.

@@ -51,7 +51,7 @@ class Trace:
     Attributes:
         policy: the policy that was applied.
         seed: the seed of the noise; None when it was drawn from the operating system.
-        nfe: `(N,)` int64, evaluations of the purifier's network for each image (0 = not purified).
+        nfe: `(N,)` int64, evaluations of the purifier's network for each image, over all draws (0 = not purified).
         timestep: `(N,)` float, diffusion depth of each image, NaN where there was none.
         seconds: wall-clock seconds of each stage over the whole call.
     """
@@ -78,7 +78,8 @@ class Prediction:
         strength: `(N,)` in [0, 1], how strongly each image was (or would be) purified.
         purified: `(N,)` bool, which images went through the purifier.
         images: `(N, C, H, W)`, what the classifier read: purified where purified, else the input.
-        abstained: `(N,)` bool.
+        abstained: `(N,)` bool: flagged under "abstain", or too little agreement of a vote.
+        agreement: `(N,)` in [0, 1], share of a vote's draws that give the verdict; 1 where nothing was drawn.
         trace: how it came about.
         suspicion_map: `(N, 1, H, W)`, where the images look suspicious, higher = more; None unless asked
             for, or where the detector has no map.
@@ -95,6 +96,7 @@ class Prediction:
     purified: Tensor
     images: Tensor
     abstained: Tensor
+    agreement: Tensor
     trace: Trace
     suspicion_map: Tensor | None = None
 

@@ -69,6 +69,15 @@ class Streams:
         """Independent streams for the same images, e.g. one vote among several."""
         return Streams(derive_seed(self.seed, "child", name), self.ids)
 
+    def repeat(self, draws: int) -> Streams:
+        """Streams for `draws` independent copies of each image, copies side by side; the first is the image itself."""
+        if draws == 1:
+            return self
+        ids = [
+            key if draw == 0 else derive_seed(key, "draw", draw) for key in self.ids.tolist() for draw in range(draws)
+        ]
+        return Streams(self.seed, torch.tensor(ids, dtype=torch.int64))
+
     def generators(self, stage: str, draw: int = 0) -> Iterator[torch.Generator]:
         """One freshly seeded CPU generator per image."""
         for image_id in self.ids.tolist():

@@ -70,6 +70,33 @@ def medfedpure_plugins() -> Iterable[Plugin]:
             "diffusion purifier, depth adapted to each image",
             extra="diffusion",
         ),
+        Plugin(
+            "purifier",
+            "diffpure",
+            f"{_HERE}.purifiers.diffpure:DiffPure",
+            "diffusion at one fixed depth, step by step (Nie 2022), the anchor",
+            extra="diffusion",
+        ),
+        Plugin(
+            "purifier",
+            "mae_inpaint",
+            f"{_HERE}.purifiers.mae_inpaint:MAEInpaint",
+            "every patch painted anew by a masked autoencoder (Tsai 2023)",
+            extra="mae",
+        ),
+        Plugin(
+            "purifier",
+            "art",
+            f"{_HERE}.purifiers.art:ArtPurifier",
+            "ART's preprocessors: JPEG, spatial smoothing, total variation, feature squeezing",
+            extra="attacks",
+        ),
+        Plugin(
+            "purifier",
+            "smoothing",
+            f"{_HERE}.purifiers.smoothing:Smoothing",
+            "one Gaussian copy, to be voted over (Cohen 2019, MedRDF)",
+        ),
         Plugin("purifier", "median", f"{_HERE}.purifiers.median:Median", "3x3 median filter, the anchor"),
         Plugin(
             "personalization",

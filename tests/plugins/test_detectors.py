@@ -11,7 +11,7 @@ from medfedpure.core.detector import ScoreContext
 from medfedpure.core.divergence import jensen_shannon
 from medfedpure.core.errors import ConfigError, InputError, MissingRequirementError, NotFittedError
 from medfedpure.core.streams import Streams
-from medfedpure.plugins.detectors.mae import complementary_mask
+from medfedpure.models.mae_training import complementary_mask
 
 MODEL = {"patch_size": 4, "width": 32, "depth": 1, "heads": 2, "decoder_width": 32, "decoder_depth": 1}
 

@@ -7,8 +7,6 @@ under a lock, and restores them.
 from __future__ import annotations
 
 import inspect
-import random
-import threading
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +20,9 @@ from torch import Tensor, nn
 
 from medfedpure.core.attack import Attack
 from medfedpure.core.errors import ConfigError, InputError
-from medfedpure.core.streams import Streams, derive_seed, isolated_rng
+from medfedpure.core.streams import Streams, derive_seed
 from medfedpure.core.threats import ThreatView
-
-_lock = threading.Lock()
+from medfedpure.plugins.foreign import lock, seeded_globals
 
 
 class ArtAttack(Attack):
@@ -77,7 +74,7 @@ class ArtAttack(Attack):
         """Adversarial images `(N, C, H, W)`; the true labels (or the targets) are handed to ART."""
         if not len(images):
             return images.clone()
-        with _lock, seeded_globals(derive_seed(streams.seed, "art")), frozen(view):
+        with lock, seeded_globals(derive_seed(streams.seed, "art")), frozen(view):
             with torch.no_grad():
                 classes = view(images[:1]).shape[1]
             estimator = PyTorchClassifier(
@@ -106,18 +103,3 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in active:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def seeded_globals(seed: int) -> Iterator[None]:
-    """Seed the global generators of torch, numpy and random inside the block; restore them after it."""
-    numpy_state: Any = np.random.get_state()
-    python_state = random.getstate()
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-    try:
-        with isolated_rng(seed):
-            yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)

@@ -28,29 +28,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medfedpure.core.config import Config
-from medfedpure.core.dataset import Batch, ImageDataset
+from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector, FitContext, ScoreContext, check_requirements
 from medfedpure.core.divergence import jensen_shannon
-from medfedpure.core.errors import ConfigError, DataError, InputError, MissingRequirementError
+from medfedpure.core.errors import DataError, InputError, MissingRequirementError
 from medfedpure.core.results import State
 from medfedpure.core.storage import load_strictly
-from medfedpure.core.streams import Streams, derive_seed, isolated_rng
-from medfedpure.core.training import Task, TrainingConfig, train
+from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.core.training import Task
 from medfedpure.models.mae import MaskedAutoencoder
-
-_FLAT = 1e-3
-"""Variance of a patch below which it counts as flat, such as air: its own would blow its error up."""
-
-
-class MAEModelConfig(Config):
-    """Size of the autoencoder; the paper's is 512 wide, 12 deep, 8 heads, decoder depth 8."""
-
-    patch_size: int = Field(4, ge=1, description="side of a patch; the image side must be a multiple of it")
-    width: int = Field(96, ge=8, description="of the encoder")
-    depth: int = Field(3, ge=1, description="encoder blocks")
-    heads: int = Field(4, ge=1, description="attention heads of encoder and decoder")
-    decoder_width: int = Field(64, ge=8, description="of the decoder")
-    decoder_depth: int = Field(2, ge=1, description="decoder blocks")
+from medfedpure.models.mae_training import (
+    MAENetworkConfig,
+    MaskedReconstruction,
+    complementary_mask,
+    fit_autoencoder,
+    make_autoencoder,
+)
 
 
 class MAEScoreConfig(Config):
@@ -67,24 +60,10 @@ class MAEScoreConfig(Config):
     temperature: float = Field(0.5, gt=0, description="T of 'combined', in standard deviations; towards 0 = maximum")
 
 
-class MAEConfig(Config):
-    """Model, training and score."""
+class MAEConfig(MAENetworkConfig):
+    """The autoencoder, its training, and the score."""
 
-    model: MAEModelConfig = Field(default_factory=MAEModelConfig, description="the autoencoder")
-    mask_ratios: tuple[float, float] = Field((0.05, 0.75), description="training draws each batch's ratio from here")
-    noise: float = Field(0.06, ge=0, description="largest std of the noise added to training images, in [0, 1] units")
-    visible_weight: float = Field(10.0, ge=0, description="weight of denoising visible patches beside painting masked")
-    normalized_loss: bool = Field(
-        False, description="errors of a patch relative to its own variance (He et al. 2022, norm_pix_loss)"
-    )
-    validation_share: float = Field(
-        0.0, ge=0, lt=1, description="of the images of `fit`, to keep the best weights by and to stop early"
-    )
     score: MAEScoreConfig = Field(default_factory=MAEScoreConfig, description="the score")
-    training: TrainingConfig = Field(
-        default_factory=lambda: TrainingConfig(steps=1500, batch_size=64, learning_rate=1e-3, ema=0.99),
-        description="its training",
-    )
 
 
 class MAEDetector(Detector):
@@ -112,29 +91,8 @@ class MAEDetector(Detector):
     # -- training ------------------------------------------------------------------------------
 
     def make_network(self, image_shape: tuple[int, int, int], seed: int) -> nn.Module:
-        """A fresh autoencoder for square `(C, H, W)` images.
-
-        Raises:
-            ConfigError: images that are not square or no multiple of the patch size.
-        """
-        channels, height, width = image_shape
-        model = self.config.model
-        if height != width or height % model.patch_size:
-            raise ConfigError(
-                f"the masked autoencoder needs square images whose side is a multiple of patch_size "
-                f"{model.patch_size}; got {height} x {width}: pad them, or choose another patch_size"
-            )
-        with isolated_rng(seed):
-            return MaskedAutoencoder(
-                channels,
-                height,
-                model.patch_size,
-                model.width,
-                model.depth,
-                model.heads,
-                model.decoder_width,
-                model.decoder_depth,
-            ).eval()
+        """A fresh autoencoder for square `(C, H, W)` images; ConfigError for others."""
+        return make_autoencoder(self.config.model, image_shape, seed)
 
     def task(self) -> Task:
         """Paint masked patches, denoise visible ones."""
@@ -156,22 +114,7 @@ class MAEDetector(Detector):
         context = context or FitContext()
         if self.config.score.kind == "combined":
             check_requirements(self, context)
-        config, validation, train_part = self.config, None, data
-        if config.validation_share:
-            shares = {"train": 1 - config.validation_share, "validation": config.validation_share}
-            parts = data.split(shares, seed=derive_seed(seed, "validation"))
-            train_part, validation = parts["train"], parts["validation"]
-        network = self.make_network(data.image_shape, seed)
-        train(
-            network,
-            self.task(),
-            train_part,
-            config.training,
-            seed=seed,
-            description="masked autoencoder",
-            validation=validation,
-            checkpoint=context.checkpoint,
-        )
+        network = fit_autoencoder(self.config, data, context=context, seed=seed)
         return self.adopt(network, data.image_shape).finish_fit(data, context=context, seed=seed)
 
     @torch.no_grad()
@@ -296,40 +239,3 @@ def _laplacian(images: Tensor) -> Tensor:
     padded = functional.pad(images, (1, 1, 1, 1), mode="replicate")
     weight = kernel.expand(images.shape[1], 1, 3, 3)
     return functional.conv2d(padded, weight, groups=images.shape[1])
-
-
-def complementary_mask(place: Tensor, number: int, masks: int, ratio: float) -> Tensor:
-    """Mask `number` of `masks`, `(N, L)` bool, from a random order of the patches `(N, L)`.
-
-    The masks are equally spaced windows of one cyclic order, so every patch is hidden equally often
-    (up to rounding).
-    """
-    patches = place.shape[1]
-    hidden = min(max(round(ratio * patches), 1), patches - 1)
-    start = round(number * patches / masks)
-    return (place - start) % patches < hidden
-
-
-class MaskedReconstruction(Task):
-    """Squared error on masked patches, plus that of denoising visible ones."""
-
-    def __init__(self, config: MAEConfig) -> None:
-        self.config = config
-
-    def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
-        """One ratio for the batch, one mask and one noise level for each image."""
-        assert isinstance(model, MaskedAutoencoder)
-        low, high = self.config.mask_ratios
-        ratio = low + (high - low) * float(Streams.for_batch(streams.seed, 1).uniform((1,), stage="ratio"))
-        place = streams.permutations(model.patches, stage="mask", device=batch.images.device)
-        masked = complementary_mask(place, 0, 1, ratio)
-        level = streams.uniform((1, 1, 1), stage="level", like=batch.images) * self.config.noise
-        noisy = batch.images + level * streams.normal(batch.images.shape[1:], stage="noise", like=batch.images)
-        target = model.to_patches(batch.images)
-        error = (model(noisy, masked) - target).square().mean(2)
-        if self.config.normalized_loss:
-            error = error * _FLAT / (target.var(2, correction=0) + _FLAT)
-        hidden = (error * masked).sum() / masked.sum()
-        seen = (error * ~masked).sum() / (~masked).sum()
-        total: Tensor = 10 * (hidden + self.config.visible_weight * seen)
-        return total

@@ -5,14 +5,16 @@ to depth t*, then run the reverse process. Here t* follows the detector's score,
 
     t* = t_min + strength * (t_max - t_min),
 
-continuous, and the reverse process is DDIM (Song et al. 2021, arXiv 2010.02502) in a handful of
-steps. At a fractional t the log-SNR is interpolated between integer timesteps, where everything
-equals diffusers' schedulers; the network is trained on fractional timesteps. Images are in [0, 1]
-outside and in [-1, 1] inside this file.
+continuous, and so does the number of network evaluations: ceil(num_inference_steps t* / t_max) for DDIM
+(Song et al. 2021, arXiv 2010.02502) in a handful of steps, ceil(t*) for ancestral sampling, one for the
+one-step estimate of x0. At a fractional t the log-SNR is interpolated between integer timesteps, where
+everything equals diffusers' schedulers; the network is trained on fractional timesteps. Images are in
+[0, 1] outside and in [-1, 1] inside.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -28,7 +30,8 @@ from medfedpure.core.results import Purification, State
 from medfedpure.core.storage import load_strictly
 from medfedpure.core.streams import Streams, isolated_rng
 from medfedpure.core.training import Task, TrainingConfig, train
-from medfedpure.models.unet import NoiseUNet, noise_levels
+from medfedpure.models.diffusion import Diffusion, sample_timesteps
+from medfedpure.models.unet import NoiseUNet
 
 
 class UNetConfig(Config):
@@ -45,21 +48,42 @@ class UNetConfig(Config):
         return self
 
 
-class DDPMConfig(Config):
-    """Schedule, depth and network."""
+class DiffusionConfig(Config):
+    """Schedule, network and training: what every diffusion purifier has."""
 
     schedule: Literal["linear", "cosine"] = Field("linear", description="the paper's linear betas, or cosine")
     beta_start: float = Field(1e-4, gt=0, lt=1, description="first beta of the linear schedule")
     beta_end: float = Field(0.02, gt=0, lt=1, description="last beta of the linear schedule")
     timesteps: int = Field(1000, ge=2, description="length T of the schedule")
-    t_min: float = Field(60.0, ge=0, description="depth at strength 0; t = 0 leaves an image as it is")
-    t_max: float = Field(140.0, ge=0, description="depth at strength 1; training covers timesteps up to here")
-    num_inference_steps: int = Field(5, ge=1, description="DDIM steps, each one network evaluation")
+    keep_low: float = Field(
+        0.0, ge=0, description="guidance: keep the input's frequencies below a Gaussian of that many pixels; 0 = none"
+    )
+    timestep_sampling: Literal["uniform", "log_snr"] = Field(
+        "uniform", description="how training draws timesteps, up to the deepest that purification uses"
+    )
+    loss_weighting: Literal["none", "min_snr"] = Field(
+        "none", description="min_snr: errors weigh min(SNR, 5) / SNR (Hang et al. 2023, arXiv 2303.09556)"
+    )
     model: UNetConfig = Field(default_factory=UNetConfig, description="the noise predictor")
     training: TrainingConfig = Field(
         default_factory=lambda: TrainingConfig(steps=2000, batch_size=64, learning_rate=2e-3, ema=0.995),
         description="its training",
     )
+
+    def deepest(self) -> float:
+        """The deepest timestep that purification uses; training goes no further."""
+        raise NotImplementedError
+
+
+class DDPMConfig(DiffusionConfig):
+    """Depth, and the way back."""
+
+    t_min: float = Field(60.0, ge=0, description="depth at strength 0; t = 0 leaves an image as it is")
+    t_max: float = Field(140.0, ge=0, description="depth at strength 1; training covers timesteps up to here")
+    sampler: Literal["ddim", "ddpm", "one_step"] = Field(
+        "ddim", description="deterministic in few steps, ancestral with one step for each timestep, or one estimate"
+    )
+    num_inference_steps: int = Field(5, ge=1, description="DDIM steps at t_max, each one network evaluation")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -67,20 +91,21 @@ class DDPMConfig(Config):
             raise ValueError(f"0 <= t_min <= t_max < timesteps is wanted; got {self.t_min}, {self.t_max}")
         return self
 
+    def deepest(self) -> float:
+        """t_max."""
+        return self.t_max
 
-class DDPM(Purifier):
-    """Noise to t*, denoise with DDIM: `num_inference_steps` evaluations for each image."""
 
-    Config = DDPMConfig
+class DiffusionPurifier(Purifier):
+    """What diffusion purifiers share: the network, its training, and the reverse process."""
+
     differentiable: ClassVar[bool] = True
     needs_fit: ClassVar[bool] = True
 
     def __init__(self, config: Any = None, **options: Any) -> None:
         super().__init__(config, **options)
         c = self.config
-        self.register_buffer(
-            "levels", noise_levels(c.beta_start, c.beta_end, c.timesteps, c.schedule), persistent=False
-        )
+        self.diffusion = Diffusion(c.schedule, c.beta_start, c.beta_end, c.timesteps)
         self.network: nn.Module | None = None
         self.channels = 0
 
@@ -93,7 +118,7 @@ class DDPM(Purifier):
             return NoiseUNet(image_shape[0], model.widths, model.layers_per_block, model.unshuffle).eval()
 
     def task(self) -> Task:
-        """Predict the noise at timesteps up to t_max."""
+        """Predict the noise at the timesteps that purification uses."""
         return DiffusionTask(self)
 
     def adopt(self, network: nn.Module, image_shape: tuple[int, int, int]) -> Self:
@@ -102,10 +127,11 @@ class DDPM(Purifier):
         return self.mark_fitted()
 
     def fit(self, data: ImageDataset, *, context: FitContext | None = None, seed: int = 0) -> Self:
-        """Train the noise predictor on benign images."""
-        del context
+        """Train the noise predictor on benign images; goes on from `context.checkpoint` where there is one."""
         network = self.make_network(data.image_shape, seed)
-        train(network, self.task(), data, self.config.training, seed=seed, description="diffusion model")
+        checkpoint = None if context is None else context.checkpoint
+        settings = self.config.training
+        train(network, self.task(), data, settings, seed=seed, description="diffusion model", checkpoint=checkpoint)
         return self.adopt(network, data.image_shape)
 
     def fitted_state(self) -> State:
@@ -117,80 +143,102 @@ class DDPM(Purifier):
         """Rebuild the network and load it strictly."""
         shape = (int(state.values["channels"]), 1, 1)
         network = self.make_network(shape, seed=0)
-        load_strictly(network, state.tensors, "the diffusion model of 'ddpm'")
+        load_strictly(network, state.tensors, f"the diffusion model of {self.name!r}")
         self.adopt(network, shape)
 
-    # -- diffusion -----------------------------------------------------------------------------
+    # -- purification --------------------------------------------------------------------------
 
-    def coefficients(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(alpha_bar), sqrt(1 - alpha_bar) at fractional timesteps `(N,)`; 1 and 0 at t <= 0."""
-        clamped = timestep.to(torch.float64).clamp(0, self.config.timesteps - 1)
-        lower = clamped.detach().floor().long().clamp(max=self.config.timesteps - 2)
-        share = clamped - lower
-        levels = self.get_buffer("levels").to(torch.float64)
-        level = levels[lower] * (1 - share) + levels[lower + 1] * share
-        started = timestep > 0
-        signal = torch.where(started, torch.sigmoid(level).sqrt(), 1.0)
-        noise = torch.where(started, torch.sigmoid(-level).sqrt(), 0.0)
-        return signal, noise
-
-    def add_noise(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        """sqrt(alpha_bar) x + sqrt(1 - alpha_bar) noise for `(N, C, H, W)` in [-1, 1]; `(N,)` timesteps."""
-        signal, sigma = (_column(value, clean) for value in self.coefficients(timestep))
-        return signal * clean + sigma * noise
-
-    def step(self, noisy: Tensor, predicted: Tensor, timestep: Tensor, previous: Tensor) -> Tensor:
-        """One DDIM step (eta = 0) from `timestep` `(N,)` to `previous` `(N,)`, formula (12) of Song et al.
-
-        x0 = (x_t - sqrt(1 - a_t) eps) / sqrt(a_t), clipped to [-1, 1];
-        x_prev = sqrt(a_prev) x0 + sqrt(1 - a_prev) eps.
-        """
-        signal, sigma = (_column(value, noisy) for value in self.coefficients(timestep))
-        signal_prev, sigma_prev = (_column(value, noisy) for value in self.coefficients(previous))
-        clean = ((noisy - sigma * predicted) / signal).clamp(-1, 1)
-        return signal_prev * clean + sigma_prev * predicted
-
-    def denoise(
-        self, images: Tensor, timestep: Tensor, *, steps: int, streams: Streams, stage: str = "denoise"
+    def clean(
+        self, images: Tensor, timestep: Tensor, steps: Tensor, *, ancestral: bool = False, streams: Streams, stage: str
     ) -> Tensor:
-        """Noise images `(N, C, H, W)` in [0, 1] to depth `(N,)` and denoise them in `steps` evaluations."""
+        """Images `(N, C, H, W)` in [0, 1], noised to `(N,)` and taken back in `(N,)` evaluations."""
         self.check_fitted()
         assert self.network is not None
         if images.shape[1] != self.channels:
             raise InputError(f"this purifier was fitted on {self.channels} channels; got {tuple(images.shape)}")
         dtype = next(self.network.parameters()).dtype
-        noise = streams.normal(images.shape[1:], stage=stage, like=images).to(dtype)
-        current = self.add_noise(images.to(dtype) * 2 - 1, noise, timestep)
-        for place in range(steps):
-            now = timestep * ((steps - place) / steps)
-            after = timestep * ((steps - place - 1) / steps)
-            current = self.step(current, self.network(current, now.to(dtype)), now, after)
-        cleaned = ((current + 1) / 2).clamp(0, 1).to(images.dtype)
-        return torch.where(_column(timestep, images) > 0, cleaned, images)
+        moved = self.diffusion.reverse(
+            self.network,
+            images.to(dtype) * 2 - 1,
+            timestep,
+            steps,
+            sampler="ddpm" if ancestral else "ddim",
+            streams=streams,
+            stage=stage,
+            keep_low=self.config.keep_low,
+        )
+        cleaned = ((moved + 1) / 2).clamp(0, 1).to(images.dtype)
+        return torch.where((steps > 0)[:, None, None, None], cleaned, images)
+
+    def denoise(self, images: Tensor, timestep: Tensor, *, steps: int, streams: Streams) -> Tensor:
+        """Noise images `(N, C, H, W)` in [0, 1] to depth `(N,)` and denoise them in `steps` DDIM evaluations."""
+        evaluations = steps * (timestep.detach() > 0).long()
+        return self.clean(images, timestep, evaluations, streams=streams, stage="denoise")
+
+    def denoise_once(self, noisy: Tensor, sigma: float) -> Tensor:
+        """x0 of images in [0, 1] plus Gaussian noise of std sigma, in one evaluation (Carlini et al. 2023).
+
+        The depth t is where (1 - a_t) / a_t = (2 sigma)^2, the noise's variance in [-1, 1] units.
+
+        Raises:
+            InputError: that depth lies beyond what the network was trained for.
+        """
+        self.check_fitted()
+        assert self.network is not None
+        level = torch.tensor([-2 * math.log(2 * sigma)], dtype=torch.float64, device=noisy.device)
+        timestep = self.diffusion.at_log_snr(level)
+        if float(timestep) > self.config.deepest():
+            raise InputError(
+                f"noise of std {sigma:g} lies at timestep {float(timestep):.0f}, and this diffusion model was trained "
+                f"up to {self.config.deepest():g}: choose a smaller sigma, or train it deeper"
+            )
+        signal, _ = self.diffusion.coefficients(timestep)
+        depth = timestep.to(noisy.dtype).expand(len(noisy))
+        scaled = (noisy * 2 - 1) * signal.to(noisy.dtype)
+        clean = self.diffusion.predict_clean(scaled, self.network(scaled, depth), depth)
+        return ((clean + 1) / 2).clamp(0, 1)
+
+
+class DDPM(DiffusionPurifier):
+    """Noise to t*, then DDIM in few steps, ancestral sampling, or one estimate of x0."""
+
+    Config = DDPMConfig
+
+    def evaluations(self, timestep: Tensor) -> Tensor:
+        """Network evaluations `(N,)` int64 of depths `(N,)`; none at t = 0."""
+        c, depth = self.config, timestep.detach().double()
+        if c.sampler == "one_step":
+            return (depth > 0).long()
+        wanted = depth if c.sampler == "ddpm" else c.num_inference_steps * depth / max(c.t_max, 1e-12)
+        # float noise in t* must not cost a step
+        return (wanted - 1e-6).ceil().long().clamp_min(0)
 
     def purify(self, images: Tensor, strength: Tensor, *, streams: Streams) -> Purification:
         """`(N, C, H, W)` cleaned at t* = t_min + strength (t_max - t_min)."""
         c = self.config
         timestep = c.t_min + strength * (c.t_max - c.t_min)
-        steps = c.num_inference_steps
-        cleaned = self.denoise(images, timestep, steps=steps, streams=streams, stage="purify")
-        return Purification(cleaned, steps * (timestep.detach() > 0).long(), timestep)
+        steps = self.evaluations(timestep)
+        ancestral = c.sampler == "ddpm"
+        cleaned = self.clean(images, timestep, steps, ancestral=ancestral, streams=streams, stage="purify")
+        return Purification(cleaned, steps, timestep)
 
 
 class DiffusionTask(Task):
-    """E ||eps - eps_theta(x_t, t)||^2 with t uniform and fractional in (0, t_max], formula (14) of Ho et al. 2020."""
+    """E w(t) ||eps - eps_theta(x_t, t)||^2 at fractional t, formula (14) of Ho et al. 2020."""
 
-    def __init__(self, purifier: DDPM) -> None:
+    def __init__(self, purifier: DiffusionPurifier) -> None:
         self.purifier = purifier
 
     def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
         """Mean squared error of the predicted noise on one batch."""
+        config, diffusion = self.purifier.config, self.purifier.diffusion
         clean = batch.images * 2 - 1
-        timestep = (1 - streams.uniform((1,), stage="timestep", like=clean).squeeze(1)) * self.purifier.config.t_max
+        share = streams.uniform((1,), stage="timestep", like=clean).squeeze(1)
+        timestep = sample_timesteps(diffusion, share, config.deepest(), config.timestep_sampling)
         noise = streams.normal(clean.shape[1:], stage="noise", like=clean)
-        predicted: Tensor = model(self.purifier.add_noise(clean, noise, timestep), timestep)
-        return (predicted - noise).square().mean()
-
-
-def _column(value: Tensor, like: Tensor) -> Tensor:
-    return value.to(like.dtype)[:, None, None, None]
+        predicted: Tensor = model(diffusion.add_noise(clean, noise, timestep), timestep)
+        errors = (predicted - noise).square().flatten(1).mean(1)
+        if config.loss_weighting == "min_snr":
+            snr = diffusion.log_snr(timestep).exp()
+            errors = errors * (snr.clamp(max=5) / snr).to(errors.dtype)
+        return errors.mean()

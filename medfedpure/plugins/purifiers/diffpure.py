@@ -1,0 +1,46 @@
+"""DiffPure (Nie et al. 2022, arXiv 2205.07460): one fixed depth for all, ancestral sampling step by step.
+
+The anchor: a hundred network evaluations for each image, where the adaptive purifier spends a handful.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from medfedpure.core.results import Purification
+from medfedpure.core.streams import Streams
+from medfedpure.plugins.purifiers.ddpm import DiffusionConfig, DiffusionPurifier
+
+
+class DiffPureConfig(DiffusionConfig):
+    """The fixed depth."""
+
+    timestep: float = Field(100.0, gt=0, description="t*, for every image; one network evaluation for each timestep")
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        if self.timestep >= self.timesteps:
+            raise ValueError(f"timestep < timesteps is wanted; got {self.timestep} of {self.timesteps}")
+        return self
+
+    def deepest(self) -> float:
+        """The fixed depth."""
+        return self.timestep
+
+
+class DiffPure(DiffusionPurifier):
+    """Noise every image to t*, and sample the whole way back; the strength is not used."""
+
+    Config = DiffPureConfig
+
+    def purify(self, images: Tensor, strength: Tensor, *, streams: Streams) -> Purification:  # noqa: ARG002
+        """`(N, C, H, W)` cleaned in ceil(t*) evaluations each."""
+        timestep = images.new_full((len(images),), self.config.timestep)
+        steps = torch.full((len(images),), math.ceil(self.config.timestep), device=images.device)
+        cleaned = self.clean(images, timestep, steps, ancestral=True, streams=streams, stage="purify")
+        return Purification(cleaned, steps, timestep)
