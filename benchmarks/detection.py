@@ -24,12 +24,13 @@ from torch import Tensor, nn
 
 import medfedpure
 from benchmarks.detection_table import markdown
-from benchmarks.folds import ATTACKS, CONTROL, Fold, Setting, open_folder, prepare, progress, read_data
+from benchmarks.folds import ATTACKS, CONTROL, Fold, add_arguments, open_data, prepare, progress
 from medfedpure.core.calibration import Calibration
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector, ScoreContext
 from medfedpure.core.storage import write_json
 from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.core.training import FinishesLocally
 
 DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
     "denoising_disagreement t20 x1": ("denoising_disagreement", {"timestep": 20, "steps": 1}),
@@ -49,7 +50,7 @@ DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
     "compose": ("compose", {"parts": [{"plugin": "denoising_disagreement"}, {"plugin": "mahalanobis"}]}),
 }
 SHOWN = ("denoising_disagreement t20 x1", "mae reconstruction (paper)")
-MAE_TRAINING = {"steps": 1200, "batch_size": 32, "ema": 0.99}
+STATIC = ("pgd", "fgsm", "apgd", "carlini l2")
 NOISE_SEEDS = 3
 REPEATED = 48
 
@@ -101,16 +102,12 @@ def measure(fold: Fold, part: str, attacks: list[str], names: list[str], say: Ca
 
 def _fitted(detector: Detector, fold: Fold) -> Detector:
     """The detector, fitted on the train part; one masked autoencoder serves all its scores."""
-    if detector.name != "mae":
-        return detector.fit(fold.parts["train"], context=fold.context(), seed=fold.seed)
-    folder = fold.folder / "mae"
-    data = fold.parts["train"]
-    if not folder.exists():
-        first = medfedpure.create("detector", "mae", score={"kind": "reconstruction"}, training=MAE_TRAINING)
-        context = ScoreContext(checkpoint=fold.folder / "mae_checkpoint")
-        first.fit(data, context=context, seed=fold.seed).save(folder)
-    network: Any = Detector.load(folder)
-    return detector.adopt(network.network, data.image_shape).finish_fit(data, context=fold.context(), seed=fold.seed)  # type: ignore[attr-defined,no-any-return]
+    data, context = fold.parts["train"], fold.context()
+    if not isinstance(detector, FinishesLocally):
+        return detector.fit(data, context=context, seed=fold.seed)
+    adopting: Any = detector
+    adopted: Detector = adopting.adopt(fold.autoencoder().network, data.image_shape)
+    return adopted.finish_fit(data, context=context, seed=fold.seed)  # type: ignore[attr-defined,no-any-return]
 
 
 def _logits(fold: Fold, images: Tensor) -> Tensor:
@@ -180,33 +177,13 @@ def _throughput(
 def main() -> None:
     """Compute what is missing, print the table of all folds that are there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="one sub-folder per class, or a MedMNIST .npz")
-    parser.add_argument("--out", type=Path, required=True, help="folder for what is trained and measured")
-    parser.add_argument("--only", type=int, nargs="*", help="these folds only")
-    parser.add_argument("--part", choices=("tune", "test"), default="test", help="where to measure")
-    parser.add_argument("--attacks", nargs="*", choices=tuple(ATTACKS), default=list(ATTACKS))
+    add_arguments(parser)
+    parser.add_argument("--attacks", nargs="*", choices=tuple(ATTACKS), default=[*STATIC])
     parser.add_argument("--detectors", nargs="*", choices=tuple(DETECTORS), default=list(DETECTORS))
-    parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--classifier", default="resnet18")
-    parser.add_argument("--max-per-group", type=int, default=8)
-    parser.add_argument("--most", type=int, help="at most so many images")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, nargs=2, default=[600, 1500], metavar=("CLASSIFIER", "DENOISER"))
     parser.add_argument("--pictures", type=Path, help="folder for ROC curves and histograms")
     given = parser.parse_args()
     say = progress()
-    data = read_data(given.data, given.size, given.max_per_group, given.seed, given.most)
-    setting = Setting(
-        data.name,
-        data.image_shape[1],
-        given.classifier,
-        given.folds,
-        given.max_per_group,
-        given.seed,
-        *given.steps,
-    )
-    open_folder(given.out, setting)
+    data, setting = open_data(given)
     found = []
     for number in given.only if given.only is not None else range(given.folds):
         fold = prepare(setting, data, number, given.out, say)

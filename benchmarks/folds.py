@@ -6,7 +6,9 @@ benchmarks measure the same thing.
 
 from __future__ import annotations
 
+import argparse
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from torch import Tensor
 import medfedpure
 from medfedpure.core.classifier import ClassificationTask, ClassifierModel
 from medfedpure.core.dataset import ImageDataset
-from medfedpure.core.detector import ScoreContext
+from medfedpure.core.detector import Detector, ScoreContext
 from medfedpure.core.metrics import classification_figures
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.storage import read_document, write_document, write_json
@@ -31,6 +33,7 @@ APGD = {"eps_step": 0.003, "max_iter": 20, "nb_random_init": 1, "batch_size": 64
 CARLINI = {"max_iter": 10, "binary_search_steps": 3, "batch_size": 64}
 ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "pgd": ("pgd", {"norm": "linf", "eps": EPS, "step": 0.003, "steps": 7}),
+    "pgd 8/255": ("pgd", {"norm": "linf", "eps": "8/255", "step": "2/255", "steps": 7}),
     "fgsm": ("fgsm", {"norm": "linf", "eps": EPS}),
     "apgd": ("art", {"attack": "AutoProjectedGradientDescent", "eps": EPS, "options": APGD}),
     "carlini l2": ("art", {"attack": "CarliniL2Method", "norm": "l2", "eps": None, "options": CARLINI}),
@@ -54,6 +57,7 @@ class Setting:
     seed: int
     classifier_steps: int
     denoiser_steps: int
+    autoencoder_steps: int
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ class Fold:
     folder: Path
     parts: dict[str, ImageDataset]
     classifier: ClassifierModel
-    denoiser: Purifier
+    denoiser: Any
+    autoencoder_steps: int
 
     def context(self) -> ScoreContext:
         """What a detector may use."""
@@ -123,11 +128,46 @@ class Fold:
         path.mkdir(parents=True, exist_ok=True)
         write_document(path, document, {"images": found.images, "place": right, "success": found.success})
 
+    def autoencoder(self) -> Any:
+        """A masked autoencoder detector, which scores reconstruction errors; trained once for all that use it."""
+        folder = self.folder / "mae"
+        if not folder.exists():
+            training = {"steps": self.autoencoder_steps, "batch_size": 32, "ema": 0.99}
+            made = medfedpure.create("detector", "mae", score={"kind": "reconstruction"}, training=training)
+            context = ScoreContext(checkpoint=self.folder / "mae_checkpoint")
+            made.fit(self.parts["train"], context=context, seed=self.seed).save(folder)
+        return Detector.load(folder)
+
     def noised(self, part: str) -> Tensor:
         """The control: the part's images with uniform noise of the attacks' eps."""
         data = self.parts[part]
         noise = 2 * Streams(self.seed, data.ids).uniform(data.image_shape, stage="control") - 1
         return (data.images + EPS * noise).clamp(0, 1)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every benchmark over folds can be told."""
+    parser.add_argument("--data", type=Path, required=True, help="one sub-folder per class, or a MedMNIST .npz")
+    parser.add_argument("--out", type=Path, required=True, help="folder for what is trained and measured")
+    parser.add_argument("--only", type=int, nargs="*", help="these folds only")
+    parser.add_argument("--part", choices=("tune", "test"), default="test", help="where to measure")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--classifier", default="resnet18")
+    parser.add_argument("--max-per-group", type=int, default=8)
+    parser.add_argument("--most", type=int, help="at most so many images")
+    parser.add_argument("--seed", type=int, default=0)
+    heads = ("CLASSIFIER", "DENOISER", "AUTOENCODER")
+    parser.add_argument("--steps", type=int, nargs=3, default=[600, 1500, 1200], metavar=heads)
+
+
+def open_data(given: argparse.Namespace) -> tuple[ImageDataset, Setting]:
+    """The images, and what is measured of them; the folder is made, or refused where it holds another setting."""
+    data = read_data(given.data, given.size, given.max_per_group, given.seed, given.most)
+    shape = (data.name, data.image_shape[1], given.classifier, given.folds, given.max_per_group, given.seed)
+    setting = Setting(*shape, *given.steps)
+    open_folder(given.out, setting)
+    return data, setting
 
 
 def read_data(path: Path, size: int, max_per_group: int, seed: int, most: int | None = None) -> ImageDataset:
@@ -170,7 +210,8 @@ def prepare(setting: Setting, data: ImageDataset, number: int, out: Path, say: C
         say("training the diffusion model")
         _denoiser(setting, parts["train"], seed).save(folder / "denoiser")
     model = ClassifierModel.load(folder / "classifier").to(memory_format=torch.channels_last)
-    return Fold(number, seed, folder, parts, model, Purifier.load(folder / "denoiser"))
+    denoiser = Purifier.load(folder / "denoiser")
+    return Fold(number, seed, folder, parts, model, denoiser, setting.autoencoder_steps)
 
 
 def _classifier(setting: Setting, data: ImageDataset, seed: int, checkpoint: Path) -> ClassifierModel:
@@ -197,7 +238,5 @@ UNET: dict[str, Any] = {"widths": [48, 96], "unshuffle": 2}
 
 def progress() -> Callable[[str], None]:
     """A function that prints a line with the seconds since now."""
-    import time
-
     start = time.perf_counter()
     return lambda text: print(f"[{time.perf_counter() - start:6.0f} s] {text}", flush=True)

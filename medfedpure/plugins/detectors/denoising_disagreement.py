@@ -25,8 +25,8 @@ from medfedpure.core.streams import Streams
 class DenoisingDisagreementConfig(Config):
     """Depth and cost of the cleaning."""
 
-    timestep: float = Field(40.0, gt=0, description="diffusion depth of the cleaning")
-    steps: int = Field(3, ge=1, description="network evaluations of one cleaning")
+    timestep: float = Field(20.0, gt=0, description="diffusion depth of the cleaning")
+    steps: int = Field(1, ge=1, description="network evaluations of one cleaning")
     draws: int = Field(1, ge=1, description="independent cleanings that are averaged")
 
 

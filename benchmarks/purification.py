@@ -1,0 +1,188 @@
+"""Purifiers side by side: `python -m benchmarks.purification --data FOLDER --out DIR`.
+
+The folds, classifiers and diffusion models are those of `benchmarks.detection`: give the same DIR, and
+nothing is trained twice. Every purifier cleans the benign and the attacked test images of each fold; those
+that diffuse use one and the same network. Attacks are static, on the bare classifier: an image that it
+misreads stays as it is. `--part tune` measures where defaults are chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import medfedpure
+from benchmarks.folds import Fold, add_arguments, open_data, prepare, progress
+from benchmarks.purification_table import markdown
+from medfedpure.core.calibration import Calibration
+from medfedpure.core.dataset import ImageDataset
+from medfedpure.core.defense import DefendedClassifier
+from medfedpure.core.purifier import Purifier
+from medfedpure.core.storage import write_json
+from medfedpure.core.training import Trainable
+from medfedpure.core.voting import Vote
+from medfedpure.models.diffusion import low_frequencies
+from medfedpure.models.mae import MaskedAutoencoder
+from medfedpure.models.unet import NoiseUNet
+
+ATTACKS = ("pgd", "pgd 8/255")
+FLAGGED = {"detector": ("denoising_disagreement", {}), "policy": "purify_flagged"}
+ARMS: dict[str, dict[str, Any]] = {
+    "bare": {},
+    "ddpm, flagged only": {"purifier": ("ddpm", {}), **FLAGGED},
+    "ddpm, flagged only, 4 draws": {"purifier": ("ddpm", {}), **FLAGGED, "vote": Vote(4)},
+    "ddpm, all": {"purifier": ("ddpm", {})},
+    "ddpm, all, low frequencies kept": {"purifier": ("ddpm", {"keep_low": 4.0})},
+    "ddpm one step, all": {"purifier": ("ddpm", {"sampler": "one_step"})},
+    "diffpure t* = 100": {"purifier": ("diffpure", {"timestep": 100})},
+    "diffpure t* = 150": {"purifier": ("diffpure", {"timestep": 150})},
+    "mae_inpaint": {"purifier": ("mae_inpaint", {})},
+    "median": {"purifier": ("median", {})},
+    "art JPEG": {"purifier": ("art", {"preprocessor": "JpegCompression"})},
+    "art total variation": {"purifier": ("art", {"preprocessor": "TotalVarMin"})},
+    "smoothing, 8 draws": {"purifier": ("smoothing", {}), "vote": Vote(8)},
+}
+
+
+def measure(fold: Fold, part: str, names: list[str], say: Callable[[str], None]) -> dict[str, Any]:
+    """What every arm makes of benign and attacked images, as plain values; kept in the fold's folder."""
+    path = fold.folder / f"purifiers_{part}.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))["arms"] if path.exists() else {}
+    data = fold.parts[part]
+    inputs, texts = {"benign": data.images}, {}
+    for name in ATTACKS:
+        say(f"attack {name}")
+        found = fold.attacked(part, name)
+        inputs[name] = data.images.index_copy(0, found.place, found.images)
+        texts[name] = found.text
+    record: dict[str, Any] = {"fold": fold.number, "attacks": texts, "arms": stored}
+    record["labels"], record["groups"] = data.labels.tolist(), data.groups.tolist()
+    for name in names:
+        chain = _chain(ARMS[name], fold)
+        parts = (chain.detector, chain.purifier)
+        config = {part.kind: part.config.model_dump(mode="json") for part in parts if part is not None}
+        if stored.get(name, {}).get("config") != config:
+            say(f"arm {name}")
+            record["arms"][name] = {"config": config, "inputs": _read(chain, data, inputs, fold.seed)}
+            write_json(path, record)
+    return record
+
+
+def _chain(arm: dict[str, Any], fold: Fold) -> DefendedClassifier:
+    if not arm:
+        return DefendedClassifier(fold.classifier, policy="none")
+    plugin, options = arm["purifier"]
+    purifier: Purifier = medfedpure.create("purifier", plugin, **options)
+    if isinstance(purifier, Trainable):
+        trained = fold.autoencoder() if plugin == "mae_inpaint" else fold.denoiser
+        purifier.adopt(trained.network, fold.parts["train"].image_shape)
+    vote = arm.get("vote", Vote())
+    if "detector" not in arm:
+        return DefendedClassifier(fold.classifier, purifier=purifier, policy="purify_all", vote=vote)
+    plugin, options = arm["detector"]
+    detector = medfedpure.create("detector", plugin, **options)
+    detector.fit(fold.parts["train"], context=fold.context(), seed=fold.seed)
+    chain = DefendedClassifier(fold.classifier, detector=detector, purifier=purifier, policy=arm["policy"], vote=vote)
+    scores = chain.score_benign(fold.parts["calibrate"], seed=fold.seed)
+    chain.calibration = Calibration.fit(scores, 0.05)
+    return chain
+
+
+def _read(chain: DefendedClassifier, data: ImageDataset, inputs: dict[str, Tensor], seed: int) -> dict[str, Any]:
+    found = {}
+    detection = 0 if chain.detector is None else getattr(chain.detector.config, "steps", 0)
+    for name, images in inputs.items():
+        with metered(chain, images[:1]) as meter:
+            start = time.perf_counter()
+            said = chain.predict(images, data.ids, seed=seed)
+            seconds = time.perf_counter() - start
+        found[name] = {
+            "labels": said.labels.tolist(),
+            "purified": said.purified.tolist(),
+            "nfe": (said.trace.nfe + detection).tolist(),
+            "psnr": psnr(said.images, data.images).tolist(),
+            "ssim": ssim(said.images, data.images).tolist(),
+            "gmacs": meter["gmacs"] / len(images),
+            "ms": 1000 * seconds / len(images),
+        }
+    return found
+
+
+@contextmanager
+def metered(chain: DefendedClassifier, image: Tensor) -> Iterator[dict[str, float]]:
+    """Counts, under "gmacs", the multiply-accumulates of every network of the chain inside the block, in 1e9.
+
+    What one image costs is measured once; inside the block only rows are counted, so that time can be taken.
+    """
+    total = {"gmacs": 0.0}
+    depth = torch.ones(1)
+    purifier = getattr(chain.purifier, "network", None)
+    networks: list[tuple[nn.Module, tuple[Tensor, ...]]] = [(chain.classifier, (image,))]
+    if isinstance(purifier, NoiseUNet):
+        networks.append((purifier, (image, depth)))
+    elif isinstance(purifier, MaskedAutoencoder):
+        networks.append((purifier, (image, torch.arange(purifier.patches)[None] * 4 < purifier.patches)))
+    hooks = []
+    for network, given in networks:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(*given)
+        each = counter.get_total_flops() / 2e9
+
+        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, each: float = each) -> None:
+            del module, output
+            total["gmacs"] += each * len(inputs[0])
+
+        hooks.append(network.register_forward_hook(add))
+    try:
+        yield total
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def psnr(images: Tensor, reference: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio `(N,)` in dB for images in [0, 1]; 99 where they are equal."""
+    error = (images - reference).square().flatten(1).mean(1)
+    return (-10 * error.clamp_min(1e-12).log10()).clamp(max=99)
+
+
+def ssim(images: Tensor, reference: Tensor) -> Tensor:
+    """Structural similarity `(N,)` (Wang et al. 2004), Gaussian window of 1.5 pixels, images in [0, 1]."""
+
+    def blurred(values: Tensor) -> Tensor:
+        return low_frequencies(values, 1.5)
+
+    one, two = blurred(images), blurred(reference)
+    spread_one = blurred(images.square()) - one.square()
+    spread_two = blurred(reference.square()) - two.square()
+    together = blurred(images * reference) - one * two
+    likeness = (2 * one * two + 1e-4) / (one.square() + two.square() + 1e-4)
+    structure = (2 * together + 9e-4) / (spread_one + spread_two + 9e-4)
+    return (likeness * structure).flatten(1).mean(1)
+
+
+def main() -> None:
+    """Compute what is missing, print the table of all folds that are there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--arms", nargs="*", choices=tuple(ARMS), default=list(ARMS))
+    given = parser.parse_args()
+    say = progress()
+    data, setting = open_data(given)
+    found = []
+    for number in given.only if given.only is not None else range(given.folds):
+        fold = prepare(setting, data, number, given.out, say)
+        found.append(measure(fold, given.part, given.arms, say))
+    print(markdown(setting, found))
+
+
+if __name__ == "__main__":
+    main()
