@@ -8,6 +8,8 @@ import medfedpure
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import ConfigError, InputError
 from medfedpure.core.streams import Streams
+from medfedpure.plugins.purifiers.ddpm import Depth, TuningRow, choose_depth
+from medfedpure.testing import tiny_classifier, tiny_dataset
 
 SMALL = {"widths": (8, 16), "unshuffle": 2}
 
@@ -121,3 +123,39 @@ def test_bad_settings_are_named():
         medfedpure.create("purifier", "ddpm", model={"widths": (10,)})
     with pytest.raises(InputError, match="fitted on 1 channels"):
         fitted()(torch.rand(1, 3, 16, 16))
+
+
+def test_the_cheapest_depth_within_the_margins_is_chosen():
+    rows = [
+        TuningRow(20, 1, 0.90, 0.40),
+        TuningRow(60, 2, 0.89, 0.72),
+        TuningRow(80, 2, 0.89, 0.79),
+        TuningRow(80, 5, 0.89, 0.80),
+        TuningRow(140, 5, 0.80, 0.88),
+    ]
+    assert choose_depth(rows, 0.90, 0.02, 0.02, 0.1) == Depth(60, 80, 2), "140 costs too much on benign images"
+    assert choose_depth(rows, 0.90, 0.2, 0.0, 0.0) == Depth(140, 140, 5)
+    assert choose_depth(rows, 1.00, 0.02, 0.02, 0.1) == Depth(20, 20, 1), "all cost too much: the gentlest"
+
+
+def test_tuning_is_saved(tmp_path):
+    data = tiny_dataset(24, size=16)
+    classifier = tiny_classifier(16, 1)
+    purifier = fitted(t_min=10, t_max=100)
+    rows = purifier.tune(data, Flip(), classifier=classifier, depths=(20, 50), steps=(1, 2))
+    assert [(row.depth, row.steps) for row in rows] == [(20, 1), (20, 2), (50, 1), (50, 2)]
+    assert all(0 <= row.restored <= 1 for row in rows)
+    purifier.save(tmp_path / "ddpm")
+    loaded = medfedpure.Purifier.load(tmp_path / "ddpm")
+    assert loaded.depth == purifier.depth
+    with torch.no_grad():
+        assert float(loaded(images(1), 1.0).timestep) == purifier.depth.t_max
+    with pytest.raises(InputError, match="up to t_max = 100"):
+        purifier.tune(data, Flip(), classifier=classifier, depths=(200,))
+
+
+class Flip(medfedpure.Attack):
+    """Inverts a little."""
+
+    def generate(self, view, images, labels, *, mask=None, targets=None, streams):
+        return (images + 0.01 * (0.5 - images).sign()).clamp(0, 1)

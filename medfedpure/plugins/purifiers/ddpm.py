@@ -15,20 +15,24 @@ everything equals diffusers' schedulers; the network is trained on fractional ti
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from medfedpure.core.attack import Attack
 from medfedpure.core.config import Config
 from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.detector import FitContext
 from medfedpure.core.errors import InputError
+from medfedpure.core.metrics import classification_figures
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import Purification, State
 from medfedpure.core.storage import load_strictly
-from medfedpure.core.streams import Streams, isolated_rng
+from medfedpure.core.streams import Streams, derive_seed, isolated_rng
 from medfedpure.core.training import Task, TrainingConfig, train
 from medfedpure.models.diffusion import Diffusion, sample_timesteps
 from medfedpure.models.unet import NoiseUNet
@@ -204,23 +208,130 @@ class DDPM(DiffusionPurifier):
 
     Config = DDPMConfig
 
+    def __init__(self, config: Any = None, **options: Any) -> None:
+        super().__init__(config, **options)
+        c = self.config
+        self.depth = Depth(c.t_min, c.t_max, c.num_inference_steps)
+
     def evaluations(self, timestep: Tensor) -> Tensor:
         """Network evaluations `(N,)` int64 of depths `(N,)`; none at t = 0."""
-        c, depth = self.config, timestep.detach().double()
-        if c.sampler == "one_step":
-            return (depth > 0).long()
-        wanted = depth if c.sampler == "ddpm" else c.num_inference_steps * depth / max(c.t_max, 1e-12)
+        sampler, depth, deep = self.config.sampler, self.depth, timestep.detach().double()
+        if sampler == "one_step":
+            return (deep > 0).long()
+        wanted = deep if sampler == "ddpm" else depth.steps * deep / max(depth.t_max, 1e-12)
         # float noise in t* must not cost a step
         return (wanted - 1e-6).ceil().long().clamp_min(0)
 
     def purify(self, images: Tensor, strength: Tensor, *, streams: Streams) -> Purification:
         """`(N, C, H, W)` cleaned at t* = t_min + strength (t_max - t_min)."""
-        c = self.config
-        timestep = c.t_min + strength * (c.t_max - c.t_min)
+        timestep = self.depth.t_min + strength * (self.depth.t_max - self.depth.t_min)
         steps = self.evaluations(timestep)
-        ancestral = c.sampler == "ddpm"
+        ancestral = self.config.sampler == "ddpm"
         cleaned = self.clean(images, timestep, steps, ancestral=ancestral, streams=streams, stage="purify")
         return Purification(cleaned, steps, timestep)
+
+    def fitted_state(self) -> State:
+        """The network's tensors, and the depth as it was configured or tuned."""
+        assert self.network is not None
+        return State.of(self.network, channels=self.channels, depth=asdict(self.depth))
+
+    def restore(self, state: State) -> None:
+        """Rebuild the network, load it strictly, and take the depth back."""
+        super().restore(state)
+        self.depth = Depth(**state.values["depth"])
+
+    @torch.no_grad()
+    def tune(
+        self,
+        data: ImageDataset,
+        attack: Attack,
+        *,
+        classifier: nn.Module,
+        depths: Sequence[float] = (20, 40, 60, 80, 100, 120, 140),
+        steps: Sequence[int] = (1, 2, 3, 5),
+        clean_drop: float = 0.02,
+        margin: float = 0.02,
+        mild_margin: float = 0.1,
+        seed: int = 0,
+    ) -> list[TuningRow]:
+        """Choose t_min, t_max and steps on images of their own, before `calibrate`; the choice is saved.
+
+        Every image is purified at every depth in every number of steps, benign and attacked (statically, on the
+        bare classifier). Of the settings whose balanced accuracy on benign images falls by at most `clean_drop`,
+        or, if there is none, falls least, the best restores most; t_max and steps are the cheapest setting, by
+        steps, then depth, that restores within `margin` of it, and t_min is the smallest depth that still
+        restores within `mild_margin`, in as many steps as its depth then gets.
+
+        Args:
+            data: benign images with labels, of no other part.
+            attack: crafted here on the bare classifier.
+            classifier: images to logits.
+            depths: up to the deepest timestep that the network was trained for.
+            steps: numbers of DDIM evaluations.
+            clean_drop, margin, mild_margin: in balanced accuracy, [0, 1].
+            seed: of the noise.
+
+        Returns:
+            What was measured at every setting.
+
+        Raises:
+            InputError: a depth beyond what the network was trained for, or no setting to choose from.
+        """
+        self.check_fitted()
+        if not depths or not steps or max(depths) > self.config.t_max:
+            raise InputError(f"depths up to t_max = {self.config.t_max:g} are wanted, and steps; got {depths}, {steps}")
+        images, streams = data.images, Streams(derive_seed(seed, "tune"), data.ids)
+        with torch.enable_grad():
+            attacked = attack(classifier, images, data.labels, streams=streams).images
+
+        def accuracy(given: Tensor) -> float:
+            verdicts = torch.cat([classifier(part).argmax(1) for part in given.split(64)])
+            return classification_figures(verdicts, data.labels, data.num_classes).balanced_accuracy
+
+        def cleaned(given: Tensor, depth: float, count: int) -> Tensor:
+            parts = torch.arange(len(given)).split(64)
+            return torch.cat(
+                [
+                    self.denoise(given[p], given.new_full((len(p),), depth), steps=count, streams=streams.select(p))
+                    for p in parts
+                ]
+            )
+
+        rows = [
+            TuningRow(depth, count, accuracy(cleaned(images, depth, count)), accuracy(cleaned(attacked, depth, count)))
+            for depth in depths
+            for count in steps
+        ]
+        self.depth = choose_depth(rows, accuracy(images), clean_drop, margin, mild_margin)
+        return rows
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Depth at strength 0 and at strength 1, and DDIM evaluations at strength 1."""
+
+    t_min: float
+    t_max: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class TuningRow:
+    """Balanced accuracy of benign and of attacked images, all purified at one depth in so many steps."""
+
+    depth: float
+    steps: int
+    clean: float
+    restored: float
+
+
+def choose_depth(rows: Sequence[TuningRow], bare: float, clean_drop: float, margin: float, mild_margin: float) -> Depth:
+    """The rule of `DDPM.tune`, `bare` the balanced accuracy of benign images that nothing purified."""
+    gentle = [row for row in rows if row.clean >= bare - clean_drop] or [max(rows, key=lambda row: row.clean)]
+    best = max(row.restored for row in gentle)
+    chosen = min((r for r in gentle if r.restored >= best - margin), key=lambda row: (row.steps, row.depth))
+    mild = [r.depth for r in gentle if r.restored >= best - mild_margin and r.depth <= chosen.depth]
+    return Depth(min(mild), chosen.depth, chosen.steps)
 
 
 class DiffusionTask(Task):
