@@ -34,8 +34,6 @@ from medfedpure.core.training import FinishesLocally
 
 DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
     "denoising_disagreement t20 x1": ("denoising_disagreement", {"timestep": 20, "steps": 1}),
-    "denoising_disagreement t20 x1, 3 draws": ("denoising_disagreement", {"timestep": 20, "steps": 1, "draws": 3}),
-    "denoising_disagreement t30 x1": ("denoising_disagreement", {"timestep": 30, "steps": 1}),
     "denoising_disagreement t40 x3": ("denoising_disagreement", {"timestep": 40, "steps": 3}),
     "mae reconstruction (paper)": (
         "mae",
@@ -52,7 +50,8 @@ DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
 SHOWN = ("denoising_disagreement t20 x1", "mae reconstruction (paper)")
 STATIC = ("pgd", "fgsm", "apgd", "carlini l2")
 NOISE_SEEDS = 3
-REPEATED = 48
+REPEATED = 32
+CONTROLLED = 64
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def measure(fold: Fold, part: str, attacks: list[str], names: list[str], say: Ca
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"attacks": {}, "detectors": {}}
     data = fold.parts[part]
     everything = torch.arange(len(data))
-    inputs = {"benign": (data.images, everything), CONTROL: (fold.noised(part), everything)}
+    inputs = {"benign": (data.images, everything), CONTROL: (fold.noised(part)[:CONTROLLED], everything[:CONTROLLED])}
     record: dict[str, Any] = {"fold": fold.number, "attacks": {}, "success": {}, "detectors": stored["detectors"]}
     for name in attacks:
         say(f"attack {name}")

@@ -59,7 +59,8 @@ def main() -> None:
     device = parser.parse_args().device
     scheduler = DDIMScheduler(beta_start=1e-4, beta_end=0.02, set_alpha_to_one=True)
     scheduler.set_timesteps(1000 // STRIDE)
-    purifier = medfedpure.create("purifier", "ddpm", t_min=0, t_max=DEEPEST, num_inference_steps=DEEPEST // STRIDE)
+    options = {"t_min": 0, "t_max": DEEPEST, "num_inference_steps": DEEPEST // STRIDE, "adaptive_steps": True}
+    purifier = medfedpure.create("purifier", "ddpm", **options)
     purifier.adopt(purifier.make_network((1, SIDE, SIDE), seed=0), (1, SIDE, SIDE)).to(device)
     network = purifier.network
     images = torch.rand(BATCH, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(device)

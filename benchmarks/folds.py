@@ -30,7 +30,7 @@ from medfedpure.core.training import TrainingConfig, train
 EPS = 0.015
 CONTROL = "uniform noise"
 APGD = {"eps_step": 0.003, "max_iter": 20, "nb_random_init": 1, "batch_size": 64}
-CARLINI = {"max_iter": 10, "binary_search_steps": 3, "batch_size": 64}
+CARLINI = {"max_iter": 10, "binary_search_steps": 3, "max_halving": 2, "max_doubling": 2, "batch_size": 32}
 ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "pgd": ("pgd", {"norm": "linf", "eps": EPS, "step": 0.003, "steps": 7}),
     "pgd 8/255": ("pgd", {"norm": "linf", "eps": "8/255", "step": "2/255", "steps": 7}),
@@ -38,7 +38,7 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "apgd": ("art", {"attack": "AutoProjectedGradientDescent", "eps": EPS, "options": APGD}),
     "carlini l2": ("art", {"attack": "CarliniL2Method", "norm": "l2", "eps": None, "options": CARLINI}),
 }
-AT_MOST = {"apgd": 128, "carlini l2": 64}
+AT_MOST = {"apgd": 64, "carlini l2": 16}
 MOST_TESTED = 4
 """Images of a group that are tested: more of them would cost time and tell little."""
 SHARES = {"train": 0.65, "tune": 0.1, "calibrate": 0.25}

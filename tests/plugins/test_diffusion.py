@@ -74,7 +74,7 @@ def test_log_snr_and_its_inverse():
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "one_step"])
 def test_mixed_depths_are_each_image_alone(sampler):
-    purifier = fitted(t_min=0, t_max=12, sampler=sampler, num_inference_steps=4)
+    purifier = fitted(t_min=0, t_max=12, sampler=sampler, num_inference_steps=4, adaptive_steps=True)
     strength, streams = torch.tensor([0.0, 0.3, 1.0, 0.55, 0.1]), Streams(7, torch.tensor([4, 8, 15, 16, 23]))
     order = torch.tensor([3, 0, 4, 2, 1])
     with torch.no_grad():
@@ -104,7 +104,7 @@ class Rows(nn.Module):
 
 
 def test_the_cost_is_the_sum_of_each_images_own_evaluations():
-    purifier = fitted(t_min=0, t_max=100, num_inference_steps=5)
+    purifier = fitted(t_min=0, t_max=100, num_inference_steps=5, adaptive_steps=True)
     purifier.network = Rows(purifier.network)
     with torch.no_grad():
         found = purifier(images(), torch.tensor([0.2, 1.0, 0.0, 0.6, 1.0]))

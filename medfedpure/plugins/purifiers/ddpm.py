@@ -5,9 +5,9 @@ to depth t*, then run the reverse process. Here t* follows the detector's score,
 
     t* = t_min + strength * (t_max - t_min),
 
-continuous, and so does the number of network evaluations: ceil(num_inference_steps t* / t_max) for DDIM
-(Song et al. 2021, arXiv 2010.02502) in a handful of steps, ceil(t*) for ancestral sampling, one for the
-one-step estimate of x0. At a fractional t the log-SNR is interpolated between integer timesteps, where
+continuous. The way back takes a handful of DDIM steps (Song et al. 2021, arXiv 2010.02502), with
+`adaptive_steps` ceil(num_inference_steps t* / t_max) of them; ceil(t*) in ancestral sampling; or one, the
+estimate of x0. At a fractional t the log-SNR is interpolated between integer timesteps, where
 everything equals diffusers' schedulers; the network is trained on fractional timesteps. Images are in
 [0, 1] outside and in [-1, 1] inside.
 """
@@ -87,7 +87,11 @@ class DDPMConfig(DiffusionConfig):
     sampler: Literal["ddim", "ddpm", "one_step"] = Field(
         "ddim", description="deterministic in few steps, ancestral with one step for each timestep, or one estimate"
     )
-    num_inference_steps: int = Field(5, ge=1, description="DDIM steps at t_max, each one network evaluation")
+    num_inference_steps: int = Field(5, ge=1, description="DDIM steps, each one network evaluation")
+    adaptive_steps: bool = Field(
+        False,
+        description="DDIM steps in proportion to the depth: ceil(num_inference_steps t* / t_max), not all for all",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -218,6 +222,8 @@ class DDPM(DiffusionPurifier):
         sampler, depth, deep = self.config.sampler, self.depth, timestep.detach().double()
         if sampler == "one_step":
             return (deep > 0).long()
+        if sampler == "ddim" and not self.config.adaptive_steps:
+            return depth.steps * (deep > 0).long()
         wanted = deep if sampler == "ddpm" else depth.steps * deep / max(depth.t_max, 1e-12)
         # float noise in t* must not cost a step
         return (wanted - 1e-6).ceil().long().clamp_min(0)
@@ -308,7 +314,7 @@ class DDPM(DiffusionPurifier):
 
 @dataclass(frozen=True)
 class Depth:
-    """Depth at strength 0 and at strength 1, and DDIM evaluations at strength 1."""
+    """Depth at strength 0 and at strength 1, and DDIM evaluations at the latter."""
 
     t_min: float
     t_max: float
