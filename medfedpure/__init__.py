@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Acceleration": "medfedpure.core.acceleration",
     "Attack": "medfedpure.core.attack",
     "AttackResult": "medfedpure.core.results",
     "Batch": "medfedpure.core.dataset",
@@ -58,6 +59,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from medfedpure.core.acceleration import Acceleration as Acceleration
     from medfedpure.core.attack import Attack as Attack
     from medfedpure.core.calibration import Calibration as Calibration
     from medfedpure.core.certify import Certificate as Certificate

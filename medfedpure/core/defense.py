@@ -13,6 +13,7 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
+from medfedpure.core.acceleration import Acceleration
 from medfedpure.core.calibration import Calibration, Scope
 from medfedpure.core.checks import check_image_layout, check_logits, check_scores
 from medfedpure.core.dataset import ImageDataset
@@ -74,6 +75,7 @@ class DefendedClassifier(nn.Module):
         self.policy: Policy = policy
         self.calibration = calibration
         self.vote = vote
+        self.acceleration = Acceleration()
         self._noise_seed: int | None = None
         self._calls = 0
         if detector is not None:
@@ -93,6 +95,12 @@ class DefendedClassifier(nn.Module):
             denoiser=self.purifier if isinstance(self.purifier, Denoiser) else None,
         )
 
+    def accelerate(self, acceleration: Acceleration) -> Self:
+        """Compute as the switches say, from now on; calibrate after it. It is not saved with the defence."""
+        acceleration.prepare(self.classifier, self.detector, self.purifier)
+        self.acceleration = acceleration
+        return self
+
     # -- calibration ---------------------------------------------------------------------------
 
     def score_benign(self, benign: ImageDataset | Tensor, *, seed: int = 0, batch_size: int = 64) -> Tensor:
@@ -101,7 +109,7 @@ class DefendedClassifier(nn.Module):
             raise MissingRequirementError("there is no detector to calibrate")
         images = benign.one_per_group(seed) if isinstance(benign, ImageDataset) else benign
         noise_seed, context = derive_seed(seed, "calibrate"), self.context()
-        with torch.no_grad():
+        with torch.no_grad(), self.acceleration.active(self._device()):
             scores = [
                 self.detector(self._moved(batch), context=context, streams=Streams(noise_seed, ids))
                 for batch, ids in as_batches(images, None, batch_size)
@@ -110,8 +118,10 @@ class DefendedClassifier(nn.Module):
 
     def _moved(self, batch: Tensor) -> Tensor:
         """The batch on the device of the chain's parameters; as it is where there are none."""
-        device = next((parameter.device for parameter in self.parameters()), batch.device)
-        return batch.to(device)
+        return batch.to(self._device(batch.device))
+
+    def _device(self, otherwise: torch.device = torch.device("cpu")) -> torch.device:  # noqa: B008
+        return next((parameter.device for parameter in self.parameters()), otherwise)
 
     def calibrate(
         self,
@@ -257,7 +267,8 @@ class DefendedClassifier(nn.Module):
         flagged = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         strength = images.new_zeros(len(images))
         if self.detector is not None:
-            scores = self.detector.score(images, context=replace(self.context(), logits=logits), streams=streams)
+            with self.acceleration.active(images.device):
+                scores = self.detector.score(images, context=replace(self.context(), logits=logits), streams=streams)
             check_scores(scores, len(images), f"the detector {self.detector.name!r}")
             if calibration is not None:
                 flagged = calibration.flagged(scores, target_fpr)
@@ -281,7 +292,7 @@ class DefendedClassifier(nn.Module):
     def _clean(self, images: Tensor, strength: Tensor, streams: Streams, clock: Clock | None = None) -> Cleaned:
         assert self.purifier is not None  # the constructor made sure
         clock = clock or Clock()
-        with clock.measure("purify"):
+        with clock.measure("purify"), self.acceleration.active(images.device):
             drawn = draw(self.purifier, images, strength, streams, self.vote)
         with clock.measure("classify"):
             return count(drawn, self._classify(drawn.images), self.vote)
@@ -331,9 +342,10 @@ class DefendedClassifier(nn.Module):
         )
 
     def _classify(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(images)
+        with self.acceleration.active(images.device):
+            logits: Tensor = self.classifier(images)
         check_logits(logits, len(images))
-        return logits
+        return logits.to(images.dtype) if self.acceleration.autocast else logits
 
     # -- saving --------------------------------------------------------------------------------
 
