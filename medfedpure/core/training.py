@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, runtime_checkable
@@ -109,6 +109,7 @@ def train(
     window: tuple[int, int] | None = None,
     validation: ImageDataset | None = None,
     checkpoint: Path | None = None,
+    on_check: Callable[[nn.Module, int], None] | None = None,
 ) -> TrainingLog:
     """Train in place; the model ends in eval mode, with averaged weights if `ema` asks for them.
 
@@ -126,6 +127,8 @@ def train(
             and `config.patience` checks without a lower one end the training.
         checkpoint: a folder that is written at every check; where it exists, the training goes on from
             there, to the same weights as if it had not been cut off.
+        on_check: called at every check with the model, in eval mode and with the weights that would be kept now,
+            and the number of steps taken; it must draw from no global generator.
 
     Raises:
         DataError: no image.
@@ -176,8 +179,12 @@ def train(
                 state.average.update(model)
             state.done = place + 1
             if state.done % every == 0 or state.done == last - first:
-                if validation is not None:
-                    _look(state, task, validation, seed)
+                with _as_kept(state) as kept:
+                    if validation is not None:
+                        figures = task.metrics(kept, validation, seed=derive_seed(seed, "validation"))
+                        state.best.offer(figures["loss"], kept)
+                    if on_check is not None:
+                        on_check(kept, state.done)
                 if checkpoint is not None:
                     state.save(checkpoint, recipe)
     if state.best.loss is not None:
@@ -192,12 +199,12 @@ def train(
     return TrainingLog(final, state.done, state.done * config.batch_size, state.best.loss)
 
 
-def _look(state: TrainingState, task: Task, validation: ImageDataset, seed: int) -> None:
-    """Offer the weights as they would be kept now: averaged, where they are averaged."""
-    model = state.model.eval()
-    with state.average.applied(model) if state.average is not None else nullcontext():
-        state.best.offer(task.metrics(model, validation, seed=derive_seed(seed, "validation"))["loss"], model)
-    model.train()
+@contextmanager
+def _as_kept(state: TrainingState) -> Iterator[nn.Module]:
+    """The model in eval mode, with the weights as they would be kept now: averaged, where they are averaged."""
+    with state.average.applied(state.model) if state.average is not None else nullcontext():
+        yield state.model.eval()
+    state.model.train()
 
 
 def _autocast(config: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:

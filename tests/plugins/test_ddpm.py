@@ -3,9 +3,11 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
+from PIL import Image
 
 import medfedpure
 from medfedpure.core.dataset import ImageDataset
+from medfedpure.core.detector import FitContext
 from medfedpure.core.errors import ConfigError, InputError
 from medfedpure.core.streams import Streams
 from medfedpure.plugins.purifiers.ddpm import Depth, TuningRow, choose_depth
@@ -159,3 +161,17 @@ class Flip(medfedpure.Attack):
 
     def generate(self, view, images, labels, *, mask=None, targets=None, streams):
         return (images + 0.01 * (0.5 - images).sign()).clamp(0, 1)
+
+
+def test_a_long_fit_goes_on_and_shows_samples(tmp_path):
+    data = tiny_dataset(12, size=16)
+    options = {"model": SMALL, "t_max": 60, "training": {"steps": 6, "batch_size": 4, "checks": 3, "ema": 0.9}}
+    folder = tmp_path / "progress"
+    plain = medfedpure.create("purifier", "ddpm", **options).fit(data)
+    kept = medfedpure.create("purifier", "ddpm", **options).fit(data, context=FitContext(checkpoint=folder))
+    for key, value in kept.network.state_dict().items():
+        assert torch.equal(value, plain.network.state_dict()[key]), f"looking at samples changed {key}"
+    with Image.open(tmp_path / "progress_samples.png") as picture:
+        assert picture.size == (8 * 16, 3 * 16)
+        top = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(3, 16, 8, 16)[0].permute(1, 0, 2)
+    assert torch.equal(top, data.pixels[:8, 0])

@@ -36,6 +36,10 @@ from medfedpure.core.streams import Streams, derive_seed, isolated_rng
 from medfedpure.core.training import Task, TrainingConfig, train
 from medfedpure.models.diffusion import Diffusion, sample_timesteps
 from medfedpure.models.unet import NoiseUNet
+from medfedpure.plugins.purifiers.samples import write_samples
+
+SHOWN = 8
+"""Images in the picture of samples."""
 
 
 class UNetConfig(Config):
@@ -135,11 +139,31 @@ class DiffusionPurifier(Purifier):
         return self.mark_fitted()
 
     def fit(self, data: ImageDataset, *, context: FitContext | None = None, seed: int = 0) -> Self:
-        """Train the noise predictor on benign images; goes on from `context.checkpoint` where there is one."""
+        """Train the noise predictor on benign images.
+
+        With `context.checkpoint` it goes on from there, and beside it, in NAME_samples.png, some training images, what
+        noise makes of them at the deepest timestep, and what the network makes of that show how far it is.
+        """
         network = self.make_network(data.image_shape, seed)
         checkpoint = None if context is None else context.checkpoint
-        settings = self.config.training
-        train(network, self.task(), data, settings, seed=seed, description="diffusion model", checkpoint=checkpoint)
+
+        def show(current: nn.Module, done: int) -> None:
+            del done
+            assert checkpoint is not None
+            some = data.batch(torch.arange(min(SHOWN, len(data)))).to(next(current.parameters()).device)
+            path = checkpoint.with_name(f"{checkpoint.name}_samples.png")
+            write_samples(path, self.diffusion, current, some.images, self.config.deepest(), Streams(seed, some.ids))
+
+        train(
+            network,
+            self.task(),
+            data,
+            self.config.training,
+            seed=seed,
+            description="diffusion model",
+            checkpoint=checkpoint,
+            on_check=None if checkpoint is None else show,
+        )
         return self.adopt(network, data.image_shape)
 
     def fitted_state(self) -> State:
