@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import medfedpure
 from benchmarks.detection_table import markdown
-from benchmarks.folds import ATTACKS, CONTROL, Fold, add_arguments, open_data, prepare, progress
+from benchmarks.folds import ATTACKS, CONTROL, Fold, add_arguments, mixed_order, open_data, prepare, progress
 from medfedpure.core.calibration import Calibration
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector, ScoreContext
@@ -68,8 +68,7 @@ def measure(fold: Fold, part: str, attacks: list[str], names: list[str], say: Ca
     path = fold.folder / f"detectors_{part}.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"attacks": {}, "detectors": {}}
     data = fold.parts[part]
-    everything = torch.arange(len(data))
-    inputs = {"benign": (data.images, everything), CONTROL: (fold.noised(part)[:CONTROLLED], everything[:CONTROLLED])}
+    inputs = {"benign": (data.images, torch.arange(len(data))), CONTROL: fold.noised(part, CONTROLLED)}
     record: dict[str, Any] = {"fold": fold.number, "attacks": {}, "success": {}, "detectors": stored["detectors"]}
     for name in attacks:
         say(f"attack {name}")
@@ -84,7 +83,7 @@ def measure(fold: Fold, part: str, attacks: list[str], names: list[str], say: Ca
     for name in names:
         plugin, options = DETECTORS[name]
         detector: Detector = medfedpure.create("detector", plugin, **options)
-        config = detector.config.model_dump(mode="json")
+        config = {**detector.config.model_dump(mode="json"), "part": data.fingerprint(), **_parts(detector)}
         known = stored["detectors"].get(name)
         if known is not None and known["config"] == config and set(attacks) <= set(known["scores"]):
             continue
@@ -97,6 +96,12 @@ def measure(fold: Fold, part: str, attacks: list[str], names: list[str], say: Ca
             record["detectors"][name]["throughput"] = share
     write_json(path, record)
     return record
+
+
+def _parts(detector: Detector) -> dict[str, Any]:
+    """The resolved configurations of a composed detector's parts: what their defaults were."""
+    parts = getattr(detector, "parts", ())
+    return {"resolved": [part.config.model_dump(mode="json") for part in parts]} if parts else {}
 
 
 def _fitted(detector: Detector, fold: Fold) -> Detector:
@@ -132,8 +137,9 @@ def _scores(detector: Detector, fold: Fold, inputs: Inputs) -> dict[str, Any]:
         for name, (images, place) in inputs.images.items()
         if len(images)
     }
-    some, known = inputs.part.images[:REPEATED], inputs.logits["benign"][:REPEATED]
-    repeated = torch.stack([score(some, ids[:REPEATED], known, draw) for draw in range(NOISE_SEEDS)])
+    some = mixed_order(inputs.part, fold.seed)[:REPEATED]
+    given = (inputs.part.images[some], ids[some], inputs.logits["benign"][some])
+    repeated = torch.stack([score(*given, draw) for draw in range(NOISE_SEEDS)])
     total = float(repeated.mean(0).var())
     return {
         "scores": {name: values.tolist() for name, values in scores.items()},
@@ -188,7 +194,7 @@ def main() -> None:
         fold = prepare(setting, data, number, given.out, say)
         found.append(measure(fold, given.part, given.attacks, given.detectors, say))
     if given.detectors:
-        print(markdown(setting, found))
+        print(markdown(setting, given.part, found))
     if given.pictures is not None:
         from benchmarks.detection_pictures import draw
 

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.folds import CONTROL, Setting
+from benchmarks.folds import AT_MOST, CONTROL, Setting
 from medfedpure.core.intervals import cluster_bootstrap, realised_fpr_interval
 from medfedpure.core.metrics import auroc, average_precision, true_positive_rate
 
 Fold = dict[str, Any]
 PAPER_SHARE = 0.18
+UNKNOWN = "not measured"
 PAPER_SCORE = "mae reconstruction (paper)"
+NOTES = {"tune": ": defaults are chosen here", "test": ""}
 FIGURES: tuple[tuple[str, Callable[[Tensor, Tensor], float]], ...] = (
     ("AUPR", average_precision),
     ("TPR at 1 % FPR", lambda benign, attacked: true_positive_rate(benign, attacked, 0.01)),
@@ -23,16 +25,22 @@ FIGURES: tuple[tuple[str, Callable[[Tensor, Tensor], float]], ...] = (
 )
 
 
-def markdown(setting: Setting, folds: list[Fold]) -> str:
+def markdown(setting: Setting, part: str, folds: list[Fold]) -> str:
     """A table for each attack, one of benign images and costs, what was tried, and the paper's rank rule."""
-    detectors = list(folds[0]["detectors"])
-    lines = []
+    detectors = [name for name in folds[0]["detectors"] if all(_scored(fold, name) for fold in folds)]
+    lines = [f"**Measured on the {part} parts{NOTES[part]}**", ""]
     for attack in folds[0]["attacks"]:
         lines += [*_attack_table(folds, detectors, attack), ""]
     lines += [*_benign_table(folds, detectors), "", *_conditions(setting, folds), ""]
     if PAPER_SCORE in detectors:
         lines += _rank_rule(folds)
     return "\n".join(lines)
+
+
+def _scored(fold: Fold, detector: str) -> bool:
+    """Whether a detector was measured on everything in this fold."""
+    scores = fold["detectors"].get(detector, {"scores": {}})["scores"]
+    return all(name in scores for name, places in fold["groups"].items() if places)
 
 
 def _attack_table(folds: list[Fold], detectors: list[str], attack: str) -> list[str]:
@@ -43,8 +51,12 @@ def _attack_table(folds: list[Fold], detectors: list[str], attack: str) -> list[
         low, high = _interval(folds, detector, attack)
         cells = [detector, f"{_weighted(folds, detector, attack, auroc):.3f} ({low:.3f} to {high:.3f})"]
         cells += [f"{_weighted(folds, detector, attack, figure):.3f}" for _, figure in FIGURES]
-        caught = [_above(fold["detectors"][detector], attack) for fold in folds if fold["groups"][attack]]
-        lines.append(_line([*cells, f"{_mean(caught):.3f}"]))
+        hits = [
+            _above(fold["detectors"][detector], attack) * len(fold["groups"][attack])
+            for fold in folds
+            if fold["groups"][attack]
+        ]
+        lines.append(_line([*cells, f"{sum(hits) / max(count, 1):.3f}"]))
     return lines
 
 
@@ -70,10 +82,9 @@ def _benign_table(folds: list[Fold], detectors: list[str]) -> list[str]:
             f"{_mean([_above(row, 'benign') for row in rows]):.3f}",
             f"{_mean([rate for rate, _, _ in rates]):.3f}, foreseen in {inside} of {len(folds)} folds",
             f"{_mean([_above(row, CONTROL) for row in rows]):.3f}",
-            f"{kept:.2f}",
-            f"{1 / kept - 1:.1f}",
+            *([UNKNOWN, UNKNOWN] if math.isnan(kept) else [f"{kept:.2f}", f"{1 / kept - 1:.1f}"]),
             f"{_mean([row['noise_share'] for row in rows]):.3f}",
-            "no" if beaten else "**yes**",
+            UNKNOWN if math.isnan(kept) else "no" if beaten else "**yes**",
         ]
         lines.append(_line(cells))
     return lines
@@ -137,9 +148,10 @@ def _realised(fold: Fold, detector: str) -> tuple[float, float, float]:
 
 def _conditions(setting: Setting, folds: list[Fold]) -> list[str]:
     images = sum(len(fold["groups"]["benign"]) for fold in folds)
-    groups = sum(len(set(fold["groups"]["benign"])) for fold in folds)
+    groups = len({group for fold in folds for group in fold["groups"]["benign"]})
     clean = _mean([fold["clean_balanced_accuracy"] for fold in folds])
     calibration = sorted({row["calibration"] for fold in folds for row in fold["detectors"].values()})
+    few = ", ".join(f"{name} {most}" for name, most in AT_MOST.items())
     return [
         f"- {setting.data}, {setting.size} px, at most {setting.max_per_group} images of a group; {images} images in "
         f"{groups} groups, over {len(folds)} of {setting.folds} grouped folds",
@@ -151,6 +163,7 @@ def _conditions(setting: Setting, folds: list[Fold]) -> list[str]:
             f"{_mean([fold['success'][name] for fold in folds]):.0%} of the images tried, which it reads correctly"
             for name, what in folds[0]["attacks"].items()
         ],
+        f"- tried on few images of a fold, of all classes and one of each group first: {few}",
         "- flagged: at the calibrated threshold; intervals: bootstrap over near-duplicate groups; noise flagged: "
         "uniform noise of the same eps; throughput kept: of the bare classifier's images per second, batch 32; cost: "
         "added, in passes of the classifier; noise share: variance of a score over seeds (masks and noise), relative "
@@ -171,7 +184,7 @@ def _rank_rule(folds: list[Fold]) -> list[str]:
         wrong.append(float((benign >= threshold).double().mean()))
     return [
         f"The paper's rank rule (the {PAPER_SHARE:.0%} of a batch with the largest reconstruction error; it depends on "
-        f"the batch, and exists in this benchmark only), on a batch of all benign and all {attack} images: "
+        f"the batch, and exists in this benchmark only), on a batch of all benign and all successful {attack} images: "
         f"{_mean(caught):.3f} of the attacked and {_mean(wrong):.3f} of the benign images are flagged."
     ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector, ScoreContext
 from medfedpure.core.metrics import classification_figures
 from medfedpure.core.purifier import Purifier
-from medfedpure.core.storage import read_document, write_document, write_json
+from medfedpure.core.storage import atomic_folder, read_document, write_document, write_json
 from medfedpure.core.streams import Streams, derive_seed
 from medfedpure.core.training import TrainingConfig, train
 
@@ -58,6 +59,7 @@ class Setting:
     classifier_steps: int
     denoiser_steps: int
     autoencoder_steps: int
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -113,20 +115,21 @@ class Fold:
         if not path.exists():
             self._attack(part, name, path)
         document, tensors = read_document(path, kind="attacked", keys=("attack", "text"))
-        if document["attack"] != list(ATTACKS[name]):
-            raise SystemExit(f"{path} was made by another attack ({document['attack']}): delete it")
+        if document["attack"] != _recipe(name, self.parts[part]):
+            raise SystemExit(f"{path} was made by another attack or of other images ({document['attack']}): delete it")
         return Attacked(tensors["images"], tensors["place"], tensors["success"], document["text"])
 
     def _attack(self, part: str, name: str, path: Path) -> None:
         data = self.parts[part]
-        right = torch.nonzero(self.verdicts(part) == data.labels).squeeze(1)[: AT_MOST.get(name)]
+        order = mixed_order(data, self.seed)
+        right = order[(self.verdicts(part) == data.labels)[order]][: AT_MOST.get(name)]
         plugin, options = ATTACKS[name]
         attack = medfedpure.create("attack", plugin, **options)
         streams = Streams(self.seed, data.ids[right])
         found = attack(self.classifier, data.images[right], data.labels[right], streams=streams)
-        document = {"kind": "attacked", "attack": list(ATTACKS[name]), "text": attack.describe()}
-        path.mkdir(parents=True, exist_ok=True)
-        write_document(path, document, {"images": found.images, "place": right, "success": found.success})
+        document = {"kind": "attacked", "attack": _recipe(name, data), "text": attack.describe()}
+        with atomic_folder(path) as work:
+            write_document(work, document, {"images": found.images, "place": right, "success": found.success})
 
     def autoencoder(self) -> Any:
         """A masked autoencoder detector, which scores reconstruction errors; trained once for all that use it."""
@@ -138,11 +141,33 @@ class Fold:
             made.fit(self.parts["train"], context=context, seed=self.seed).save(folder)
         return Detector.load(folder)
 
-    def noised(self, part: str) -> Tensor:
-        """The control: the part's images with uniform noise of the attacks' eps."""
-        data = self.parts[part]
-        noise = 2 * Streams(self.seed, data.ids).uniform(data.image_shape, stage="control") - 1
-        return (data.images + EPS * noise).clamp(0, 1)
+    def noised(self, part: str, most: int) -> tuple[Tensor, Tensor]:
+        """The control: so many images of the part with uniform noise of the attacks' eps, and their places."""
+        data, place = self.parts[part], mixed_order(self.parts[part], self.seed)[:most]
+        noise = 2 * Streams(self.seed, data.ids[place]).uniform(data.image_shape, stage="control") - 1
+        return (data.images[place] + EPS * noise).clamp(0, 1), place
+
+
+def mixed_order(data: ImageDataset, seed: int) -> Tensor:
+    """An order of the images `(N,)` whose every beginning has all classes, and one image of many groups."""
+    shuffled = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed % 2**63)).tolist()
+    seen: Counter[int] = Counter()
+    taken: Counter[tuple[int, int]] = Counter()
+    keys = []
+    for place in shuffled:
+        group = int(data.groups[place])
+        keys.append((seen[group], place))
+        seen[group] += 1
+    ranked = []
+    for occurrence, place in sorted(keys, key=lambda key: key[0]):
+        label = int(data.labels[place])
+        ranked.append((occurrence, taken[occurrence, label], label, place))
+        taken[occurrence, label] += 1
+    return torch.tensor([place for *_, place in sorted(ranked)], dtype=torch.int64)
+
+
+def _recipe(name: str, data: ImageDataset) -> list[Any]:
+    return [*ATTACKS[name], AT_MOST.get(name), data.fingerprint()]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,7 +190,7 @@ def open_data(given: argparse.Namespace) -> tuple[ImageDataset, Setting]:
     """The images, and what is measured of them; the folder is made, or refused where it holds another setting."""
     data = read_data(given.data, given.size, given.max_per_group, given.seed, given.most)
     shape = (data.name, data.image_shape[1], given.classifier, given.folds, given.max_per_group, given.seed)
-    setting = Setting(*shape, *given.steps)
+    setting = Setting(*shape, *given.steps, data.fingerprint())
     open_folder(given.out, setting)
     return data, setting
 
@@ -190,7 +215,7 @@ def open_folder(out: Path, setting: Setting) -> None:
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
         if found != asdict(setting):
-            raise SystemExit(f"{out} holds folds of another setting, {found}: choose another --out")
+            raise SystemExit(f"{out} holds folds of other images or another setting, {found}: choose another --out")
     else:
         write_json(path, asdict(setting))
 

@@ -173,5 +173,7 @@ def test_a_long_fit_goes_on_and_shows_samples(tmp_path):
         assert torch.equal(value, plain.network.state_dict()[key]), f"looking at samples changed {key}"
     with Image.open(tmp_path / "progress_samples.png") as picture:
         assert picture.size == (8 * 16, 3 * 16)
-        top = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(3, 16, 8, 16)[0].permute(1, 0, 2)
+        top = (
+            torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(3, 16, 8, 16)[0].permute(1, 0, 2)
+        )
     assert torch.equal(top, data.pixels[:8, 0])
