@@ -83,7 +83,7 @@ def measure(fold: Fold, part: str, attacks: list[str], names: list[str], say: Ca
     for name in names:
         plugin, options = DETECTORS[name]
         detector: Detector = medfedpure.create("detector", plugin, **options)
-        config = {**detector.config.model_dump(mode="json"), "part": data.fingerprint(), **_parts(detector)}
+        config = {**detector.config.model_dump(mode="json"), "part": data.fingerprint()}
         known = stored["detectors"].get(name)
         if known is not None and known["config"] == config and set(attacks) <= set(known["scores"]):
             continue
@@ -96,12 +96,6 @@ def measure(fold: Fold, part: str, attacks: list[str], names: list[str], say: Ca
             record["detectors"][name]["throughput"] = share
     write_json(path, record)
     return record
-
-
-def _parts(detector: Detector) -> dict[str, Any]:
-    """The resolved configurations of a composed detector's parts: what their defaults were."""
-    parts = getattr(detector, "parts", ())
-    return {"resolved": [part.config.model_dump(mode="json") for part in parts]} if parts else {}
 
 
 def _fitted(detector: Detector, fold: Fold) -> Detector:

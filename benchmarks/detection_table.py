@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.folds import AT_MOST, CONTROL, Setting
+from benchmarks.folds import AT_MOST, CONTROL, NOTES, Setting
 from medfedpure.core.intervals import cluster_bootstrap, realised_fpr_interval
 from medfedpure.core.metrics import auroc, average_precision, true_positive_rate
 
@@ -17,7 +17,6 @@ Fold = dict[str, Any]
 PAPER_SHARE = 0.18
 UNKNOWN = "not measured"
 PAPER_SCORE = "mae reconstruction (paper)"
-NOTES = {"tune": ": defaults are chosen here", "test": ""}
 FIGURES: tuple[tuple[str, Callable[[Tensor, Tensor], float]], ...] = (
     ("AUPR", average_precision),
     ("TPR at 1 % FPR", lambda benign, attacked: true_positive_rate(benign, attacked, 0.01)),

@@ -40,6 +40,7 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "carlini l2": ("art", {"attack": "CarliniL2Method", "norm": "l2", "eps": None, "options": CARLINI}),
 }
 AT_MOST = {"apgd": 64, "carlini l2": 16}
+NOTES = {"tune": ": defaults are chosen here", "test": ""}
 MOST_TESTED = 4
 """Images of a group that are tested: more of them would cost time and tell little."""
 SHARES = {"train": 0.65, "tune": 0.1, "calibrate": 0.25}
@@ -177,7 +178,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", type=int, nargs="*", help="these folds only")
     parser.add_argument("--part", choices=("tune", "test"), default="test", help="where to measure")
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--size", type=int, default=64, help="of the images of a folder; a MedMNIST file has its own")
     parser.add_argument("--classifier", default="resnet18")
     parser.add_argument("--max-per-group", type=int, default=8)
     parser.add_argument("--most", type=int, help="at most so many images")

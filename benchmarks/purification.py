@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -65,13 +66,14 @@ def measure(fold: Fold, part: str, names: list[str], say: Callable[[str], None])
         texts[name] = found.text
     record: dict[str, Any] = {"fold": fold.number, "attacks": texts, "arms": stored}
     record["labels"], record["groups"] = data.labels.tolist(), data.groups.tolist()
-    for name in names:
+    for name in dict.fromkeys(("bare", *names)):
         chain = _chain(ARMS[name], fold)
         parts = (chain.detector, chain.purifier)
         config = {part.kind: part.config.model_dump(mode="json") for part in parts if part is not None}
+        config |= {"policy": chain.policy, "vote": asdict(chain.vote), "part": data.fingerprint()}
         if stored.get(name, {}).get("config") != config:
             say(f"arm {name}")
-            record["arms"][name] = {"config": config, "inputs": _read(chain, data, inputs, fold.seed)}
+            record["arms"][name] = {"config": config, "inputs": _read(chain, fold, data, inputs)}
             write_json(path, record)
     return record
 
@@ -96,14 +98,17 @@ def _chain(arm: dict[str, Any], fold: Fold) -> DefendedClassifier:
     return chain
 
 
-def _read(chain: DefendedClassifier, data: ImageDataset, inputs: dict[str, Tensor], seed: int) -> dict[str, Any]:
+def _read(chain: DefendedClassifier, fold: Fold, data: ImageDataset, inputs: dict[str, Tensor]) -> dict[str, Any]:
     found = {}
+    bare = DefendedClassifier(fold.classifier, policy="none")
     detection = 0 if chain.detector is None else getattr(chain.detector.config, "steps", 0)
     for name, images in inputs.items():
+        start = time.perf_counter()
+        bare.predict(images, data.ids, seed=fold.seed)
+        middle = time.perf_counter()
         with metered(chain, images[:1]) as meter:
-            start = time.perf_counter()
-            said = chain.predict(images, data.ids, seed=seed)
-            seconds = time.perf_counter() - start
+            said = chain.predict(images, data.ids, seed=fold.seed)
+        end = time.perf_counter()
         found[name] = {
             "labels": said.labels.tolist(),
             "purified": said.purified.tolist(),
@@ -111,7 +116,8 @@ def _read(chain: DefendedClassifier, data: ImageDataset, inputs: dict[str, Tenso
             "psnr": psnr(said.images, data.images).tolist(),
             "ssim": ssim(said.images, data.images).tolist(),
             "gmacs": meter["gmacs"] / len(images),
-            "ms": 1000 * seconds / len(images),
+            "ms": 1000 * (end - middle) / len(images),
+            "times": (end - middle) / (middle - start),
         }
     return found
 
@@ -181,7 +187,7 @@ def main() -> None:
     for number in given.only if given.only is not None else range(given.folds):
         fold = prepare(setting, data, number, given.out, say)
         found.append(measure(fold, given.part, given.arms, say))
-    print(markdown(setting, found))
+    print(markdown(setting, given.part, found))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.folds import Setting
+from benchmarks.folds import NOTES, Setting
 from medfedpure.core.intervals import Interval, cluster_bootstrap
 from medfedpure.core.metrics import classification_figures
 
@@ -18,10 +18,10 @@ ANCHORS = ("diffpure t* = 100", "diffpure t* = 150")
 DRAWS = 500
 
 
-def markdown(setting: Setting, folds: list[Fold]) -> str:
+def markdown(setting: Setting, part: str, folds: list[Fold]) -> str:
     """A table for each input, the paired differences of the default to the anchors, and the conditions."""
     arms = [arm for arm in folds[0]["arms"] if all(arm in fold["arms"] for fold in folds)]
-    lines: list[str] = []
+    lines = [f"Measured on the {part} parts{NOTES[part]}", ""]
     for kind in next(iter(folds[0]["arms"].values()))["inputs"]:
         lines += [f"**{kind}**", "", *_table(folds, arms, kind), ""]
     for anchor in ANCHORS:
@@ -33,7 +33,6 @@ def markdown(setting: Setting, folds: list[Fold]) -> str:
 def _table(folds: list[Fold], arms: list[str], kind: str) -> list[str]:
     heads = ["purifier", "balanced accuracy (95 %)", "sensitivity", "specificity", "purified", "NFE", "GMACs", "cost"]
     lines = [_line([*heads, "PSNR", "SSIM"]), "|" + "---|" * 10]
-    bare_ms = _mean(folds, "bare", kind, "ms")
     for arm in arms:
         figures = _figures(folds, arm, kind)
         low, high = _interval(folds, lambda rows, arm=arm: _balanced(folds, arm, kind, rows))  # type: ignore[misc]
@@ -46,7 +45,7 @@ def _table(folds: list[Fold], arms: list[str], kind: str) -> list[str]:
             f"{_mean(folds, arm, kind, 'purified'):.0%}",
             f"{_mean(folds, arm, kind, 'nfe'):.1f}",
             f"{_mean(folds, arm, kind, 'gmacs'):.2f}",
-            f"{_mean(folds, arm, kind, 'ms') / bare_ms:.1f}",
+            f"{_mean(folds, arm, kind, 'times'):.1f}",
             f"{_mean(folds, arm, kind, 'psnr'):.1f}" if moved or kind != "benign" else "",
             f"{_mean(folds, arm, kind, 'ssim'):.3f}" if moved or kind != "benign" else "",
         ]
@@ -129,7 +128,8 @@ def _conditions(setting: Setting, folds: list[Fold]) -> list[str]:
         f"for every arm, {setting.denoiser_steps} steps",
         *[f"- {name} = {text}; static: the attacker ignores the defence" for name, text in folds[0]["attacks"].items()],
         "- NFE: evaluations of the purifier's network for each image, the detector's and every draw's included; "
-        "GMACs: of everything, the classifier's passes included; cost: time for each image relative to the bare "
-        "classifier in the same run; PSNR and SSIM: of what the classifier reads, to the benign image; intervals: "
+        "GMACs: of everything, the classifier's passes included; cost: time relative to the bare "
+        "classifier on the same images just before, mean over folds; "
+        "PSNR and SSIM: of what the classifier reads, to the benign image; intervals: "
         "bootstrap over near-duplicate groups",
     ]

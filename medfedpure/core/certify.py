@@ -34,7 +34,7 @@ class Certificate:
     Attributes:
         labels: `(N,)` int64, the smoothed classifier's answer; -1 where it abstains.
         radius: `(N,)`, no L2 perturbation smaller than this changes the answer; 0 where it abstains.
-        sigma, n0, n, alpha: how it was made.
+        sigma, n0, n, alpha, denoiser: how it was made.
     """
 
     labels: Tensor
@@ -43,6 +43,7 @@ class Certificate:
     n0: int
     n: int
     alpha: float
+    denoiser: str
 
     def accuracy(self, truth: Tensor, radius: float = 0.0) -> float:
         """Certified accuracy: the share answered rightly with at least this radius; abstentions count against it."""
@@ -54,8 +55,8 @@ class Certificate:
     def describe(self) -> str:
         """The conditions, as they must stand beside any number."""
         return (
-            f"randomized smoothing, L2, sigma {self.sigma:g}, n0 {self.n0}, n {self.n}, each answer wrong with "
-            f"probability at most {self.alpha:g}; abstentions count as uncertified"
+            f"randomized smoothing, L2, sigma {self.sigma:g}, {self.denoiser}, n0 {self.n0}, n {self.n}, each answer "
+            f"wrong with probability at most {self.alpha:g}; abstentions count as uncertified"
         )
 
 
@@ -63,6 +64,7 @@ class Certificate:
 def certify(
     classifier: nn.Module,
     images: Tensor,
+    ids: Tensor | None = None,
     *,
     sigma: float,
     denoiser: OneStepDenoiser | None = None,
@@ -76,8 +78,9 @@ def certify(
 
     Args:
         classifier: images `(N, C, H, W)` to logits `(N, K)`. Without a denoiser it reads noisy images, which are
-            not clipped: it should have been trained on such.
+            not clipped: it should have been trained on such. In eval mode: it must be one fixed function.
         images: `(N, C, H, W)` in [0, 1].
+        ids: `(N,)` int64 keys of the noise; by default the running index.
         sigma: std of the noise, in [0, 1] units.
         denoiser: a fitted diffusion purifier, which removes the noise in one evaluation.
         n0: draws that choose the class.
@@ -88,15 +91,22 @@ def certify(
 
     Raises:
         ConfigError: sigma or the numbers of draws are not positive, alpha is outside (0, 1).
-        InputError: images of the wrong rank, dtype or range; a sigma beyond what the denoiser was trained for.
+        InputError: images of the wrong rank, dtype or range, ids that do not fit them, a classifier in training
+            mode, or a sigma beyond what the denoiser was trained for.
     """
     check_images(images)
+    if classifier.training:
+        raise InputError("the classifier is in training mode, where its answer depends on the batch: call eval() first")
+    keys = torch.arange(len(images)) if ids is None else ids
+    if keys.shape != (len(images),):
+        raise InputError(f"ids must have shape ({len(images)},); got {tuple(keys.shape)}")
     if sigma <= 0 or n0 < 1 or n < 1 or not 0 < alpha < 1:
         raise ConfigError(f"sigma > 0, n0 >= 1, n >= 1, 0 < alpha < 1 is wanted; got {sigma}, {n0}, {n}, {alpha}")
     labels, radii = [], []
     for place, image in enumerate(images):
+        streams = Streams(seed, keys[place : place + 1])
         counts = [
-            _count(classifier, image, sigma, denoiser, draws, batch_size, Streams(seed, torch.tensor([place])), stage)
+            _count(classifier, image, sigma, denoiser, draws, batch_size, streams.child(stage))
             for draws, stage in ((n0, "select"), (n, "estimate"))
         ]
         best = int(counts[0].argmax())
@@ -104,9 +114,13 @@ def certify(
         certain = bound > 0.5
         labels.append(best if certain else -1)
         radii.append(sigma * NormalDist().inv_cdf(bound) if certain else 0.0)
-    return Certificate(
-        torch.tensor(labels, dtype=torch.int64), torch.tensor(radii, dtype=torch.float64), sigma, n0, n, alpha
+    name = (
+        "no denoiser"
+        if denoiser is None
+        else f"denoised in one step by {getattr(denoiser, 'name', type(denoiser).__name__)}"
     )
+    radius = torch.tensor(radii, dtype=torch.float64)
+    return Certificate(torch.tensor(labels, dtype=torch.int64), radius, sigma, n0, n, alpha, name)
 
 
 def _count(
@@ -117,13 +131,13 @@ def _count(
     draws: int,
     batch_size: int,
     streams: Streams,
-    stage: str,
 ) -> Tensor:
     """How often each class is answered, `(K,)` int64."""
     total: Tensor | None = None
-    for number, start in enumerate(range(0, draws, batch_size)):
-        size = min(batch_size, draws - start)
-        noise = streams.normal((size, *image.shape), stage=stage, draw=number, like=image)[0]
+    for start in range(0, draws, batch_size):
+        numbers = range(start, min(start + batch_size, draws))
+        # A stream of its own for each copy, so that nothing depends on the batch size.
+        noise = torch.cat([streams.normal(image.shape, stage="copy", draw=number, like=image) for number in numbers])
         noisy = image + sigma * noise
         logits = classifier(noisy if denoiser is None else denoiser.denoise_once(noisy, sigma))
         votes = torch.bincount(logits.argmax(1).cpu(), minlength=logits.shape[1])

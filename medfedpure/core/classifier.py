@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -196,6 +196,10 @@ class ClassificationTask(Task):
     ) -> None:
         self.flip, self.shift, self.label_smoothing = flip, shift, label_smoothing
         self.intensity, self.noise = intensity, noise
+
+    def recipe(self) -> dict[str, Any]:
+        """The augmentation and the smoothing."""
+        return dict(vars(self))
 
     def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
         """Mean cross-entropy of one augmented batch."""

@@ -42,6 +42,7 @@ class DefendedClassifier(nn.Module):
 
     Raises:
         MissingRequirementError: the policy or the detector needs a part that is missing.
+        ConfigError: no such policy, or a vote whose draws are none, or all the same.
 
     Example:
         >>> import torch, medfedpure
@@ -69,6 +70,12 @@ class DefendedClassifier(nn.Module):
             raise MissingRequirementError(f"the policy {policy!r} needs a detector: pass detector=...")
         if purifier is None and policy in ("purify_flagged", "purify_all"):
             raise MissingRequirementError(f"the policy {policy!r} needs a purifier: pass purifier=...")
+        if vote.draws > 1 and (purifier is None or policy not in ("purify_flagged", "purify_all")):
+            raise ConfigError(f"a vote over {vote.draws} draws has nothing to draw under the policy {policy!r}")
+        if vote.draws > 1 and purifier is not None and purifier.deterministic:
+            raise ConfigError(
+                f"{vote.draws} draws of the purifier {purifier.name!r} are all the same: it is deterministic"
+            )
         self.classifier = classifier
         self.detector = detector
         self.purifier = purifier
@@ -191,11 +198,12 @@ class DefendedClassifier(nn.Module):
         return found.logits.index_copy(0, found.selected.to(images.device), self._clean(*found.take_selected()).logits)
 
     def read(self, images: Tensor) -> Tensor:
-        """What the classifier reads `(N, C, H, W)`: purified where the policy purifies, the first draw of a vote."""
+        """What the classifier reads `(N, C, H, W)`: purified where the policy purifies; of a vote, the first draw."""
         found = self._inspect(images, self._streams(len(images)))
         if found.selected.numel() == 0:
             return images
-        cleaned = self._clean(*found.take_selected()).images
+        assert self.purifier is not None
+        cleaned = draw(self.purifier, *found.take_selected(), Vote()).images
         return images.index_copy(0, found.selected.to(images.device), cleaned)
 
     # -- prediction ----------------------------------------------------------------------------
@@ -241,7 +249,7 @@ class DefendedClassifier(nn.Module):
                 with clock.measure("explain"):
                     maps.append(self._map(parts[-1]))
             waiting.append(parts[-1])
-            if sum(part.selected.numel() for part in waiting) >= batch_size:
+            if sum(part.selected.numel() for part in waiting) * self.vote.draws >= batch_size:
                 cleaned.append(self._purify_together(waiting, clock))
                 waiting = []
         if any(part.selected.numel() for part in waiting):

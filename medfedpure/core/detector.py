@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from medfedpure.core.checks import check_images, check_scores
@@ -52,6 +53,12 @@ class ScoreContext:
     denoiser: Denoiser | None = None
     logits: Tensor | None = None
     checkpoint: Path | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the classifier is: a part is fitted there. The CPU without one."""
+        parameters = self.classifier.parameters() if isinstance(self.classifier, nn.Module) else iter(())
+        return next((parameter.device for parameter in parameters), torch.device("cpu"))
 
     def provides(self) -> frozenset[str]:
         """Names of the requirements that are met here."""

@@ -60,8 +60,8 @@ def static_view(defended: DefendedClassifier) -> ThreatView:
 def bpda_view(defended: DefendedClassifier) -> ThreatView:
     """The whole chain, with the identity as the gradient of the purifier (BPDA, Athalye 2018).
 
-    Forward: what the chain answers, with fresh noise on each call; backward: through the classifier
-    as if purified images were the input images plus a constant.
+    Forward: what the chain answers, with fresh noise on each call (of a vote, one draw); backward: through the
+    classifier as if purified images were the input images plus a constant.
     """
 
     def predict(images: Tensor) -> Tensor:
@@ -70,4 +70,5 @@ def bpda_view(defended: DefendedClassifier) -> ThreatView:
         logits: Tensor = defended.classifier(images + change)
         return logits
 
-    return ThreatView(predict, name="bpda: identity gradient through the purifier")
+    one = "" if defended.vote.draws == 1 else f", one of the {defended.vote.draws} draws of its vote"
+    return ThreatView(predict, name=f"bpda: identity gradient through the purifier{one}")

@@ -35,7 +35,9 @@ class TrainingConfig(Config):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16 trains under autocast: faster where the hardware has it; weights stay float32"
     )
-    checks: int = Field(20, ge=1, description="how often, evenly, to look at validation images and save a checkpoint")
+    checks: int = Field(
+        20, ge=1, description="how often at most, evenly, to look at validation images and save a checkpoint"
+    )
     patience: int = Field(0, ge=0, description="stop after so many checks without a lower validation loss; 0 = never")
 
 
@@ -56,6 +58,10 @@ class Task(ABC):
                     batch.ids
                 )
         return {"loss": total / max(len(data), 1)}
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the loss, as plain values: a checkpoint goes on only where they are the same."""
+        return {"task": type(self).__name__}
 
     def optimizer(self, parameters: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
         """AdamW unless a task says otherwise."""
@@ -132,7 +138,7 @@ def train(
 
     Raises:
         DataError: no image.
-        TrainingError: the loss is not finite, or the window holds no step.
+        TrainingError: the loss is not finite, the window holds no step, or patience has no validation images.
         ArtifactError: the checkpoint is damaged, or of another training.
     """
     if len(data) == 0:
@@ -142,19 +148,29 @@ def train(
         raise TrainingError(
             f"{description}: no step falls into it; let training.steps be at least the number of rounds"
         )
+    if config.patience and validation is None:
+        raise TrainingError(
+            f"{description}: patience = {config.patience} needs validation images to look at, and there are none "
+            "(a federated round has none): set patience to 0, or keep some images back"
+        )
     chosen = list(parameters) if parameters is not None else [p for p in model.parameters() if p.requires_grad]
     optimizer = task.optimizer(chosen, config)
     state = TrainingState(model, optimizer, WeightAverage(model, config.ema) if config.ema else None, last - first)
-    recipe = {
-        "what": description,
-        "settings": config.model_dump(mode="json"),
-        "seed": seed,
-        "window": [first, last],
-        "images": len(data),
-        "validation": 0 if validation is None else len(validation),
-    }
+    recipe = (
+        {}
+        if checkpoint is None
+        else {
+            "task": [description, task.recipe()],
+            "settings": config.model_dump(mode="json"),
+            "seed": seed,
+            "window": [first, last],
+            "trained": [list(parameter.shape) for parameter in chosen],
+            "images": data.fingerprint(),
+            "validation": None if validation is None else validation.fingerprint(),
+        }
+    )
     device = _device_of(model)
-    every = max((last - first) // config.checks, 1)
+    every = math.ceil((last - first) / config.checks)
     indices = _indices(len(data), config.batch_size, seed)
     model.train()
     with isolated_rng(derive_seed(seed, "global")):

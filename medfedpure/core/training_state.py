@@ -102,6 +102,8 @@ class TrainingState:
         for place, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{place}.{key}": torch.as_tensor(value) for key, value in state.items()}
         tensors |= {"history": self.history, "random": torch.get_rng_state()}
+        if self.history.is_cuda:
+            tensors["random_cuda"] = torch.cuda.get_rng_state(self.history.device)
         document = {
             "kind": "training",
             "recipe": dict(recipe),
@@ -144,6 +146,8 @@ class TrainingState:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.history.copy_(tensors["history"])
         torch.set_rng_state(tensors["random"])
+        if self.history.is_cuda:
+            torch.cuda.set_rng_state(tensors["random_cuda"], self.history.device)
         self.done = found["done"]
 
 

@@ -29,7 +29,7 @@ class Vote:
         min_agreement: share of draws that must give the verdict; below it the chain abstains.
 
     Raises:
-        ConfigError: fewer than one draw, another word, or a share outside [0, 1].
+        ConfigError: fewer than one draw, another word, a share outside [0, 1], or agreement asked of one draw.
     """
 
     draws: int = 1
@@ -39,6 +39,8 @@ class Vote:
     def __post_init__(self) -> None:
         if self.draws < 1 or self.how not in ("mean", "majority") or not 0 <= self.min_agreement <= 1:
             raise ConfigError(f'a vote has draws >= 1, how "mean" or "majority", min_agreement in [0, 1]; got {self}')
+        if self.draws == 1 and self.min_agreement > 0:
+            raise ConfigError(f"a single draw always agrees with itself: min_agreement needs draws > 1; got {self}")
 
     def count(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Logits `(N, K)` and agreement `(N,)` from the logits of all draws `(N, draws, K)`.

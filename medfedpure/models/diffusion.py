@@ -41,7 +41,7 @@ class Diffusion(nn.Module):
         clamped = timestep.to(torch.float64).clamp(0, self.timesteps - 1)
         lower = clamped.detach().floor().long().clamp(max=self.timesteps - 2)
         share = clamped - lower
-        levels = self.get_buffer("levels").to(torch.float64)
+        levels = self.get_buffer("levels").to(timestep.device, torch.float64)
         level = levels[lower] * (1 - share) + levels[lower + 1] * share
         started = timestep > 0
         signal = torch.where(started, torch.sigmoid(level).sqrt(), 1.0)
@@ -86,7 +86,9 @@ class Diffusion(nn.Module):
         # 1 - a_now / a_prev without cancellation
         lost = (sigma**2 - sigma_prev**2) / signal_prev**2
         of_clean, of_noisy = signal_prev * lost / sigma**2, ratio * sigma_prev**2 / sigma**2
-        spread = (sigma_prev**2 / sigma**2 * lost).clamp_min(0).sqrt()
+        variance = sigma_prev**2 / sigma**2 * lost
+        moving = variance > 0  # at the last step nothing is drawn, and the root of 0 has no gradient
+        spread = torch.where(moving, variance, 1.0).sqrt() * moving
         mean = column(of_clean, clean) * clean + column(of_noisy, clean) * noisy
         return mean + column(spread, clean) * noise
 
@@ -95,7 +97,7 @@ class Diffusion(nn.Module):
         network: Network,
         images: Tensor,
         timestep: Tensor,
-        steps: Tensor,
+        steps: Tensor | int,
         *,
         sampler: Sampler = "ddim",
         streams: Streams,
@@ -112,7 +114,8 @@ class Diffusion(nn.Module):
             network: noise predicted in `(N, C, H, W)` at `(N,)`.
             images: `(N, C, H, W)` in [-1, 1].
             timestep: `(N,)` depths; differentiable.
-            steps: `(N,)` int64, network evaluations of each image; 0 leaves it as it is.
+            steps: network evaluations of each image, `(N,)` int64, or one number for all, which saves a device
+                synchronization; 0 leaves an image as it is.
             sampler: "ddim" (deterministic after the first noise) or "ddpm" (fresh noise at each step).
             streams: of the images.
             stage: name of the noise.
@@ -120,9 +123,14 @@ class Diffusion(nn.Module):
             save_memory: recompute activations in the backward pass, so that memory does not grow with steps.
         """
         noise = streams.normal(images.shape[1:], stage=stage, like=images)
-        order = steps.argsort(descending=True, stable=True)
-        counts = steps[order].tolist()
-        own = streams.select(order)
+        if isinstance(steps, int):
+            counts, order = [steps] * len(images), torch.arange(len(images))
+            steps = torch.full((len(images),), steps, device=images.device)
+        else:
+            order = steps.argsort(descending=True, stable=True).cpu()
+            counts = steps.cpu()[order].tolist()
+        own, back = streams.select(order), order.argsort().to(images.device)
+        order = order.to(images.device)
         current, start = self.add_noise(images, noise, timestep)[order], images[order]
         depth, total = timestep[order], steps[order].to(timestep.dtype)
         left: list[Tensor] = []
@@ -152,7 +160,7 @@ class Diffusion(nn.Module):
             else:
                 current = step(*given)
         left.append(current)
-        moved = torch.cat(left[::-1])[order.argsort()]
+        moved = torch.cat(left[::-1])[back]
         return torch.where(column((steps > 0).to(images), images) > 0, moved, images)
 
 

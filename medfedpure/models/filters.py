@@ -6,6 +6,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 
+def odd_side(value: int) -> int:
+    """A window's side, for configurations; ValueError unless it is odd."""
+    if value % 2 == 0:
+        raise ValueError("an odd side is wanted, so that the window has a middle")
+    return value
+
+
 def median_filter(images: Tensor, size: int) -> Tensor:
     """Each pixel of `(N, C, H, W)` becomes the median of its size x size window (odd); edges are mirrored."""
     reach = size // 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -15,6 +18,9 @@ from medfedpure.models.mae import MaskedAutoencoder
 
 _FLAT = 1e-3
 """Variance of a patch below which it counts as flat, such as air: its own would blow its error up."""
+
+
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class MAEModelConfig(Config):
@@ -32,14 +38,14 @@ class MAENetworkConfig(Config):
     """The autoencoder and its training on benign images."""
 
     model: MAEModelConfig = Field(default_factory=MAEModelConfig, description="the autoencoder")
-    mask_ratios: tuple[float, float] = Field((0.05, 0.75), description="training draws each batch's ratio from here")
+    mask_ratios: tuple[Share, Share] = Field((0.05, 0.75), description="training draws each batch's ratio from here")
     noise: float = Field(0.06, ge=0, description="largest std of the noise added to training images, in [0, 1] units")
     visible_weight: float = Field(10.0, ge=0, description="weight of denoising visible patches beside painting masked")
     normalized_loss: bool = Field(
         False, description="errors of a patch relative to its own variance (He et al. 2022, norm_pix_loss)"
     )
     validation_share: float = Field(
-        0.0, ge=0, lt=1, description="of the images of `fit`, to keep the best weights by and to stop early"
+        0.0, ge=0, lt=1, description="of the images of `fit` (a federation keeps none), to stop early and keep the best"
     )
     training: TrainingConfig = Field(
         default_factory=lambda: TrainingConfig(steps=1500, batch_size=64, learning_rate=1e-3, ema=0.99),
@@ -82,7 +88,7 @@ def fit_autoencoder(
         ArtifactError: `context.checkpoint` holds another training.
     """
     validation = None
-    network = make_autoencoder(config.model, data.image_shape, seed)
+    network = make_autoencoder(config.model, data.image_shape, seed).to((context or FitContext()).device)
     if config.validation_share:
         shares = {"train": 1 - config.validation_share, "validation": config.validation_share}
         parts = data.split(shares, seed=derive_seed(seed, "validation"))
@@ -104,7 +110,7 @@ def complementary_mask(place: Tensor, number: int, masks: int, ratio: float) -> 
     """Mask `number` of `masks`, `(N, L)` bool, from a random order of the patches `(N, L)`.
 
     The masks are equally spaced windows of one cyclic order, so every patch is hidden equally often
-    (up to rounding).
+    (up to rounding) when number times ratio is whole; otherwise some patches are hidden once more than others.
     """
     patches = place.shape[1]
     hidden = min(max(round(ratio * patches), 1), patches - 1)
@@ -120,9 +126,30 @@ class MaskedReconstruction(Task):
 
     def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
         """One ratio for the batch, one mask and one noise level for each image."""
+        return self._loss(model, batch, streams, float(Streams.for_batch(streams.seed, 1).uniform((1,), stage="ratio")))
+
+    def metrics(self, model: nn.Module, data: ImageDataset, *, batch_size: int = 64, seed: int = 0) -> dict[str, float]:
+        """The mean loss over ratios evenly spread between the smallest and the largest."""
+        total = 0.0
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            for batch in data.batches(batch_size):
+                streams = Streams(derive_seed(seed, "metrics"), batch.ids)
+                losses = [
+                    float(self._loss(model, batch.to(device), streams, share)) for share in (0.0, 0.33, 0.67, 1.0)
+                ]
+                total += sum(losses) / len(losses) * len(batch.ids)
+        return {"loss": total / max(len(data), 1)}
+
+    def recipe(self) -> dict[str, Any]:
+        """The configuration of the network and its loss."""
+        fields = set(MAENetworkConfig.model_fields) - {"training"}
+        return self.config.model_dump(mode="json", include=fields)
+
+    def _loss(self, model: nn.Module, batch: Batch, streams: Streams, share: float) -> Tensor:
         assert isinstance(model, MaskedAutoencoder)
         low, high = self.config.mask_ratios
-        ratio = low + (high - low) * float(Streams.for_batch(streams.seed, 1).uniform((1,), stage="ratio"))
+        ratio = low + (high - low) * share
         place = streams.permutations(model.patches, stage="mask", device=batch.images.device)
         masked = complementary_mask(place, 0, 1, ratio)
         level = streams.uniform((1, 1, 1), stage="level", like=batch.images) * self.config.noise

@@ -27,7 +27,7 @@ class Half(nn.Module):
 def test_a_linear_classifier_is_certified_up_to_its_margin():
     levels = torch.tensor([0.2, 0.45, 0.55, 0.9])  # distances 1.2, 0.2, 0.2, 1.6 to the plane in 16 dimensions
     images = levels[:, None, None, None].expand(4, 1, 4, 4)
-    found = medfedpure.certify(Half(), images, sigma=0.5, n=2000, seed=1)
+    found = medfedpure.certify(Half().eval(), images, sigma=0.5, n=2000, seed=1)
     distance = (4 * levels - 2).abs().double()
     assert found.labels.tolist() == [0, 0, 1, 1]
     assert bool((found.radius <= distance + 1e-9).all()), "a certificate larger than the true margin is wrong"
@@ -40,26 +40,36 @@ def test_a_linear_classifier_is_certified_up_to_its_margin():
 
 def test_what_is_uncertain_abstains():
     images = torch.full((1, 1, 4, 4), 0.5)
-    found = medfedpure.certify(Half(), images, sigma=0.5, seed=1)
+    found = medfedpure.certify(Half().eval(), images, sigma=0.5, seed=1)
     assert found.labels.tolist() == [-1]
     assert found.radius.tolist() == [0.0]
     assert found.accuracy(torch.tensor([1])) == 0.0, "an abstention is not certified"
     assert "n 1000" in found.describe()
 
 
-class Halving:
-    """Knows that images are grey: removes all noise but its mean."""
+class Negative:
+    """Answers with the negative, so that every verdict turns."""
 
     def denoise_once(self, noisy, sigma):
-        return noisy.mean((2, 3), keepdim=True).expand_as(noisy)
+        return 1 - noisy
 
 
 def test_the_denoiser_stands_before_the_classifier():
-    images = torch.full((1, 1, 4, 4), 0.55)
-    plain = medfedpure.certify(Half(), images, sigma=0.5, seed=1)
-    same = medfedpure.certify(Half(), images, sigma=0.5, denoiser=Halving(), seed=1)
-    assert torch.equal(plain.labels, same.labels), "the plane depends on the mean only"
-    assert torch.equal(plain.radius, same.radius)
+    images = torch.full((1, 1, 4, 4), 0.7)
+    plain = medfedpure.certify(Half().eval(), images, sigma=0.2, seed=1)
+    turned = medfedpure.certify(Half().eval(), images, sigma=0.2, denoiser=Negative(), seed=1)
+    assert (plain.labels.tolist(), turned.labels.tolist()) == ([1], [0])
+    assert torch.equal(plain.radius, turned.radius), "the negative has the same margin"
+    assert "denoised in one step by Negative" in turned.describe()
+
+
+def test_nothing_depends_on_the_batch_or_on_other_images():
+    images = torch.linspace(0.3, 0.7, 3)[:, None, None, None].expand(3, 1, 4, 4)
+    whole = medfedpure.certify(Half().eval(), images, sigma=0.5, n=200, seed=1)
+    small = medfedpure.certify(Half().eval(), images, sigma=0.5, n=200, seed=1, batch_size=7)
+    part = medfedpure.certify(Half().eval(), images[2:], torch.tensor([2]), sigma=0.5, n=200, seed=1)
+    assert torch.equal(whole.radius, small.radius)
+    assert torch.equal(whole.radius[2:], part.radius)
 
 
 def test_a_diffusion_model_removes_noise_in_one_evaluation():
@@ -76,6 +86,10 @@ def test_a_diffusion_model_removes_noise_in_one_evaluation():
 
 def test_bad_settings_are_refused():
     with pytest.raises(ConfigError, match="sigma > 0"):
-        medfedpure.certify(Half(), torch.rand(1, 1, 4, 4), sigma=0)
+        medfedpure.certify(Half().eval(), torch.rand(1, 1, 4, 4), sigma=0)
+    with pytest.raises(InputError, match="training mode"):
+        medfedpure.certify(Half().train(), torch.rand(1, 1, 4, 4), sigma=0.5)
+    with pytest.raises(InputError, match="ids must have shape"):
+        medfedpure.certify(Half().eval(), torch.rand(1, 1, 4, 4), torch.arange(2), sigma=0.5)
     with pytest.raises(InputError, match="labels must have shape"):
-        medfedpure.certify(Half(), torch.rand(1, 1, 4, 4), sigma=0.5, n=10).accuracy(torch.zeros(3))
+        medfedpure.certify(Half().eval(), torch.rand(1, 1, 4, 4), sigma=0.5, n=10).accuracy(torch.zeros(3))

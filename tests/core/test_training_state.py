@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from medfedpure.core.classifier import ClassificationTask
-from medfedpure.core.errors import ArtifactError
+from medfedpure.core.errors import ArtifactError, TrainingError
 from medfedpure.core.training import TrainingConfig, train
 from medfedpure.core.training_state import TrainingState
 from medfedpure.testing import tiny_dataset
@@ -32,6 +32,9 @@ class CutOff(ClassificationTask):
     def __init__(self, after: int) -> None:
         super().__init__()
         self.left = after
+
+    def recipe(self):
+        return ClassificationTask().recipe()
 
     def loss(self, model, batch, streams):
         self.left -= 1
@@ -66,8 +69,12 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     train(network(), ClassificationTask(), DATA, BUDGET, seed=3, checkpoint=folder)
     with pytest.raises(ArtifactError, match="differs in seed"):
         train(network(), ClassificationTask(), DATA, BUDGET, seed=4, checkpoint=folder)
+    with pytest.raises(ArtifactError, match="differs in images"):
+        train(network(), ClassificationTask(), tiny_dataset(32, size=16, seed=9), BUDGET, seed=3, checkpoint=folder)
+    with pytest.raises(ArtifactError, match="differs in task"):
+        train(network(), ClassificationTask(label_smoothing=0.1), DATA, BUDGET, seed=3, checkpoint=folder)
     other = nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
-    with pytest.raises(ArtifactError, match="the network"):
+    with pytest.raises(ArtifactError, match="differs in trained"):
         train(other, ClassificationTask(), DATA, BUDGET, seed=3, checkpoint=folder)
     (folder / "tensors.safetensors").write_bytes(b"short")
     with pytest.raises(ArtifactError, match="truncated"):
@@ -95,6 +102,11 @@ def test_the_best_weights_are_kept_and_patience_ends_the_training() -> None:
     assert log.validation == pytest.approx(0.2)
     floating = {k: v for k, v in task.seen[1].items() if v.is_floating_point()}
     assert_equal({k: model.state_dict()[k] for k in floating}, floating, "weights of the best check")
+
+
+def test_patience_without_validation_is_refused() -> None:
+    with pytest.raises(TrainingError, match="patience = 2 needs validation images"):
+        train(network(), ClassificationTask(), DATA, BUDGET.model_copy(update={"patience": 2}), seed=0)
 
 
 def test_bfloat16_learns_in_float32_weights() -> None:

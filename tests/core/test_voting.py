@@ -93,7 +93,31 @@ def test_a_vote_is_saved(tmp_path):
     assert medfedpure.DefendedClassifier.load(tmp_path / "chain", classifier=model()).vote == vote
 
 
-@pytest.mark.parametrize("wrong", [{"draws": 0}, {"how": "median"}, {"min_agreement": 1.5}])
-def test_impossible_votes_are_refused(wrong):
-    with pytest.raises(ConfigError, match="a vote has"):
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"draws": 0}, "a vote has"),
+        ({"how": "median"}, "a vote has"),
+        ({"draws": 2, "min_agreement": 1.5}, "a vote has"),
+        ({"min_agreement": 0.5}, "agrees with itself"),
+    ],
+)
+def test_impossible_votes_are_refused(wrong, text):
+    with pytest.raises(ConfigError, match=text):
         Vote(**wrong)
+
+
+def test_votes_without_an_effect_are_refused():
+    with pytest.raises(ConfigError, match="nothing to draw"):
+        medfedpure.DefendedClassifier(model(), purifier=Noise(), policy="none", vote=Vote(3))
+    median = medfedpure.create("purifier", "median")
+    with pytest.raises(ConfigError, match="deterministic"):
+        medfedpure.DefendedClassifier(model(), purifier=median, policy="purify_all", vote=Vote(3))
+
+
+def test_the_bpda_view_says_that_it_attacks_one_draw():
+    view = medfedpure.core.threats.bpda_view(chain(draws=3))
+    assert "one of the 3 draws" in view.name
+    Noise.calls = 0
+    view(IMAGES)
+    assert Noise.calls == 1

@@ -135,16 +135,21 @@ def test_the_cheapest_depth_within_the_margins_is_chosen():
         TuningRow(80, 5, 0.89, 0.80),
         TuningRow(140, 5, 0.80, 0.88),
     ]
-    assert choose_depth(rows, 0.90, 0.02, 0.02, 0.1) == Depth(60, 80, 2), "140 costs too much on benign images"
-    assert choose_depth(rows, 0.90, 0.2, 0.0, 0.0) == Depth(140, 140, 5)
-    assert choose_depth(rows, 1.00, 0.02, 0.02, 0.1) == Depth(20, 20, 1), "all cost too much: the gentlest"
+    assert choose_depth(rows, 0.88, 0.02, 0.1) == Depth(60, 80, 2), "140 costs too much on benign images"
+    assert choose_depth(rows, 0.70, 0.0, 0.0) == Depth(140, 140, 5)
+    with pytest.raises(InputError, match=r"the best keeps 0\.900"):
+        choose_depth(rows, 0.98, 0.02, 0.1)
+    mixed = [TuningRow(20, 2, 0.9, 0.5), TuningRow(20, 5, 0.9, 0.8), TuningRow(80, 2, 0.9, 0.8)]
+    assert choose_depth(mixed, 0.88, 0.02, 0.1) == Depth(80, 80, 2), "in two steps, 20 restores too little"
+    one = [TuningRow(40, 1, 0.9, 0.75), TuningRow(80, 2, 0.9, 0.8)]
+    assert choose_depth(one, 0.88, 0.02, 0.1, adaptive=True) == Depth(40, 80, 2), "at half the depth it gets one step"
 
 
 def test_tuning_is_saved(tmp_path):
     data = tiny_dataset(24, size=16)
     classifier = tiny_classifier(16, 1)
     purifier = fitted(t_min=10, t_max=100)
-    rows = purifier.tune(data, Flip(), classifier=classifier, depths=(20, 50), steps=(1, 2))
+    rows = purifier.tune(data, Flip(), classifier=classifier, depths=(20, 50), steps=(1, 2), clean_drop=1.0)
     assert [(row.depth, row.steps) for row in rows] == [(20, 1), (20, 2), (50, 1), (50, 2)]
     assert all(0 <= row.restored <= 1 for row in rows)
     purifier.save(tmp_path / "ddpm")
@@ -152,8 +157,15 @@ def test_tuning_is_saved(tmp_path):
     assert loaded.depth == purifier.depth
     with torch.no_grad():
         assert float(loaded(images(1), 1.0).timestep) == purifier.depth.t_max
-    with pytest.raises(InputError, match="up to t_max = 100"):
-        purifier.tune(data, Flip(), classifier=classifier, depths=(200,))
+    for wrong, text in (
+        ({"depths": (200,)}, "up to t_max = 100"),
+        ({"steps": (0,)}, "steps >= 1"),
+        ({"margin": 0.3}, "margin <= mild_margin"),
+    ):
+        with pytest.raises(InputError, match=text):
+            purifier.tune(data, Flip(), classifier=classifier, **{"depths": (20,), **wrong})
+    with pytest.raises(InputError, match="tune chooses DDIM steps"):
+        fitted(sampler="ddpm").tune(data, Flip(), classifier=classifier)
 
 
 class Flip(medfedpure.Attack):

@@ -44,6 +44,19 @@ def test_total_variation_draws_from_the_image_alone():
     assert not part.deterministic
 
 
+def test_total_variation_smooths_along_both_axes():
+    """A noisy square: minimized in two dimensions its flat parts lose noise along rows and along columns."""
+    square = torch.zeros(1, 1, 16, 16)
+    square[..., 4:12, 4:12] = 0.8
+    noisy = (square + 0.1 * torch.randn(square.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    options = {"prob": 1.0, "lamb": 0.3, "max_iter": 20}
+    part = medfedpure.create("purifier", "art", preprocessor="TotalVarMin", options=options)
+    found = part(noisy, 0.5).images
+    inside, before = found[0, 0, 5:11, 5:11], noisy[0, 0, 5:11, 5:11]
+    for axis in (0, 1):
+        assert inside.diff(dim=axis).abs().mean() < 0.6 * before.diff(dim=axis).abs().mean()
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

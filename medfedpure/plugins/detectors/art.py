@@ -84,7 +84,7 @@ class ArtDetector(Detector):
         check_requirements(self, context)
         kept = data.one_per_group(seed)
         with torch.no_grad():
-            rows = [_features(context)(batch.images) for batch in kept.batches(64)]
+            rows = [_features(context)(batch.images.to(context.device)) for batch in kept.batches(64)]
         return self._adopt(torch.cat(rows).float().sort(0).values)
 
     def _adopt(self, activations: Tensor) -> Self:

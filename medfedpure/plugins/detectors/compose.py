@@ -8,6 +8,7 @@ group. Standardizing promises nothing: the false-positive rate comes from the ca
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -52,7 +53,14 @@ class Compose(Detector):
 
     def __init__(self, config: Any = None, **options: Any) -> None:
         super().__init__(config, **options)
-        self.parts = nn.ModuleList(create("detector", part.plugin, part.config) for part in self.config.parts)
+        made = [create("detector", part.plugin, part.config) for part in self.config.parts]
+        # With all defaults spelled out, so that a saved one stays what it was when a default changes.
+        spelled = [
+            PartConfig(plugin=part.plugin, config=detector.config.model_dump(mode="json"))
+            for part, detector in zip(self.config.parts, made, strict=True)
+        ]
+        self.config = self.config.model_copy(update={"parts": tuple(spelled)})
+        self.parts = nn.ModuleList(made)
         self.register_buffer("centre", torch.zeros(len(self.parts), dtype=torch.float64), persistent=False)
         self.register_buffer("spread", torch.ones(len(self.parts), dtype=torch.float64), persistent=False)
         self.deterministic = all(part.deterministic for part in self._detectors())  # type: ignore[misc]
@@ -76,12 +84,15 @@ class Compose(Detector):
         context = context or FitContext()
         check_requirements(self, context)
         for place, part in enumerate(self._detectors()):
-            part.fit(data, context=context, seed=derive_seed(seed, "part", place))
+            own = None if context.checkpoint is None else context.checkpoint / f"part{place}"
+            part.fit(data, context=replace(context, checkpoint=own), seed=derive_seed(seed, "part", place))
         kept = data.one_per_group(seed)
         with torch.no_grad():
             scores = torch.cat(
                 [
-                    self._raw(batch.images, context, Streams(derive_seed(seed, "standardize"), batch.ids))
+                    self._raw(
+                        batch.images.to(context.device), context, Streams(derive_seed(seed, "standardize"), batch.ids)
+                    )
                     for batch in kept.batches(64)
                 ]
             )

@@ -18,7 +18,7 @@ from torch import Tensor
 from medfedpure.core.config import Config
 from medfedpure.core.detector import Detector, ScoreContext
 from medfedpure.core.divergence import jensen_shannon
-from medfedpure.core.errors import MissingRequirementError
+from medfedpure.core.errors import ConfigError, MissingRequirementError
 from medfedpure.core.streams import Streams
 
 
@@ -60,6 +60,12 @@ class DenoisingDisagreement(Detector):
         denoiser = context.denoiser
         if denoiser is None:
             raise MissingRequirementError("denoising_disagreement requires a denoiser")
+        deepest = getattr(denoiser, "deepest", None)
+        if deepest is not None and self.config.timestep > deepest():
+            raise ConfigError(
+                f"denoising_disagreement cleans at timestep {self.config.timestep:g}, and the diffusion model of this "
+                f"chain was trained up to {deepest():g}: choose a smaller timestep here, or a larger t_max there"
+            )
         depth = torch.full((len(images),), self.config.timestep, dtype=images.dtype, device=images.device)
         return [
             denoiser.denoise(images, depth, steps=self.config.steps, streams=streams.child(f"disagreement{draw}"))

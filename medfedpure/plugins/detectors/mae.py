@@ -9,7 +9,8 @@ and after MagNet (Meng and Chen 2017, arXiv 1705.09064), which asks whether the 
     prediction_shift(x) = mean over masks m of JS( f(x), f(r_m(x)) ).
 
 r_m reconstructs from the patches that mask m leaves visible, after noise was added; the visible ones it
-denoises. The masks are complementary: every patch is masked equally often. A third score,
+denoises. The masks are complementary: with masks * mask_ratio whole, every patch is masked equally often,
+and otherwise (as by default, 2 * 0.1) no patch more than once more than another. A third score,
 
     combined(x) = T log sum_i exp( z_i(x) / T ),   z_i = (log s_i(x) - mean_i) / std_i,
 
@@ -40,6 +41,7 @@ from medfedpure.models.mae import MaskedAutoencoder
 from medfedpure.models.mae_training import (
     MAENetworkConfig,
     MaskedReconstruction,
+    Share,
     complementary_mask,
     fit_autoencoder,
     make_autoencoder,
@@ -56,7 +58,7 @@ class MAEScoreConfig(Config):
     masks: int = Field(2, ge=1, description="complementary masks that are averaged")
     mask_ratio: float = Field(0.1, gt=0, lt=1, description="share of patches hidden by each mask; the paper's is 0.75")
     noise: float = Field(0.04, ge=0, description="std of noise added before reconstruction, in [0, 1] units")
-    ratios: tuple[float, ...] = Field((0.5, 0.75), description="further mask ratios whose errors 'combined' looks at")
+    ratios: tuple[Share, ...] = Field((0.5, 0.75), description="further mask ratios whose errors 'combined' looks at")
     temperature: float = Field(0.5, gt=0, description="T of 'combined', in standard deviations; towards 0 = maximum")
 
 
@@ -129,7 +131,9 @@ class MAEDetector(Detector):
         kept = data.one_per_group(seed)
         rows = torch.cat(
             [
-                self._statistics(batch.images, context, Streams(derive_seed(seed, "standardize"), batch.ids)).double()
+                self._statistics(
+                    batch.images.to(context.device), context, Streams(derive_seed(seed, "standardize"), batch.ids)
+                ).double()
                 for batch in kept.batches(64)
             ]
         )
@@ -175,7 +179,7 @@ class MAEDetector(Detector):
             own = own + score.noise * streams.normal(images.shape[1:], stage="noise", like=own)
         results = []
         for number in range(score.masks):
-            masked = complementary_mask(place, number, score.masks, ratio or score.mask_ratio)
+            masked = complementary_mask(place, number, score.masks, score.mask_ratio if ratio is None else ratio)
             painted = network.to_images(network(own, masked)).clamp(0, 1)
             results.append((painted.to(images.dtype), masked))
         return results

@@ -61,7 +61,9 @@ class Mahalanobis(Detector):
         context = context or FitContext()
         check_requirements(self, context)
         with torch.no_grad():
-            rows = torch.cat([_features(context)(batch.images).double() for batch in data.batches(64)])
+            rows = torch.cat(
+                [_features(context)(batch.images.to(context.device)).double() for batch in data.batches(64)]
+            )
         labels = data.labels.to(rows.device)
         counts = labels.bincount(minlength=data.num_classes)
         if bool((counts == 0).any()):

@@ -60,11 +60,13 @@ class ArtPurifier(Purifier):
     def __init__(self, config: Any = None, **options: Any) -> None:
         super().__init__(config, **options)
         self.deterministic = self.config.preprocessor not in RANDOM  # type: ignore[misc]
+        name = self.config.preprocessor
+        self._takes = frozenset(inspect.signature(getattr(preprocessor, name).__init__).parameters)
         self._preprocessor = self._make()
 
     def _make(self) -> Preprocessor:
         name = self.config.preprocessor
-        takes = inspect.signature(getattr(preprocessor, name).__init__).parameters
+        takes = self._takes
         given = {"clip_values": (0.0, 1.0), "channels_first": True, "apply_predict": True, "verbose": False}
         fitting = {key: value for key, value in given.items() if key in takes}
         try:
@@ -76,9 +78,13 @@ class ArtPurifier(Purifier):
     def purify(self, images: Tensor, strength: Tensor, *, streams: Streams) -> Purification:  # noqa: ARG002
         """`(N, C, H, W)`, image by image, so that the noise of one never depends on the others."""
         rows = []
+        # Classes without this option read (N, H, W, C).
+        moved = "channels_first" not in self._takes
         for image, image_id in zip(images.detach().cpu(), streams.ids.tolist(), strict=True):
             with lock, seeded_globals(derive_seed(streams.seed, image_id, "art")):
-                array, _ = self._preprocessor(image[None].float().numpy())
-            rows.append(torch.from_numpy(np.ascontiguousarray(array)))
+                given = image[None].float()
+                array, _ = self._preprocessor((given.permute(0, 2, 3, 1) if moved else given).numpy())
+            row = torch.from_numpy(np.ascontiguousarray(array))
+            rows.append(row.permute(0, 3, 1, 2) if moved else row)
         cleaned = torch.cat(rows).to(images).clamp(0, 1) if rows else images.clone()
         return Purification(cleaned, torch.zeros(len(images), dtype=torch.int64, device=images.device))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medfedpure.core.results import Purification
 from medfedpure.core.streams import Streams
-from medfedpure.plugins.purifiers.ddpm import DiffusionConfig, DiffusionPurifier
+from medfedpure.plugins.purifiers.diffusion_base import DiffusionConfig, DiffusionPurifier
 
 
 class DiffPureConfig(DiffusionConfig):

@@ -10,7 +10,7 @@ from medfedpure.core.config import Config
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import Purification
 from medfedpure.core.streams import Streams
-from medfedpure.models.filters import median_filter
+from medfedpure.models.filters import median_filter, odd_side
 
 
 class MedianConfig(Config):
@@ -18,12 +18,7 @@ class MedianConfig(Config):
 
     size: int = Field(3, ge=3, le=9, description="side of the square window, odd")
 
-    @field_validator("size")
-    @classmethod
-    def _odd(cls, value: int) -> int:
-        if value % 2 == 0:
-            raise ValueError("an odd side is wanted, so that the window has a middle")
-        return value
+    _odd = field_validator("size")(odd_side)
 
 
 class Median(Purifier):

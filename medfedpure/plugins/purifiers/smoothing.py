@@ -10,21 +10,23 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from medfedpure.core.config import Config
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import Purification
 from medfedpure.core.streams import Streams
-from medfedpure.models.filters import median_filter
+from medfedpure.models.filters import median_filter, odd_side
 
 
 class SmoothingConfig(Config):
     """How much noise, and what happens to it."""
 
     sigma: float = Field(0.05, gt=0, description="std of the noise in [0, 1] units")
-    window: int = Field(3, ge=1, le=9, description="side of the median filter that denoises each copy; 1 = none")
+    window: int = Field(3, ge=1, le=9, description="odd side of the median filter that denoises each copy; 1 = none")
+
+    _odd = field_validator("window")(odd_side)
 
 
 class Smoothing(Purifier):

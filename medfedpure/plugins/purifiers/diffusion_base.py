@@ -1,0 +1,238 @@
+"""What diffusion purifiers share: network, training, and cleaning at given depths.
+
+Images are in [0, 1] outside and in [-1, 1] inside.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from medfedpure.core.config import Config
+from medfedpure.core.dataset import Batch, ImageDataset
+from medfedpure.core.detector import FitContext
+from medfedpure.core.errors import InputError
+from medfedpure.core.purifier import Purifier
+from medfedpure.core.results import State
+from medfedpure.core.storage import load_strictly
+from medfedpure.core.streams import Streams, isolated_rng
+from medfedpure.core.training import Task, TrainingConfig, train
+from medfedpure.models.diffusion import Diffusion, sample_timesteps
+from medfedpure.models.samples import write_samples
+from medfedpure.models.unet import NoiseUNet
+
+SHOWN = 8
+"""Images in the picture of samples."""
+
+
+class UNetConfig(Config):
+    """Size of the noise predictor."""
+
+    widths: tuple[int, ...] = Field((48, 96), min_length=1, description="channels of each level, multiples of 8")
+    layers_per_block: int = Field(1, ge=1, description="residual blocks at each level")
+    unshuffle: int = Field(2, ge=1, description="pixels folded into channels along each side; 1 = none")
+
+    @model_validator(mode="after")
+    def _groups(self) -> Self:
+        if any(width % 8 for width in self.widths):
+            raise ValueError(f"widths must be multiples of 8 (group normalization); got {self.widths}")
+        return self
+
+
+class DiffusionConfig(Config):
+    """Schedule, network and training: what every diffusion purifier has."""
+
+    schedule: Literal["linear", "cosine"] = Field("linear", description="the paper's linear betas, or cosine")
+    beta_start: float = Field(1e-4, gt=0, lt=1, description="first beta of the linear schedule")
+    beta_end: float = Field(0.02, gt=0, lt=1, description="last beta of the linear schedule")
+    timesteps: int = Field(1000, ge=2, description="length T of the schedule")
+    keep_low: float = Field(
+        0.0, ge=0, description="guidance: keep the input's frequencies below a Gaussian of that many pixels; 0 = none"
+    )
+    timestep_sampling: Literal["uniform", "log_snr"] = Field(
+        "uniform", description="how training draws timesteps, up to the deepest that purification uses"
+    )
+    loss_weighting: Literal["none", "min_snr"] = Field(
+        "none", description="min_snr: errors weigh min(SNR, 5) / SNR (Hang et al. 2023, arXiv 2303.09556)"
+    )
+    model: UNetConfig = Field(default_factory=UNetConfig, description="the noise predictor")
+    training: TrainingConfig = Field(
+        default_factory=lambda: TrainingConfig(steps=2000, batch_size=64, learning_rate=2e-3, ema=0.995),
+        description="its training",
+    )
+
+    def deepest(self) -> float:
+        """The deepest timestep that purification uses; training goes no further."""
+        raise NotImplementedError
+
+
+class DiffusionPurifier(Purifier):
+    """What diffusion purifiers share: the network, its training, and the reverse process."""
+
+    differentiable: ClassVar[bool] = True
+    needs_fit: ClassVar[bool] = True
+
+    def __init__(self, config: Any = None, **options: Any) -> None:
+        super().__init__(config, **options)
+        c = self.config
+        self.diffusion = Diffusion(c.schedule, c.beta_start, c.beta_end, c.timesteps)
+        self.network: nn.Module | None = None
+        self.channels = 0
+
+    # -- training ------------------------------------------------------------------------------
+
+    def make_network(self, image_shape: tuple[int, int, int], seed: int) -> nn.Module:
+        """A fresh noise predictor for `(C, H, W)` images; the architecture depends on C only."""
+        model = self.config.model
+        with isolated_rng(seed):
+            return NoiseUNet(image_shape[0], model.widths, model.layers_per_block, model.unshuffle).eval()
+
+    def task(self) -> Task:
+        """Predict the noise at the timesteps that purification uses."""
+        return DiffusionTask(self)
+
+    def adopt(self, network: nn.Module, image_shape: tuple[int, int, int]) -> Self:
+        """Take a trained noise predictor."""
+        self.network, self.channels = network.eval(), image_shape[0]
+        return self.mark_fitted()
+
+    def fit(self, data: ImageDataset, *, context: FitContext | None = None, seed: int = 0) -> Self:
+        """Train the noise predictor on benign images.
+
+        With `context.checkpoint` it goes on from there, and beside it, in NAME_samples.png, some training images, what
+        noise makes of them at the deepest timestep, and what the network makes of that show how far it is.
+        """
+        context = context or FitContext()
+        network, checkpoint = self.make_network(data.image_shape, seed).to(context.device), context.checkpoint
+
+        def show(current: nn.Module, done: int) -> None:
+            del done
+            assert checkpoint is not None
+            some = data.batch(torch.arange(min(SHOWN, len(data)))).to(next(current.parameters()).device)
+            path = checkpoint.with_name(f"{checkpoint.name}_samples.png")
+            write_samples(path, self.diffusion, current, some.images, self.config.deepest(), Streams(seed, some.ids))
+
+        train(
+            network,
+            self.task(),
+            data,
+            self.config.training,
+            seed=seed,
+            description="diffusion model",
+            checkpoint=checkpoint,
+            on_check=None if checkpoint is None else show,
+        )
+        return self.adopt(network, data.image_shape)
+
+    def fitted_state(self) -> State:
+        """The network's tensors."""
+        assert self.network is not None
+        return State.of(self.network, channels=self.channels)
+
+    def restore(self, state: State) -> None:
+        """Rebuild the network and load it strictly."""
+        shape = (int(state.values["channels"]), 1, 1)
+        network = self.make_network(shape, seed=0)
+        load_strictly(network, state.tensors, f"the diffusion model of {self.name!r}")
+        self.adopt(network, shape)
+
+    # -- purification --------------------------------------------------------------------------
+
+    def deepest(self) -> float:
+        """The deepest timestep that the network was trained for."""
+        deepest: float = self.config.deepest()
+        return deepest
+
+    def _scaled(self, images: Tensor) -> tuple[nn.Module, Tensor]:
+        """The network, and images in [-1, 1] of its dtype."""
+        self.check_fitted()
+        assert self.network is not None
+        if images.shape[1] != self.channels:
+            raise InputError(f"this purifier was fitted on {self.channels} channels; got {tuple(images.shape)}")
+        return self.network, images.to(next(self.network.parameters()).dtype) * 2 - 1
+
+    def clean(
+        self,
+        images: Tensor,
+        timestep: Tensor,
+        steps: Tensor | int,
+        *,
+        ancestral: bool = False,
+        streams: Streams,
+        stage: str,
+    ) -> Tensor:
+        """Images `(N, C, H, W)` in [0, 1], noised to `(N,)` and taken back in `(N,)` evaluations; t <= 0 stays."""
+        network, scaled = self._scaled(images)
+        moved = self.diffusion.reverse(
+            network,
+            scaled,
+            timestep,
+            steps,
+            sampler="ddpm" if ancestral else "ddim",
+            streams=streams,
+            stage=stage,
+            keep_low=self.config.keep_low,
+        )
+        cleaned = ((moved + 1) / 2).clamp(0, 1).to(images.dtype)
+        return torch.where((timestep > 0)[:, None, None, None], cleaned, images)
+
+    def denoise(self, images: Tensor, timestep: Tensor, *, steps: int, streams: Streams) -> Tensor:
+        """Noise images `(N, C, H, W)` in [0, 1] to depth `(N,)` and denoise them in `steps` DDIM evaluations."""
+        return self.clean(images, timestep, steps, streams=streams, stage="denoise")
+
+    def denoise_once(self, noisy: Tensor, sigma: float) -> Tensor:
+        """x0 of images in [0, 1] plus Gaussian noise of std sigma, in one evaluation (Carlini et al. 2023).
+
+        The depth t is where (1 - a_t) / a_t = (2 sigma)^2, the noise's variance in [-1, 1] units.
+
+        Raises:
+            InputError: that depth lies before the first timestep, or beyond what the network was trained for.
+        """
+        network, scaled = self._scaled(noisy)
+        level = torch.tensor([-2 * math.log(2 * sigma)], dtype=torch.float64, device=noisy.device)
+        timestep = self.diffusion.at_log_snr(level)
+        if not 0 < float(timestep) <= self.deepest():
+            raise InputError(
+                f"noise of std {sigma:g} lies at timestep {float(timestep):.0f}, and this diffusion model was trained "
+                f"for those above 0 and up to {self.deepest():g}: choose another sigma, or train it deeper"
+            )
+        signal, _ = self.diffusion.coefficients(timestep)
+        depth = timestep.to(scaled.dtype).expand(len(noisy))
+        scaled = scaled * signal.to(scaled.dtype)
+        clean = self.diffusion.predict_clean(scaled, network(scaled, depth), depth)
+        return ((clean + 1) / 2).clamp(0, 1).to(noisy.dtype)
+
+
+class DiffusionTask(Task):
+    """E w(t) ||eps - eps_theta(x_t, t)||^2 at fractional t, formula (14) of Ho et al. 2020."""
+
+    def __init__(self, purifier: DiffusionPurifier) -> None:
+        self.purifier = purifier
+
+    def recipe(self) -> dict[str, Any]:
+        """The schedule, the depth, and how timesteps are drawn and weighed."""
+        fields = {"schedule", "beta_start", "beta_end", "timesteps", "timestep_sampling", "loss_weighting"}
+        return {**self.purifier.config.model_dump(mode="json", include=fields), "deepest": self.purifier.deepest()}
+
+    def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
+        """Mean squared error of the predicted noise on one batch."""
+        config, diffusion = self.purifier.config, self.purifier.diffusion
+        clean = batch.images * 2 - 1
+        share = streams.uniform((1,), stage="timestep", like=clean).squeeze(1)
+        timestep = sample_timesteps(diffusion, share, config.deepest(), config.timestep_sampling)
+        noise = streams.normal(clean.shape[1:], stage="noise", like=clean)
+        predicted: Tensor = model(diffusion.add_noise(clean, noise, timestep), timestep)
+        errors = (predicted - noise).square().flatten(1).mean(1)
+        if config.loss_weighting == "min_snr":
+            snr = diffusion.log_snr(timestep).exp()
+            errors = errors * (snr.clamp(max=5) / snr).to(errors.dtype)
+        return errors.mean()
+
+
+def device_of(network: nn.Module | None) -> torch.device:
+    assert network is not None
+    return next(network.parameters()).device
