@@ -11,6 +11,7 @@ images that are neither trained nor tested on: there, defaults are chosen.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import time
@@ -78,19 +79,25 @@ def measure(fold: Fold, part: str, attacks: list[str], names: list[str], say: Ca
         inputs[name] = (found.images[found.success], found.place[found.success])
     record["clean_balanced_accuracy"] = fold.clean_balanced_accuracy(part)
     record["groups"] = {name: data.groups[place].tolist() for name, (_, place) in inputs.items()}
+    keys = {name: hashlib.sha256(images.numpy().tobytes()).hexdigest() for name, (images, _) in inputs.items()}
     logits: dict[str, Tensor] = {}
     detectors: dict[str, Detector] = {}
     for name in names:
         plugin, options = DETECTORS[name]
         detector: Detector = medfedpure.create("detector", plugin, **options)
         config = {**detector.config.model_dump(mode="json"), "part": data.fingerprint()}
-        known = stored["detectors"].get(name)
-        if known is not None and known["config"] == config and set(attacks) <= set(known["scores"]):
-            continue
-        say(f"detector {name}")
-        logits = logits or {name: _logits(fold, images) for name, (images, _) in inputs.items()}
-        detectors[name] = _fitted(detector, fold)
-        record["detectors"][name] = {"config": config, **_scores(detectors[name], fold, Inputs(data, inputs, logits))}
+        row = stored["detectors"].get(name, {})
+        if row.get("config") != config:
+            row = {"config": config, "scores": {}, "keys": {}}
+        missing = [kind for kind in inputs if row["keys"].get(kind) != keys[kind]]
+        if missing:
+            say(f"detector {name}: {', '.join(missing)}")
+            logits = logits or {kind: _logits(fold, images) for kind, (images, _) in inputs.items()}
+            detectors[name] = _fitted(detector, fold)
+            _score(detectors[name], fold, Inputs(data, inputs, logits), missing, row)
+            row["keys"] |= {kind: keys[kind] for kind in missing}
+            record["detectors"][name] = row
+            write_json(path, record)
     if fold.number == 0:  # a cost is the same in every fold
         for name, share in _throughput(detectors, fold.context(), data.images[:32]).items():
             record["detectors"][name]["throughput"] = share
@@ -113,7 +120,9 @@ def _logits(fold: Fold, images: Tensor) -> Tensor:
         return torch.cat([fold.classifier(batch) for batch in images.split(64)]) if len(images) else images.new_zeros(0)
 
 
-def _scores(detector: Detector, fold: Fold, inputs: Inputs) -> dict[str, Any]:
+def _score(detector: Detector, fold: Fold, inputs: Inputs, missing: list[str], row: dict[str, Any]) -> None:
+    """Write the scores of what is missing into the row, and, where it is new, its threshold and noise."""
+
     def score(images: Tensor, ids: Tensor, logits: Tensor, draw: int = 0) -> Tensor:
         streams = Streams(derive_seed(fold.seed, "scores", draw), ids)
         parts = []
@@ -124,19 +133,18 @@ def _scores(detector: Detector, fold: Fold, inputs: Inputs) -> dict[str, Any]:
         return torch.cat(parts).double()
 
     ids = inputs.part.ids
+    for name in missing:
+        images, place = inputs.images[name]
+        row["scores"][name] = score(images, ids[place], inputs.logits[name]).tolist() if len(images) else []
+    if "threshold" in row:
+        return
     kept = fold.parts["calibrate"].one_per_group(fold.seed)
     calibration = Calibration.fit(score(kept.images, kept.ids, _logits(fold, kept.images)), 0.05)
-    scores = {
-        name: score(images, ids[place], inputs.logits[name])
-        for name, (images, place) in inputs.images.items()
-        if len(images)
-    }
     some = mixed_order(inputs.part, fold.seed)[:REPEATED]
     given = (inputs.part.images[some], ids[some], inputs.logits["benign"][some])
     repeated = torch.stack([score(*given, draw) for draw in range(NOISE_SEEDS)])
     total = float(repeated.mean(0).var())
-    return {
-        "scores": {name: values.tolist() for name, values in scores.items()},
+    row |= {
         "threshold": calibration.threshold(),
         "rank": calibration.rank(),
         "calibration": len(calibration),

@@ -33,7 +33,10 @@ def _roc(folds: list[Fold], attack: str) -> Figure:
         axes.plot(RATES, torch.stack(curves).mean(0), style, label=detector, linewidth=1.4)
     axes.plot(RATES, RATES, ":", color="grey", label="chance")
     axes.axvline(0.05, color="grey", linewidth=0.6)
-    axes.set(xscale="log", xlim=(float(RATES[0]), 1), ylim=(0, 1.01), title=f"static {attack}, mean over folds")
+    axes.set_xscale("log")
+    axes.set_xticks([0.005, 0.01, 0.05, 0.1, 0.5, 1], ["0.5 %", "1 %", "5 %", "10 %", "50 %", "100 %"])
+    axes.minorticks_off()
+    axes.set(xlim=(float(RATES[0]), 1), ylim=(0, 1.01), title=f"static {attack}, mean over folds")
     axes.set(xlabel="benign images flagged (false-positive rate)", ylabel="attacked images flagged")
     figure.legend(loc="outside right center", fontsize=8)
     return figure

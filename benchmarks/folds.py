@@ -31,7 +31,7 @@ from medfedpure.core.training import TrainingConfig, train
 EPS = 0.015
 CONTROL = "uniform noise"
 APGD = {"eps_step": 0.003, "max_iter": 20, "nb_random_init": 1, "batch_size": 64}
-CARLINI = {"max_iter": 10, "binary_search_steps": 3, "max_halving": 2, "max_doubling": 2, "batch_size": 32}
+CARLINI = {"max_iter": 10, "binary_search_steps": 3, "batch_size": 32}
 ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "pgd": ("pgd", {"norm": "linf", "eps": EPS, "step": 0.003, "steps": 7}),
     "pgd 8/255": ("pgd", {"norm": "linf", "eps": "8/255", "step": "2/255", "steps": 7}),
@@ -234,7 +234,7 @@ def prepare(setting: Setting, data: ImageDataset, number: int, out: Path, say: C
         _classifier(setting, parts["train"], seed, folder / "checkpoint").save(folder / "classifier")
     if not (folder / "denoiser").exists():
         say("training the diffusion model")
-        _denoiser(setting, parts["train"], seed).save(folder / "denoiser")
+        _denoiser(setting, parts["train"], seed, folder / "denoiser_checkpoint").save(folder / "denoiser")
     model = ClassifierModel.load(folder / "classifier").to(memory_format=torch.channels_last)
     denoiser = Purifier.load(folder / "denoiser")
     return Fold(number, seed, folder, parts, model, denoiser, setting.autoencoder_steps)
@@ -253,10 +253,11 @@ def _classifier(setting: Setting, data: ImageDataset, seed: int, checkpoint: Pat
     return model.eval()
 
 
-def _denoiser(setting: Setting, data: ImageDataset, seed: int) -> Any:
+def _denoiser(setting: Setting, data: ImageDataset, seed: int, checkpoint: Path) -> Any:
     budget = {"steps": setting.denoiser_steps, "batch_size": 32, "learning_rate": 2e-3, "ema": 0.995}
     options = {"t_max": 150, "training": {**budget, "precision": "bfloat16"}, "model": UNET}
-    return medfedpure.create("purifier", "ddpm", **options).fit(data, seed=seed)
+    context = ScoreContext(checkpoint=checkpoint)
+    return medfedpure.create("purifier", "ddpm", **options).fit(data, context=context, seed=seed)
 
 
 UNET: dict[str, Any] = {"widths": [48, 96], "unshuffle": 2}

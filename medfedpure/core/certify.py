@@ -96,7 +96,9 @@ def certify(
     """
     check_images(images)
     if classifier.training:
-        raise InputError("the classifier is in training mode, where its answer depends on the batch: put it in eval mode first")
+        raise InputError(
+            "the classifier is in training mode, where its answer depends on the batch: put it in eval mode first"
+        )
     keys = torch.arange(len(images)) if ids is None else ids
     if keys.shape != (len(images),):
         raise InputError(f"ids must have shape ({len(images)},); got {tuple(keys.shape)}")
