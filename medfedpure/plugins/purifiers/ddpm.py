@@ -127,7 +127,9 @@ class DDPM(DiffusionPurifier):
             classifier: images to logits.
             depths: up to the deepest timestep that the network was trained for.
             steps: numbers of DDIM evaluations.
-            clean_drop, margin, mild_margin: in balanced accuracy, [0, 1].
+            clean_drop: in balanced accuracy, in [0, 1].
+            margin: likewise.
+            mild_margin: likewise, at least `margin`.
             seed: of the noise.
 
         Returns:
