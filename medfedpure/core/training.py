@@ -115,7 +115,7 @@ def train(
     window: tuple[int, int] | None = None,
     validation: ImageDataset | None = None,
     checkpoint: Path | None = None,
-    on_check: Callable[[nn.Module, int], None] | None = None,
+    on_check: Callable[[nn.Module], None] | None = None,
 ) -> TrainingLog:
     """Train in place; the model ends in eval mode, with averaged weights if `ema` asks for them.
 
@@ -133,8 +133,8 @@ def train(
             and `config.patience` checks without a lower one end the training.
         checkpoint: a folder that is written at every check; where it exists, the training goes on from
             there, to the same weights as if it had not been cut off.
-        on_check: called at every check with the model, in eval mode and with the weights that would be kept now,
-            and the number of steps taken; it must draw from no global generator.
+        on_check: called at every check with the model, in eval mode and with the weights that would be kept now; it
+            must draw from no global generator.
 
     Raises:
         DataError: no image.
@@ -195,12 +195,13 @@ def train(
                 state.average.update(model)
             state.done = place + 1
             if state.done % every == 0 or state.done == last - first:
-                with _as_kept(state) as kept:
-                    if validation is not None:
-                        figures = task.metrics(kept, validation, seed=derive_seed(seed, "validation"))
-                        state.best.offer(figures["loss"], kept)
-                    if on_check is not None:
-                        on_check(kept, state.done)
+                if validation is not None or on_check is not None:
+                    with _as_kept(state) as kept:
+                        if validation is not None:
+                            figures = task.metrics(kept, validation, seed=derive_seed(seed, "validation"))
+                            state.best.offer(figures["loss"], kept)
+                        if on_check is not None:
+                            on_check(kept)
                 if checkpoint is not None:
                     state.save(checkpoint, recipe)
     if state.best.loss is not None:

@@ -109,8 +109,7 @@ class DiffusionPurifier(Purifier):
         context = context or FitContext()
         network, checkpoint = self.make_network(data.image_shape, seed).to(context.device), context.checkpoint
 
-        def show(current: nn.Module, done: int) -> None:
-            del done
+        def show(current: nn.Module) -> None:
             assert checkpoint is not None
             some = data.batch(torch.arange(min(SHOWN, len(data)))).to(next(current.parameters()).device)
             path = checkpoint.with_name(f"{checkpoint.name}_samples.png")
