@@ -31,4 +31,5 @@ def write_samples(
     height, width = pixels.shape
     buffer = io.BytesIO()
     Image.frombytes("L", (width, height), bytes(pixels.flatten().tolist())).save(buffer, format="png")
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, buffer.getvalue())

@@ -178,12 +178,12 @@ class Flip(medfedpure.Attack):
 def test_a_long_fit_goes_on_and_shows_samples(tmp_path):
     data = tiny_dataset(12, size=16)
     options = {"model": SMALL, "t_max": 60, "training": {"steps": 6, "batch_size": 4, "checks": 3, "ema": 0.9}}
-    folder = tmp_path / "progress"
+    folder = tmp_path / "new" / "progress"
     plain = medfedpure.create("purifier", "ddpm", **options).fit(data)
     kept = medfedpure.create("purifier", "ddpm", **options).fit(data, context=FitContext(checkpoint=folder))
     for key, value in kept.network.state_dict().items():
         assert torch.equal(value, plain.network.state_dict()[key]), f"looking at samples changed {key}"
-    with Image.open(tmp_path / "progress_samples.png") as picture:
+    with Image.open(tmp_path / "new" / "progress_samples.png") as picture:
         assert picture.size == (8 * 16, 3 * 16)
         top = (
             torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(3, 16, 8, 16)[0].permute(1, 0, 2)
