@@ -44,6 +44,8 @@ def _scored(fold: Fold, detector: str) -> bool:
 
 def _attack_table(folds: list[Fold], detectors: list[str], attack: str) -> list[str]:
     count = sum(len(fold["groups"][attack]) for fold in folds)
+    if not count:
+        return [f"{attack}: no attack succeeded"]
     heads = ["detector", "AUROC (95 %)", *[name for name, _ in FIGURES], "flagged"]
     lines = [f"{attack}, {count} successful attacks", "", *_head(heads)]
     for detector in detectors:
