@@ -166,7 +166,7 @@ def _train_classifiers(config: RunConfig, sites: list[Site]) -> tuple[dict[str, 
     result = federate(
         sites,
         make_model=make_model,
-        task=ClassificationTask(flip=choice.flip, shift=choice.shift, intensity=choice.intensity, noise=choice.noise),
+        task=ClassificationTask(choice.augmentation),
         strategy=create("personalization", choice.strategy.plugin, choice.strategy.config),
         training=choice.training,
         rounds=choice.rounds,
