@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import medfedpure
-from medfedpure.core.augmentation import Augmentation
+from medfedpure.core.augmentation import Augmentation, robust_augmentation
 from medfedpure.core.classifier import ClassificationTask, ClassifierModel
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector, ScoreContext
@@ -44,6 +44,11 @@ AT_MOST = {"apgd": 64, "carlini l2": 16}
 NOTES = {"tune": ": defaults are chosen here", "test": ""}
 MOST_TESTED = 4
 """Images of a group that are tested: more of them would cost time and tell little."""
+AUGMENTATIONS = {
+    "light": Augmentation(shift=4, intensity=0.3, noise=0.01),
+    "robust": robust_augmentation().model_copy(update={"quarter_turns": True}),
+}
+"""Of the classifier's training images; Br35H is full of turned and mirrored copies."""
 SHARES = {"train": 0.65, "tune": 0.1, "calibrate": 0.25}
 """Of the images outside a fold's test part: to train, to choose defaults on, to calibrate thresholds."""
 
@@ -62,6 +67,8 @@ class Setting:
     denoiser_steps: int
     autoencoder_steps: int
     fingerprint: str
+    augmentation: str
+    stem: str
 
 
 @dataclass(frozen=True)
@@ -181,18 +188,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--size", type=int, default=64, help="of the images of a folder; a MedMNIST file has its own")
     parser.add_argument("--classifier", default="resnet18")
+    parser.add_argument("--stem", choices=("auto", "small", "large"), default="large", help="of a resnet18")
+    parser.add_argument("--augmentation", choices=tuple(AUGMENTATIONS), default="robust", help="of the classifier")
     parser.add_argument("--max-per-group", type=int, default=8)
     parser.add_argument("--most", type=int, help="at most so many images")
     parser.add_argument("--seed", type=int, default=0)
     heads = ("CLASSIFIER", "DENOISER", "AUTOENCODER")
-    parser.add_argument("--steps", type=int, nargs=3, default=[600, 1500, 1200], metavar=heads)
+    parser.add_argument("--steps", type=int, nargs=3, default=[1500, 1500, 1200], metavar=heads)
 
 
 def open_data(given: argparse.Namespace) -> tuple[ImageDataset, Setting]:
     """The images, and what is measured of them; the folder is made, or refused where it holds another setting."""
     data = read_data(given.data, given.size, given.max_per_group, given.seed, given.most)
     shape = (data.name, data.image_shape[1], given.classifier, given.folds, given.max_per_group, given.seed)
-    setting = Setting(*shape, *given.steps, data.fingerprint())
+    setting = Setting(*shape, *given.steps, data.fingerprint(), given.augmentation, given.stem)
     open_folder(given.out, setting)
     return data, setting
 
@@ -243,12 +252,13 @@ def prepare(setting: Setting, data: ImageDataset, number: int, out: Path, say: C
 
 def _classifier(setting: Setting, data: ImageDataset, seed: int, checkpoint: Path) -> ClassifierModel:
     channels, size, _ = data.image_shape
-    model: ClassifierModel = medfedpure.create("classifier", setting.classifier).create_model(
+    options: dict[str, Any] = {"stem": setting.stem} if setting.classifier == "resnet18" else {}
+    model: ClassifierModel = medfedpure.create("classifier", setting.classifier, **options).create_model(
         in_channels=channels, num_classes=data.num_classes, image_size=size, seed=seed
     )
-    task = ClassificationTask(Augmentation(shift=4, intensity=0.3, noise=0.01))
-    options = {"batch_size": 32, "learning_rate": 1e-3, "ema": 0.98, "precision": "bfloat16"}
-    budget = TrainingConfig(steps=setting.classifier_steps, **options)
+    task = ClassificationTask(AUGMENTATIONS[setting.augmentation])
+    training = {"batch_size": 32, "learning_rate": 1e-3, "ema": 0.98, "precision": "bfloat16"}
+    budget = TrainingConfig(steps=setting.classifier_steps, **training)
     model = model.to(memory_format=torch.channels_last)
     train(model, task, data, budget, seed=seed, description="classifier", checkpoint=checkpoint)
     return model.eval()
