@@ -2,7 +2,8 @@
 
 Prints every seed's figures, the mean over seeds, the demo's strategy beside the others it is compared
 with, and for each target of the project whether it was met on every seed. The exit status says whether
-all were: a target that is missed is reported, never hidden. The attack is fixed in advance: static PGD-7, Linf, eps 0.015, step 0.003, on [0, 1].
+all were: a target that is missed is reported, never hidden. The attack
+is fixed in advance: static PGD-7, Linf, eps 0.015, step 0.003, on [0, 1].
 """
 
 from __future__ import annotations

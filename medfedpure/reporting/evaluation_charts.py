@@ -42,7 +42,14 @@ def share_chart(series: Sequence[Series], ticks: Sequence[str], *, title: str, a
 
 
 def line_chart(
-    series: Sequence[Series], ticks: Sequence[str], levels: Sequence[float], *, title: str, across: str, up: str
+    series: Sequence[Series],
+    ticks: Sequence[str],
+    levels: Sequence[float],
+    *,
+    title: str,
+    across: str,
+    up: str,
+    size: tuple[int, int] = (640, 300),
 ) -> str:
     """Values over evenly spaced places; whiskers stand beside each other, lines without them where they belong.
 
@@ -52,8 +59,9 @@ def line_chart(
         levels: heights of the grid, ascending, from the lower to the upper end of the axis.
         title: of the picture, for those who cannot see it.
         across, up: of the axes.
+        size: width and height in units of the drawing, in which text is 11 high.
     """
-    width, height, left, top, bottom = 640, 300, 44, 10, 44
+    (width, height), left, top, bottom = size, 44, 10, 44
     step = (width - left - 46) / max(len(ticks) - 1, 1)
     whiskers = any(point.low is not None for line in series for point in line.points)
 

@@ -17,7 +17,7 @@ FIGURES = (
     ("train_loss", "training loss"),
 )
 _SHARES = {"accuracy", "balanced_accuracy", "auroc"}
-_TRAFFIC = (("client_bytes_up", "sent by a client"), ("client_bytes_down", "sent to a client"))
+_TRAFFIC = (("client_bytes_up", "up from a client"), ("client_bytes_down", "down to a client"))
 _MOST_COLOURS, _MOST_TICKS = charts.COLOURS - 1, 12
 
 
@@ -95,7 +95,7 @@ def _chart(
     share: bool = False,
     zero: bool = False,
 ) -> str | None:
-    """A line for each client with a figure, and their mean on top; None where nobody has one."""
+    """A line for each client with a figure, over a thicker one of their mean; None where nobody has one."""
     rounds = max((len(values) for values in known.values()), default=0)
     everything = [value for values in known.values() for value in values if value is not None]
     if not everything:
@@ -119,6 +119,7 @@ def _chart(
         title=f"{name}: {caption} by round",
         across="round",
         up=up,
+        size=(400, 210),
     )
 
 
