@@ -72,7 +72,9 @@ def write_rounds_page(results: Mapping[str, Any], folder: Path) -> None:
     notes = [f"missing: {client}: {reason}" for client, reason in sorted(results["missing"].items())]
     if "privacy" in results:
         spent = results["privacy"]
-        notes.append(f"client-level privacy of the shared part: epsilon {spent['epsilon']:.2f} at {spent['delta']:g}")
+        notes.append(
+            f"client-level privacy of the shared part: epsilon {spent['epsilon']:.2f} at delta {spent['delta']:g}"
+        )
     worst = history[-1]["worst"]
     lead = f"After round {found.round} of {results['rounds']}, {len(history[-1]['clients'])} clients took part."
     if worst is not None:

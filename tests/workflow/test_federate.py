@@ -57,6 +57,7 @@ def test_a_file_trains_a_classifier_and_says_how_each_client_fares(tmp_path: Pat
         assert round["worst"]["value"] == min(own["balanced_accuracy"] for own in round["clients"].values())
         assert round["bytes_up"] > 0
         assert round["bytes_down"] > 0
+    assert "classifier small_cnn by fedrep" in (out / "report.html").read_text(encoding="utf-8")
     for client in ("client_0", "client_1"):
         assert isinstance(ClassifierModel.load(out / "parts" / client), ClassifierModel)
     again = CliRunner().invoke(app, ["federate", str(file), "--out", str(out), "--quiet"])

@@ -207,6 +207,15 @@ def test_command_line_runs_a_file_and_prints_json(tmp_path):
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["clients"][0]["client"] == "client_0"
     assert (tmp_path / "out" / "gallery.png").is_file()
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for needed in (
+        "classifier by fedper",
+        "classifier by local",
+        "purifier by fedavg",
+        "data:image/png",
+        "worst client",
+    ):
+        assert needed in page
 
 
 def test_command_line_lists_and_describes_plugins():
