@@ -9,6 +9,7 @@ import pytest
 from flwr.app import Message, RecordDict
 from test_federation_data import quick, same, strategy, three_sites
 from test_federation_failures import _by_hand
+from test_federation_strategies import NAMES
 
 from medfedpure.core.errors import FederationError
 from medfedpure.federation import FederatedResult, InProcessGrid, RoundRecord
@@ -37,7 +38,7 @@ def _equal(left: FederatedResult, right: FederatedResult) -> None:
         assert one.client_bytes_down == other.client_bytes_down
 
 
-@pytest.mark.parametrize("name", ["fedrep", "pfeddef", "local"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_run_that_was_cut_off_goes_on_to_the_same_result(name: str, tmp_path: Path) -> None:
     sites, chosen = three_sites(validation=True), strategy(name)
     whole = quick(sites, chosen)

@@ -44,7 +44,7 @@ def test_a_run_exports_what_it_evaluates_and_sends_nothing_private(name: str, tm
         assert_no_scan(site.train, wire.everything)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("fedavg", "fedper")])
+@pytest.mark.parametrize("name", NAMES)
 def test_runs_repeat_whatever_the_order_of_the_sites(name: str) -> None:
     results = []
     for sites in (three_sites(), three_sites()[::-1]):
