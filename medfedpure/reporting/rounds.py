@@ -55,9 +55,9 @@ def curves(name: str, history: Sequence[Round]) -> Curves:
         known = {client: [record["clients"].get(client, {}).get(key) for record in history] for client in clients}
         chart = _chart(name, caption, known, crowded, up=caption, share=key in _SHARES)
         shown += [(caption, chart)] if chart else []
+    unit, size = _unit([count for record in history for key, _ in _TRAFFIC for count in record.get(key, {}).values()])
     for key, caption in _TRAFFIC:
         known = {client: [record.get(key, {}).get(client) for record in history] for client in clients}
-        unit, size = _unit([value for values in known.values() for value in values if value is not None])
         scaled = {client: [None if v is None else v / size for v in values] for client, values in known.items()}
         chart = _chart(name, caption, scaled, crowded, up=unit, zero=True)
         shown += [(f"{caption}, {unit}", chart)] if chart else []
