@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import medfedpure
+from medfedpure.core.augmentation import Augmentation
 from medfedpure.core.classifier import ClassificationTask, ClassifierModel
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector, ScoreContext
@@ -245,7 +246,7 @@ def _classifier(setting: Setting, data: ImageDataset, seed: int, checkpoint: Pat
     model: ClassifierModel = medfedpure.create("classifier", setting.classifier).create_model(
         in_channels=channels, num_classes=data.num_classes, image_size=size, seed=seed
     )
-    task = ClassificationTask(shift=4, intensity=0.3, noise=0.01)
+    task = ClassificationTask(Augmentation(shift=4, intensity=0.3, noise=0.01))
     options = {"batch_size": 32, "learning_rate": 1e-3, "ema": 0.98, "precision": "bfloat16"}
     budget = TrainingConfig(steps=setting.classifier_steps, **options)
     model = model.to(memory_format=torch.channels_last)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medfedpure.core import storage
+from medfedpure.core.augmentation import Augmentation
 from medfedpure.core.checks import check_image_layout
 from medfedpure.core.component import Component
 from medfedpure.core.dataset import Batch, ImageDataset
@@ -174,36 +175,24 @@ class ClassifierModel(nn.Module):
 
 
 class ClassificationTask(Task):
-    """Cross-entropy with light augmentation, drawn for each image: moves, then what scanners differ in.
+    """Cross-entropy on augmented images.
 
     Args:
-        flip: mirror left-right with probability one half.
-        shift: largest shift in pixels, either way, filled by wrapping around black borders.
-        intensity: s; x -> x exp(s b(u, v)) + s/2 c x (1 - x), with b a quadratic polynomial of the position
-            (gain and bias field) and c a contrast curve, their coefficients uniform in [-1, 1].
-        noise: largest standard deviation of added Gaussian noise; each image's own is uniform below it.
+        augmentation: how training images are varied; by default mirrored and shifted by up to two pixels.
         label_smoothing: of the cross-entropy.
     """
 
-    def __init__(
-        self,
-        *,
-        flip: bool = True,
-        shift: int = 2,
-        intensity: float = 0.0,
-        noise: float = 0.0,
-        label_smoothing: float = 0.0,
-    ) -> None:
-        self.flip, self.shift, self.label_smoothing = flip, shift, label_smoothing
-        self.intensity, self.noise = intensity, noise
+    def __init__(self, augmentation: Augmentation | None = None, *, label_smoothing: float = 0.0) -> None:
+        self.augmentation = augmentation or Augmentation()
+        self.label_smoothing = label_smoothing
 
     def recipe(self) -> dict[str, Any]:
         """The augmentation and the smoothing."""
-        return dict(vars(self))
+        return {**self.augmentation.model_dump(mode="json"), "label_smoothing": self.label_smoothing}
 
     def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
         """Mean cross-entropy of one augmented batch."""
-        images = self.augment(batch.images, streams) if model.training else batch.images
+        images = self.augmentation.apply(batch.images, streams) if model.training else batch.images
         return nn.functional.cross_entropy(model(images), batch.labels, label_smoothing=self.label_smoothing)
 
     def metrics(self, model: nn.Module, data: ImageDataset, *, batch_size: int = 64, seed: int = 0) -> dict[str, float]:
@@ -222,39 +211,3 @@ class ClassificationTask(Task):
             margins = logits[:, 1] - logits[:, 0]
             figures["auroc"] = auroc(margins[data.labels == 0], margins[data.labels == 1])
         return figures
-
-    def augment(self, images: Tensor, streams: Streams) -> Tensor:
-        """Images `(N, C, H, W)` in [0, 1], each moved and rescanned by its own draws."""
-        return self.rescan(self.move(images, streams), streams)
-
-    def rescan(self, images: Tensor, streams: Streams) -> Tensor:
-        """Vary intensity and noise, as another scanner would."""
-        if self.intensity:
-            draws = streams.uniform((7,), stage="intensity", like=images) * 2 - 1
-            v, u = (torch.linspace(-1, 1, side, device=images.device, dtype=images.dtype) for side in images.shape[2:])
-            v, u = torch.meshgrid(v, u, indexing="ij")
-            terms = torch.stack((torch.ones_like(u), u, v, u * v, u * u - 1 / 3, v * v - 1 / 3))
-            field = torch.einsum("nk,khw->nhw", draws[:, :6], terms)[:, None]
-            curve = 0.5 * draws[:, 6, None, None, None] * images * (1 - images)
-            images = images * torch.exp(self.intensity * field) + self.intensity * curve
-        if self.noise:
-            level = self.noise * streams.uniform((1, 1, 1), stage="noise level", like=images)
-            images = images + level * streams.normal(images.shape[1:], stage="noise", like=images)
-        return images.clamp(0, 1)
-
-    def move(self, images: Tensor, streams: Streams) -> Tensor:
-        """Flip and shift."""
-        if not self.flip and not self.shift:
-            return images
-        draws = streams.uniform((3,), stage="augment", like=images)
-        columns = torch.arange(images.shape[3], device=images.device).expand(len(images), -1)
-        rows = torch.arange(images.shape[2], device=images.device).expand(len(images), -1)
-        if self.flip:
-            columns = torch.where(draws[:, :1] < 0.5, columns, columns.flip(1))
-        if self.shift:
-            offset = ((draws[:, 1:] * 2 - 1) * (self.shift + 0.5)).round().long().clamp(-self.shift, self.shift)
-            columns = (columns + offset[:, :1]) % images.shape[3]
-            rows = (rows + offset[:, 1:]) % images.shape[2]
-        batch_index = torch.arange(len(images), device=images.device)[:, None, None, None]
-        channel_index = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
-        return images[batch_index, channel_index, rows[:, None, :, None], columns[:, None, None, :]]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from medfedpure.core.augmentation import Augmentation
 from medfedpure.core.classifier import ClassificationTask, Classifier, ClassifierModel
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import InputError
@@ -59,7 +60,13 @@ class ClassifierContract(ImageContract):
         model = model_of(component, setting)
         some = setting.train.select(torch.arange(len(setting.train)) < 8)
         before = _loss(model, some)
-        train(model, ClassificationTask(flip=False, shift=0), some, TrainingConfig(steps=8, batch_size=8), seed=0)
+        train(
+            model,
+            ClassificationTask(Augmentation(flip=False, shift=0)),
+            some,
+            TrainingConfig(steps=8, batch_size=8),
+            seed=0,
+        )
         after = _loss(model, some)
         assert after < before, (
             f"8 steps took the loss from {before:.3g} to {after:.3g}: do gradients reach the weights?"

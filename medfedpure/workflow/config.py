@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
+from medfedpure.core.augmentation import Augmentation
 from medfedpure.core.config import Config
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.training import TrainingConfig
@@ -59,10 +60,9 @@ class ClassifierChoice(FederatedChoice):
     training: TrainingConfig = Field(
         TrainingConfig(steps=300, learning_rate=3e-3), description="steps are the total at each client"
     )
-    flip: bool = Field(True, description="mirror training images left-right")
-    shift: int = Field(2, ge=0, description="shift training images by up to so many pixels")
-    intensity: float = Field(0.3, ge=0, le=1, description="vary gain, bias field and contrast of training images")
-    noise: float = Field(0.01, ge=0, le=1, description="largest standard deviation of noise added to them")
+    augmentation: Augmentation = Field(
+        Augmentation(intensity=0.3, noise=0.01), description="how training images are varied"
+    )
 
 
 class DataChoice(PluginChoice):

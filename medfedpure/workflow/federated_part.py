@@ -78,9 +78,7 @@ class FederatedPart:
         """Loss, figures and optimizer."""
         choice = self.config.choice
         if isinstance(choice, ClassifierChoice):
-            return ClassificationTask(
-                flip=choice.flip, shift=choice.shift, intensity=choice.intensity, noise=choice.noise
-            )
+            return ClassificationTask(choice.augmentation)
         task: Task = self._create().task()
         return task
 

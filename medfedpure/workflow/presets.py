@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from medfedpure.core.augmentation import Augmentation
 from medfedpure.core.training import TrainingConfig
 from medfedpure.workflow.config import (
     ClassifierChoice,
@@ -36,7 +37,7 @@ def phantom_demo(seed: int = 0) -> RunConfig:
             strategy=PluginChoice(plugin="fedper"),
             rounds=3,
             training=TrainingConfig(steps=400, batch_size=32, learning_rate=3e-3),
-            intensity=0.7,
+            augmentation=Augmentation(intensity=0.7, noise=0.01),
         ),
         purifier=FederatedChoice(
             plugin="ddpm",
@@ -80,7 +81,7 @@ def folder_demo(folder: Path, seed: int = 0) -> RunConfig:
                 strategy=PluginChoice(plugin="fedper"),
                 rounds=4,
                 training=TrainingConfig(steps=600, batch_size=32, learning_rate=3e-3),
-                shift=4,
+                augmentation=Augmentation(shift=4, intensity=0.3, noise=0.01),
             ),
             "purifier": FederatedChoice(
                 plugin="ddpm",

@@ -46,7 +46,7 @@ def train_classifiers(
     result = federate(
         sites,
         make_model=make_model,
-        task=ClassificationTask(flip=choice.flip, shift=choice.shift, intensity=choice.intensity, noise=choice.noise),
+        task=ClassificationTask(choice.augmentation),
         strategy=create("personalization", strategy.plugin, strategy.config),
         training=choice.training,
         rounds=choice.rounds,

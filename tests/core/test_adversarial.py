@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medfedpure.core.adversarial import AdversarialTask, AdversarialTraining, harden, perturb
+from medfedpure.core.augmentation import Augmentation
 from medfedpure.core.classifier import ClassificationTask
 from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.personalization import ClientRound, Update
@@ -20,7 +21,10 @@ from medfedpure.core.training import TrainingConfig, train
 from medfedpure.testing import tiny_classifier, tiny_dataset
 from medfedpure.testing.checking import global_rng_untouched, module_unchanged
 
-TASK, AUGMENTED = ClassificationTask(flip=False, shift=0), ClassificationTask(intensity=0.2, noise=0.05)
+TASK, AUGMENTED = (
+    ClassificationTask(Augmentation(flip=False, shift=0)),
+    ClassificationTask(Augmentation(intensity=0.2, noise=0.05)),
+)
 ALL = AdversarialTraining(share=1, eps=0.1, step=0.05, steps=5)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medfedpure.core.augmentation import Augmentation
 from medfedpure.core.classifier import ClassificationTask
 from medfedpure.core.dataset import Batch
 from medfedpure.core.errors import DataError, TrainingError
@@ -56,7 +57,7 @@ class Recorder:
 
 def test_the_loss_falls() -> None:
     model = network()
-    task = ClassificationTask(flip=False, shift=0)
+    task = ClassificationTask(Augmentation(flip=False, shift=0))
     easy = replace(DATA, pixels=DATA.pixels // 4 + (150 * DATA.labels[:, None, None, None]).to(torch.uint8))
     before = task.metrics(model, easy)["loss"]
     log = train(model, task, easy, TrainingConfig(steps=60, batch_size=16, learning_rate=1e-2), seed=0)
@@ -210,29 +211,10 @@ def test_progress_is_reported() -> None:
     assert recorder.done == 1, "a listener hears what happens outside its block"
 
 
-def test_rescanning_varies_intensity_and_noise_per_image() -> None:
-    task = ClassificationTask(flip=False, shift=0, intensity=0.5, noise=0.02)
+def test_images_are_augmented_in_training_only() -> None:
+    task = ClassificationTask(Augmentation(shift=3))
     images, streams = DATA.images[:6], Streams(0, DATA.ids[:6])
-    whole = task.augment(images, streams)
-    alone = torch.cat([task.augment(images[i : i + 1], streams.select(torch.tensor([i]))) for i in range(6)])
-    assert torch.allclose(alone, whole, atol=1e-6), "augmentation depends on the batch"
-    assert torch.equal(whole, whole.clamp(0, 1))
-    smooth = ClassificationTask(flip=False, shift=0, intensity=0.5).augment(images, streams)
-    noise = (whole - smooth).flatten(1).std(1)
-    assert bool(((noise > 0) & (noise < 0.021)).all()), "noise is above its largest standard deviation"
-    flat = torch.full((6, 1, 8, 8), 0.4)
-    gains = ClassificationTask(flip=False, shift=0, intensity=0.5).augment(flat, streams).mean((1, 2, 3))
-    assert len(gains.unique()) == 6, "every image has its own gain"
-
-
-def test_augmentation_is_per_image_and_only_in_training() -> None:
-    task = ClassificationTask(shift=3)
-    images, streams = DATA.images[:6], Streams(0, DATA.ids[:6])
-    whole = task.augment(images, streams)
-    alone = torch.cat([task.augment(images[i : i + 1], streams.select(torch.tensor([i]))) for i in range(6)])
-    assert torch.equal(alone, whole), "augmentation depends on the batch"
-    assert torch.equal(whole.flatten(1).sort().values, images.flatten(1).sort().values), "pixels must only move"
-    assert not torch.equal(whole, images), "augmentation does nothing"
+    assert not torch.equal(task.augmentation.apply(images, streams), images), "augmentation does nothing"
     model = network().eval()
     batch = DATA.batch(torch.arange(6))
     plain = nn.functional.cross_entropy(model(batch.images), batch.labels)

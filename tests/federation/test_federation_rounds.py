@@ -15,6 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from test_federation_data import TRAINING, images, quick, same, small_cnn, strategy, three_sites
 from torch import Tensor, nn
 
+from medfedpure.core.augmentation import Augmentation
 from medfedpure.core.classifier import ClassificationTask
 from medfedpure.core.personalization import ClientRound, LocalResult, Tensors, Update
 from medfedpure.core.streams import derive_seed, isolated_rng
@@ -47,7 +48,10 @@ class RememberingFedPer(FedPer):
 
 def test_fedavg_is_the_weighted_mean_of_the_local_trainings() -> None:
     sites = [Site("a", images(24, 1)), Site("b", images(8, 2))]
-    task, training = ClassificationTask(flip=False, shift=0), TrainingConfig(steps=4, batch_size=8, learning_rate=0.01)
+    task, training = (
+        ClassificationTask(Augmentation(flip=False, shift=0)),
+        TrainingConfig(steps=4, batch_size=8, learning_rate=0.01),
+    )
     result = quick(sites, FedAvg(), make_model=linear, task=task, training=training, rounds=2)
 
     with isolated_rng(derive_seed(7, "initial model")):

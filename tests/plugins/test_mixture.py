@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medfedpure.core.augmentation import Augmentation
 from medfedpure.core.classifier import ClassificationTask, ClassifierModel
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import FederationError
@@ -22,7 +23,7 @@ from medfedpure.plugins.personalization.pfeddef import spread_shares
 from medfedpure.testing import Setting, tiny_classifier, tiny_context, tiny_dataset
 from medfedpure.testing.observing import client_round
 
-STILL = ClassificationTask(flip=False, shift=0)
+STILL = ClassificationTask(Augmentation(flip=False, shift=0))
 
 
 def federated(

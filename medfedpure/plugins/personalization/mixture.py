@@ -234,7 +234,7 @@ class ExpertsTask(WrappedTask):
 
     def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
         """(1/N) sum_i sum_k q_ik l_k(x_i, y_i)."""
-        images = self.classification.augment(batch.images, streams) if model.training else batch.images
+        images = self.classification.augmentation.apply(batch.images, streams) if model.training else batch.images
         logits = mixture_of(model).log_probabilities(images)
         smoothing = self.classification.label_smoothing
         labels = batch.labels[:, None].expand(logits.shape[:2])
