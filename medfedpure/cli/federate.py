@@ -45,6 +45,7 @@ def federate(
             live.update(Group(rounds_table(history, talk.width), bars.progress))
 
         result = run_federate(settings, out, watch=watch)
+    page = page_of_rounds(out)
     if as_json:
         typer.echo((out / "results.json").read_text(encoding="utf-8"))
         return
@@ -57,7 +58,19 @@ def federate(
         )
     for client, reason in sorted(result.missing.items()):
         console.print(f"[bold red]missing[/] {client}: {reason}", highlight=False)
-    console.print(f"\nwritten to {out}: config.toml, results.json, parts/", highlight=False)
+    console.print(f"\nwritten to {out}: config.toml, results.json, parts/, {page}", highlight=False)
+
+
+def page_of_rounds(folder: Path) -> str:
+    """Write report.html beside results.json; its name, or why there is none."""
+    from medfedpure.core.errors import MissingExtraError
+    from medfedpure.reporting.run_page import PAGE, write_rounds_page
+
+    try:
+        write_rounds_page(json.loads((folder / "results.json").read_text(encoding="utf-8")), folder)
+    except MissingExtraError as error:
+        return f"no page: {error}"
+    return PAGE
 
 
 def rounds_table(history: tuple[RoundRecord, ...], width: int = 120) -> Group:

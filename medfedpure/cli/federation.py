@@ -35,7 +35,7 @@ def rehearse(
     out: Annotated[Path, typer.Option("--out", help="Folder for results and parts.")],
 ) -> None:
     """Run the same federation in this process, without a network, from every site's own site.toml."""
-    from medfedpure.cli.federate import clients_table
+    from medfedpure.cli.federate import clients_table, page_of_rounds
     from medfedpure.core.errors import ConfigError
     from medfedpure.workflow.deployment import rehearse
     from medfedpure.workflow.federation_init import FEDERATION_FILE
@@ -45,6 +45,7 @@ def rehearse(
         raise ConfigError(f"{folder} holds no sites/*/site.toml: make it by `medfedpure federation init`")
     result = rehearse(folder / FEDERATION_FILE, sites, out)
     Console().print(clients_table(result.history[-1]))
+    Console().print(f"written to {out}: results.json, parts/, {page_of_rounds(out)}", highlight=False)
 
 
 @app.command("run")
@@ -53,8 +54,10 @@ def run(
     timeout: Annotated[float | None, typer.Option("--timeout", help="Stop the run after so many seconds.")] = None,
 ) -> None:
     """Start the run at the server and wait for it; ends with an error when the run fails, and resumes when repeated."""
+    from medfedpure.cli.federate import page_of_rounds
     from medfedpure.workflow.federation_run import run_federation
 
     console = Console()
     run_federation(folder, say=lambda text: console.print(text, highlight=False), timeout=timeout)
-    console.print(f"written to {folder / 'server' / 'out'}: results.json, checkpoint/", highlight=False)
+    out = folder / "server" / "out"
+    console.print(f"written to {out}: results.json, checkpoint/, {page_of_rounds(out)}", highlight=False)

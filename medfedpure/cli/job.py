@@ -11,8 +11,9 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from medfedpure.workflow.config import RunConfig
+    from medfedpure.workflow.results import RunResult
 
-_Out = Annotated[Path, typer.Option("--out", help="Folder for configuration, results, picture and defences.")]
+_Out = Annotated[Path, typer.Option("--out", help="Folder for report, configuration, results, picture and defences.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no phases, only the table.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print results.json instead of the table.")]
 
@@ -52,6 +53,7 @@ def _run(config: RunConfig, out: Path, device: str | None, quiet: bool, as_json:
     from medfedpure.cli.bars import Bars
     from medfedpure.core.progress import listening
     from medfedpure.reporting.picture import save_gallery
+    from medfedpure.reporting.run_page import write_run_page
     from medfedpure.workflow.run import run_job
 
     if device is not None:
@@ -64,27 +66,33 @@ def _run(config: RunConfig, out: Path, device: str | None, quiet: bool, as_json:
     with Bars(talk) as bars, listening(bars):
         job = run_job(config, out, say=lambda text: talk.print(f"[cyan]>[/] {text}", highlight=False))
         save_gallery(job, out / "gallery.png")
+        write_run_page(job.result, out)
     if as_json:
         typer.echo((out / "results.json").read_text(encoding="utf-8"))
     else:
-        _print_table(job.result)
-        Console().print(f"\nwritten to {out}: config.toml, results.json, gallery.png, defences/", highlight=False)
+        _print_tables(job.result)
+        Console().print(
+            f"\nwritten to {out}: report.html, config.toml, results.json, gallery.png, defences/", highlight=False
+        )
 
 
-def _print_table(result: object) -> None:
-    from medfedpure.reporting.table import cells, conditions
-    from medfedpure.workflow.results import RunResult
+def _print_tables(result: RunResult) -> None:
+    from medfedpure.reporting.table import cells, conditions, strategy_cells, strategy_conditions
 
-    assert isinstance(result, RunResult)
-    header, *rows = cells(result)
-    table = Table(box=None, pad_edge=False)
-    for place, title in enumerate(header):
-        table.add_column(title, justify="left" if place == 0 else "right", style="bold" if title == "mean" else "")
-    for row in rows:
-        table.add_row(*row)
     console = Console()
+    _print_table(console, cells(result), conditions(result))
+    if len(result.strategies) > 1:
+        _print_table(console, strategy_cells(result), strategy_conditions(result), words=2)
+
+
+def _print_table(console: Console, rows: list[list[str]], notes: list[str], *, words: int = 1) -> None:
+    table = Table(box=None, pad_edge=False)
+    for place, title in enumerate(rows[0]):
+        table.add_column(title, justify="left" if place < words else "right", style="bold" if title == "mean" else "")
+    for row in rows[1:]:
+        table.add_row(*row)
     console.print()
     console.print(table)
     console.print()
-    for line in conditions(result):
+    for line in notes:
         console.print(line, style="dim", highlight=False, markup=False)

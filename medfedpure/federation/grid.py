@@ -115,6 +115,57 @@ class InProcessGrid(Grid):  # type: ignore[misc]
         return message_from_proto(ProtoMessage.FromString(data))
 
 
+class TappedGrid(Grid):  # type: ignore[misc]
+    """Any grid of Flower's runtimes, with a tap at the server: it sees what is sent to clients and what arrives.
+
+    Args:
+        grid: does the work.
+        tap: receives every message; it may read them, and a change it makes does not arrive.
+    """
+
+    def __init__(self, grid: Grid, tap: Tap) -> None:
+        self._grid, self._tap = grid, tap
+
+    def set_run(self, run: Run) -> None:
+        """As the grid."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """As the grid."""
+        return self._grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """As the grid."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """As the grid."""
+        nodes: Iterable[int] = self._grid.get_node_ids()
+        return nodes
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """As the grid, tapped."""
+        names: Iterable[str] = self._grid.push_messages(self._tapped(messages))
+        return names
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """As the grid, tapped."""
+        return self._tapped(self._grid.pull_messages(message_ids))
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """As the grid, tapped."""
+        return self._tapped(self._grid.send_and_receive(self._tapped(messages), timeout=timeout))
+
+    def _tapped(self, messages: Iterable[Message]) -> list[Message]:
+        seen = list(messages)
+        for message in seen:
+            self._tap(message_from_proto(ProtoMessage.FromString(message_to_proto(message).SerializeToString())))
+        return seen
+
+
 @contextmanager
 def acting_as_server(run_id: int) -> Iterator[None]:
     """Let this process write messages of a run, as Flower's own runtimes do, and undo it."""

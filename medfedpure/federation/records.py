@@ -80,16 +80,27 @@ class RoundRecord:
             These are of the personal model *after* this round's aggregation, that is, of the model
             that would be exported had the run ended here.
         failed: by name, type of the error and where it happened, of the clients that did not.
-        bytes_up: payload from the clients to the server.
-        bytes_down: payload from the server to the clients.
+        client_bytes_up: by name, payload in bytes from the client to the server; of failed clients, too,
+            where a reply arrived.
+        client_bytes_down: by name, payload in bytes from the server to the client.
     """
 
     round: int
     seconds: float
     clients: Mapping[str, Mapping[str, float]]
     failed: Mapping[str, str]
-    bytes_up: int
-    bytes_down: int
+    client_bytes_up: Mapping[str, int] = field(default_factory=dict)
+    client_bytes_down: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def bytes_up(self) -> int:
+        """Payload from all clients to the server."""
+        return sum(self.client_bytes_up.values())
+
+    @property
+    def bytes_down(self) -> int:
+        """Payload from the server to all clients."""
+        return sum(self.client_bytes_down.values())
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def federate(
             that is removed at the end.
         name: of the network, for folders of several federated parts.
         config: quorum, timeouts and what one client may use.
-        tap: in-process only: receives every message that crosses the wire.
+        tap: receives every message that crosses the wire; in a simulation at the server's end.
         checkpoint: a folder that is written after every round and from which a run that was cut off goes
             on; it needs `state_dir`, where the clients' part of the state is.
         watch: receives all records so far after every round.
@@ -88,8 +88,6 @@ def federate(
     check_name(name, "network")
     if runtime not in ("in_process", "simulation"):
         raise FederationError(f"runtime must be 'in_process' or 'simulation'; got {runtime!r}")
-    if tap is not None and runtime != "in_process":
-        raise FederationError("tap works with runtime='in_process' only: the simulation has no wire to tap")
     if checkpoint is not None and state_dir is None:
         raise FederationError("checkpoint needs state_dir: without the private tensors a run cannot be resumed")
     chosen = config or FederationConfig()
@@ -106,7 +104,7 @@ def federate(
             with acting_as_server(grid.run.run_id):
                 make_server_app(loop)(grid, grid.server_context())
         else:
-            simulate(clients, ordered, loop)
+            simulate(clients, ordered, loop, tap)
         return _gather(clients, ordered, loop)
 
 

@@ -65,11 +65,11 @@ class _Draft:
     seconds: float = 0.0
     clients: dict[str, dict[str, float]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    bytes_up: int = 0
-    bytes_down: int = 0
+    client_bytes_up: dict[str, int] = field(default_factory=dict)
+    client_bytes_down: dict[str, int] = field(default_factory=dict)
 
     def record(self) -> RoundRecord:
-        return RoundRecord(self.round, self.seconds, self.clients, self.failed, self.bytes_up, self.bytes_down)
+        return RoundRecord(**self.document())
 
     def document(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if key != "started"}
@@ -257,7 +257,7 @@ class RoundLoop:
             evaluate = previous is not None and name in previous.clients and name in self._validates
             content = self._order(name, round, evaluate=evaluate, config=self._client_config(name, round))
             asked.append(Message(content, node, TRAIN, group_id=str(round)))
-        draft.bytes_down = sum(messages.payload(message) for message in asked)
+            draft.client_bytes_down[name] = messages.payload(asked[-1])
         replies = self._exchange(grid, asked, self.side.config.round_timeout)
         answers = self._read(replies, draft, self._layout, sorted(self._nodes))
         updates = []
@@ -292,7 +292,7 @@ class RoundLoop:
         for name in names:
             content = self._order(name, draft.round, evaluate=True, config=self._client_config(name, draft.round))
             asked.append(Message(content, self._nodes[name], EVALUATE, group_id=str(draft.round)))
-        draft.bytes_down += sum(messages.payload(message) for message in asked)
+            draft.client_bytes_down[name] += messages.payload(asked[-1])
         replies = self._exchange(grid, asked, self.side.config.round_timeout)
         for name, reply in self._read(replies, draft, {}, names).items():
             draft.clients[name].update(reply.evaluated)
@@ -323,7 +323,7 @@ class RoundLoop:
             if reply is None:
                 draft.failed[name] = f"no reply within {self.side.config.round_timeout:g} s"
                 continue
-            draft.bytes_up += messages.payload(reply)
+            draft.client_bytes_up[name] = draft.client_bytes_up.get(name, 0) + messages.payload(reply)
             if reply.has_error():
                 draft.failed[name] = messages.failure_text(reply)[1]
                 continue

@@ -23,7 +23,7 @@ from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import FederationError, MissingExtraError
 from medfedpure.core.personalization import Scalar
 from medfedpure.federation.client import ClientSide, make_client_app
-from medfedpure.federation.grid import acting_as_server
+from medfedpure.federation.grid import Tap, TappedGrid, acting_as_server
 from medfedpure.federation.records import Site
 from medfedpure.federation.server import RoundLoop
 
@@ -80,7 +80,7 @@ def _read_images(folder: Path) -> ImageDataset:
     )
 
 
-def simulate(side: ClientSide, sites: Sequence[Site], loop: RoundLoop) -> None:
+def simulate(side: ClientSide, sites: Sequence[Site], loop: RoundLoop, tap: Tap | None = None) -> None:
     """Run a loop with one simulated node per site.
 
     Ray is started with as many CPUs as there are (no more than the clients can use) and shut down
@@ -108,7 +108,7 @@ def simulate(side: ClientSide, sites: Sequence[Site], loop: RoundLoop) -> None:
         try:
             with _undisturbed(), acting_as_server(0):
                 run_simulation(
-                    server_app=_server_app(loop, outcome),
+                    server_app=_server_app(loop, outcome, tap),
                     client_app=app,
                     num_supernodes=len(sites),
                     backend_config={
@@ -134,7 +134,7 @@ def simulate(side: ClientSide, sites: Sequence[Site], loop: RoundLoop) -> None:
         raise outcome[0]
 
 
-def _server_app(loop: RoundLoop, outcome: list[BaseException]) -> ServerApp:
+def _server_app(loop: RoundLoop, outcome: list[BaseException], tap: Tap | None) -> ServerApp:
     """The loop in the thread that Flower gives it, with this thread's progress listener.
 
     What it raises is kept for the caller: Flower would wait for a context that never comes.
@@ -144,7 +144,7 @@ def _server_app(loop: RoundLoop, outcome: list[BaseException]) -> ServerApp:
 
     def main(grid: Grid, context: Context) -> None:
         try:
-            surroundings.run(loop.run, grid, context)
+            surroundings.run(loop.run, grid if tap is None else TappedGrid(grid, tap), context)
         except Exception as error:
             outcome.append(error)
 

@@ -1,9 +1,9 @@
-"""Charts of an evaluation as inline SVG: colours are style sheet variables, so they follow light, dark and print."""
+"""Charts as inline SVG: colours are style sheet variables, so they follow light, dark and print."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 COLOURS = 8
+_SHARES = (0, 0.25, 0.5, 0.75, 1)
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 
@@ -26,32 +27,58 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """A named line; `hollow` ones are side results."""
+    """A named line; `hollow` ones are side results, `strong` ones are drawn thicker."""
 
     name: str
     points: Sequence[Point]
     colour: int
     hollow: bool = False
+    strong: bool = False
 
 
 def share_chart(series: Sequence[Series], ticks: Sequence[str], *, title: str, across: str, up: str) -> str:
     """Shares over evenly spaced places, with intervals; lines differ in colour, dash and marker."""
-    width, height, left, top, bottom = 640, 300, 44, 10, 44
+    return line_chart(series, ticks, _SHARES, title=title, across=across, up=up)
+
+
+def line_chart(
+    series: Sequence[Series],
+    ticks: Sequence[str],
+    levels: Sequence[float],
+    *,
+    title: str,
+    across: str,
+    up: str,
+    size: tuple[int, int] = (640, 300),
+) -> str:
+    """Values over evenly spaced places; whiskers stand beside each other, lines without them where they belong.
+
+    Args:
+        series: the lines; the first ones lie below.
+        ticks: what stands under each place; "" for nothing.
+        levels: heights of the grid, ascending, from the lower to the upper end of the axis.
+        title: of the picture, for those who cannot see it.
+        across, up: of the axes.
+        size: width and height in units of the drawing, in which text is 11 high.
+    """
+    (width, height), left, top, bottom = size, 44, 10, 44
     step = (width - left - 46) / max(len(ticks) - 1, 1)
+    whiskers = any(point.low is not None for line in series for point in line.points)
 
     def y(value: float) -> float:
-        return top + (1 - value) * (height - top - bottom)
+        return top + (levels[-1] - value) / (levels[-1] - levels[0]) * (height - top - bottom)
 
-    parts = _grid(width, y, left)
+    parts = _grid(width, y, left, levels)
     for place, tick in enumerate(ticks):
-        parts.append(_text(left + 22 + place * step, height - bottom + 17, tick, "middle"))
+        if tick:
+            parts.append(_text(left + 22 + place * step, height - bottom + 17, tick, "middle"))
     parts.append(_text(left + (width - left) / 2, height - 6, across, "middle", "soft"))
-    turned = f'transform="rotate(-90)" x="{-y(0.5):.0f}" y="11" text-anchor="middle"'
+    turned = f'transform="rotate(-90)" x="{-(top + height - bottom) / 2:.0f}" y="11" text-anchor="middle"'
     parts.append(f'<text class="soft up" {turned}>{escape(up)}</text>')
     for number, line in enumerate(series):
-        shift = (number - (len(series) - 1) / 2) * min(5.0, step / (2 * len(series)))
+        shift = (number - (len(series) - 1) / 2) * min(5.0, step / (2 * len(series))) if whiskers else 0.0
         places = [(left + 22 + point.place * step + shift, y(point.value)) for point in line.points]
-        style = f"c{line.colour % COLOURS}"
+        style = f"c{line.colour % COLOURS}{' strong' if line.strong else ''}"
         dash = "1 4" if line.hollow else _DASHES[number % len(_DASHES)]
         parts.append(f'<g class="{style}"><title>{escape(line.name)}</title>')
         joined = " ".join(f"{across_:.1f},{up_:.1f}" for across_, up_ in places)
@@ -82,7 +109,7 @@ def roc_chart(benign: Sequence[float], attacks: Sequence[tuple[str, Sequence[flo
     def at(fpr: float, tpr: float) -> str:
         return f"{left + fpr * span:.1f} {top + (1 - tpr) * (size - top - bottom):.1f}"
 
-    parts = _grid(size, lambda value: top + (1 - value) * (size - top - bottom), left)
+    parts = _grid(size, lambda value: top + (1 - value) * (size - top - bottom), left, _SHARES)
     parts.append(f'<path class="chance" d="M{at(0, 0)}L{at(1, 1)}"/>')
     parts += [_text(left + share * span, size - bottom + 16, f"{share:g}", "middle") for share in (0, 0.5, 1)]
     parts.append(_text(left + span / 2, size - 6, "false positive rate", "middle", "soft"))
@@ -137,12 +164,23 @@ def score_histogram(benign: Sequence[float], attacked: Sequence[float], bounds: 
     return _svg(width, height, parts, title)
 
 
-def _grid(width: float, y: object, left: float) -> list[str]:
-    assert callable(y)
+def levels_around(values: Sequence[float]) -> list[float]:
+    """Two to six round numbers, evenly spaced, that enclose all values."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if high - low <= 1e-9 * max(abs(high), abs(low), 1e-9):
+        margin = abs(high) / 2 or 0.5
+        low, high = low - margin, high + margin
+    power = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power * 4 >= (high - low) * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
+    return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def _grid(width: float, y: Callable[[float], float], left: float, levels: Sequence[float]) -> list[str]:
     parts = []
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        parts.append(f'<path class="grid" d="M{left} {y(share):.1f}H{width - 6}"/>')
-        parts.append(_text(left - 6, y(share) + 4, f"{share:g}", "end"))
+    for level in levels:
+        parts.append(f'<path class="grid" d="M{left} {y(level):.1f}H{width - 6}"/>')
+        parts.append(_text(left - 6, y(level) + 4, f"{level:g}", "end"))
     return parts
 
 

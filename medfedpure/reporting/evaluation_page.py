@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from dataclasses import dataclass
 from typing import Any
 
-from medfedpure.core.errors import MissingExtraError
 from medfedpure.core.evaluation_results import ArmResult, Evaluation
 from medfedpure.reporting import evaluation_charts as charts
 from medfedpure.reporting.evaluation_gallery import Gallery
 from medfedpure.reporting.evaluation_summary import Figure, RungRow, Summary, beaten, counted, summarize
 from medfedpure.reporting.evaluation_table import columns, conditions, sections, threats
 from medfedpure.reporting.evaluation_words import figure, verdict, verdict_benign, weakest_point
+from medfedpure.reporting.rendering import render
 
 TEMPLATE = "evaluation_page.html"
 
@@ -52,34 +51,28 @@ def page(evaluation: Evaluation, *, summary: Summary | None = None, gallery: Gal
     Raises:
         MissingExtraError: jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise MissingExtraError("the page needs jinja2: pip install 'medfedpure[report]'") from error
     found = summary or summarize(evaluation)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"share": _share, "figure": figure, "number": _number}
-    text = importlib.resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
     shown = columns(found)
-    return environment.from_string(text).render(
-        summary=found,
-        verdicts=verdict(found),
-        verdict_benign=verdict_benign(found),
-        weakest=[(eps, weakest_point(found, eps)) for eps in found.eps],
-        tiles=[_tile(found, eps) for eps in (None, *found.eps)],
-        columns=shown,
-        sections=sections(found, shown),
-        conditions=conditions(found),
-        marks=threats(found),
-        curve=_curve(evaluation, found),
-        detections=[
+    values = {
+        "summary": found,
+        "verdicts": verdict(found),
+        "verdict_benign": verdict_benign(found),
+        "weakest": [(eps, weakest_point(found, eps)) for eps in found.eps],
+        "tiles": [_tile(found, eps) for eps in (None, *found.eps)],
+        "columns": shown,
+        "sections": sections(found, shown),
+        "conditions": conditions(found),
+        "marks": threats(found),
+        "curve": _curve(evaluation, found),
+        "detections": [
             block for arm in reversed(evaluation.arms) for eps in found.eps if (block := _detection(found, arm, eps))
         ],
-        matrices=[matrix for eps in found.eps if (matrix := _matrix(found, eps))],
-        gallery=gallery,
-        costs=_costs(found),
-        setting=json.dumps(found.setting, indent=2),
-    )
+        "matrices": [matrix for eps in found.eps if (matrix := _matrix(found, eps))],
+        "gallery": gallery,
+        "costs": _costs(found),
+        "setting": json.dumps(found.setting, indent=2),
+    }
+    return render(TEMPLATE, values, {"share": _share, "figure": figure, "number": _number})
 
 
 def _tile(summary: Summary, eps: float | None) -> dict[str, Any]:

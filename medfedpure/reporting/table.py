@@ -27,6 +27,12 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("purifier evaluations per benign image", "purifier_nfe_benign"),
     ("purifier evaluations per attacked image", "purifier_nfe_attacked"),
 )
+STRATEGY_ROWS: tuple[tuple[str, str], ...] = (
+    ("bare, clean", "bare.clean_balanced_accuracy"),
+    ("bare, attacked", "bare.robust_balanced_accuracy"),
+    ("defended, clean", "defended.clean_balanced_accuracy"),
+    ("defended, attacked", "defended.robust_balanced_accuracy"),
+)
 _COUNTS = {"test_images", "test_groups"}
 
 
@@ -38,6 +44,27 @@ def cells(result: RunResult) -> list[list[str]]:
         if key in result.mean:
             table.append([label, *[_text(key, row.get(key)) for row in flat], _text(key, result.mean[key])])
     return table
+
+
+def strategy_cells(result: RunResult) -> list[list[str]]:
+    """Balanced accuracy by strategy: header, then rows of figure, strategy, each client, mean, worst client."""
+    table = [["balanced accuracy", "strategy", *[client.client for client in result.clients], "mean", "worst client"]]
+    for label, key in STRATEGY_ROWS:
+        for place, found in enumerate(result.strategies):
+            own = [flatten(client).get(key) for client in found.clients]
+            shown = [_text(key, value) for value in (*own, found.mean.get(key), found.worst.get(key))]
+            table.append([label if place == 0 else "", found.strategy, *shown])
+    return table
+
+
+def strategy_conditions(result: RunResult) -> list[str]:
+    """What must stand beside the comparison of strategies."""
+    own, *others = [found.strategy for found in result.strategies]
+    return [
+        f"{', '.join(others)}: the classifier of the same images, seed and steps by another strategy than {own}, in a "
+        "defence with the same purifier and a detector and threshold of its own",
+        "attacked = every classifier under its own static attack, as above; worst client = the lowest in the row",
+    ]
 
 
 def conditions(result: RunResult) -> list[str]:
@@ -53,11 +80,18 @@ def conditions(result: RunResult) -> list[str]:
 
 
 def markdown(result: RunResult) -> str:
-    """The table and its conditions."""
-    rows = cells(result)
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    lines += ["| " + " | ".join(row) + " |" for row in rows[1:]]
-    return "\n".join([*lines, "", *[f"- {line}" for line in conditions(result)]]) + "\n"
+    """The tables and their conditions."""
+    lines = [*markdown_table(cells(result)), "", *[f"- {line}" for line in conditions(result)]]
+    if len(result.strategies) > 1:
+        lines += ["", *markdown_table(strategy_cells(result)), ""]
+        lines += [f"- {line}" for line in strategy_conditions(result)]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_table(rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table; the first row is its header."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
 
 
 def _positive(result: RunResult) -> str:

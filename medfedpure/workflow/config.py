@@ -99,6 +99,9 @@ class EvaluationChoice(Config):
     """What is measured."""
 
     anchor: PluginChoice = Field(PluginChoice(plugin="median"), description="purifier for the purify-all anchor")
+    compare: tuple[str, ...] = Field(
+        (), description="strategies by which the classifier is trained again, beside its own, to compare clients"
+    )
     bpda: bool = Field(False, description="attack the chain through BPDA as well, with the same attack")
     batch_size: int = Field(64, ge=1, description="images at a time")
 

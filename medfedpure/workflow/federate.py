@@ -121,13 +121,14 @@ def summary(
         "plugin": part.config.choice.plugin,
         "strategy": part.config.choice.strategy.plugin,
         "rounds": part.config.choice.rounds,
-        "history": [_round(record) for record in history],
+        "history": [round_document(record) for record in history],
         "missing": dict(missing or {}),
         **spent,
     }
 
 
-def _round(record: RoundRecord) -> dict[str, Any]:
+def round_document(record: RoundRecord) -> dict[str, Any]:
+    """One round as results.json has it: figures and bytes of every client, means over them, the worst client."""
     metric = headline(record.clients)
     worst = worst_client(record.clients, metric)
     return {
@@ -142,4 +143,6 @@ def _round(record: RoundRecord) -> dict[str, Any]:
         "failed": dict(record.failed),
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,
+        "client_bytes_up": dict(record.client_bytes_up),
+        "client_bytes_down": dict(record.client_bytes_down),
     }

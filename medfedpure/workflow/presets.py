@@ -55,7 +55,7 @@ def phantom_demo(seed: int = 0) -> RunConfig:
         attack=PluginChoice(
             plugin="pgd", config={"norm": "linf", "eps": 0.015, "step": 0.003, "steps": 7, "random_starts": 0}
         ),
-        evaluation=EvaluationChoice(bpda=True),
+        evaluation=EvaluationChoice(compare=("fedavg", "local"), bpda=True),
     )
 
 

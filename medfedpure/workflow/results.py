@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
+
+_ARMS = ("bare", "anchor", "defended")
 
 
 class Record(BaseModel):
@@ -50,8 +52,28 @@ class ClientResult(Record):
     purifier_nfe_attacked: float
 
 
+class StrategyResult(Record):
+    """The classifiers of one personalization strategy, bare and each in a defence that is otherwise built alike.
+
+    `mean` has every number of the clients' figures under a dotted name; `worst` the lowest of any
+    client, for the figures of the arms, of which more is better.
+    """
+
+    strategy: str
+    clients: list[ClientResult]
+    mean: dict[str, float]
+    worst: dict[str, float]
+
+    @classmethod
+    def of(cls, strategy: str, clients: list[ClientResult]) -> Self:
+        """Figures of all clients, with their mean and their worst."""
+        return cls(
+            strategy=strategy, clients=clients, mean=mean_over_clients(clients), worst=worst_over_clients(clients)
+        )
+
+
 class RunResult(Record):
-    """The whole run."""
+    """The whole run; `strategies` holds the job's own first, then those it is compared with."""
 
     config: dict[str, Any]
     class_names: list[str]
@@ -61,6 +83,7 @@ class RunResult(Record):
     anchor: str
     clients: list[ClientResult]
     mean: dict[str, float]
+    strategies: list[StrategyResult]
     splits: dict[str, dict[str, str]]
     sizes: dict[str, dict[str, int]]
     federated: dict[str, list[dict[str, Any]]]
@@ -84,3 +107,11 @@ def mean_over_clients(results: list[ClientResult]) -> dict[str, float]:
     rows = [flatten(result) for result in results]
     known = {key: [row[key] for row in rows if key in row and row[key] == row[key]] for key in rows[0]}
     return {key: sum(values) / len(values) for key, values in known.items() if values}
+
+
+def worst_over_clients(results: list[ClientResult]) -> dict[str, float]:
+    """The lowest of any client, of every figure in [0, 1] of which more is better: how fair a strategy is."""
+    rows = [flatten(result) for result in results]
+    arms = [key for key in rows[0] if key.partition(".")[0] in _ARMS]
+    known = {key: [row[key] for row in rows if row[key] == row[key]] for key in arms}
+    return {key: min(values) for key, values in known.items() if values}

@@ -25,13 +25,14 @@ def tiny_federation(folder: Path, **init: object) -> Path:
     return folder
 
 
-def change_federation(folder: Path, rounds: int = 3, **federation: float) -> None:
+def change_federation(folder: Path, rounds: int = 3, strategy: str = "fedrep", **federation: float) -> None:
     """Edit federation.toml, as a coordinator would."""
     path = folder / FEDERATION_FILE
     content = DeploymentConfig.from_toml(path).model_dump()
     content["images"]["size"] = 16
     content["classifier"]["config"] = {"widths": [4, 4]}
     content["classifier"]["rounds"] = rounds
+    content["classifier"]["strategy"] = {"plugin": strategy}
     content["classifier"]["training"].update(steps=2 * rounds, batch_size=4, learning_rate=0.02)
     content["federation"].update(federation)
     path.write_text(DeploymentConfig.parse(content).to_toml())

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import os
 import shutil
 import signal
-import ssl
 import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from deployment_setting import change_federation, free_ports, kill_all, processes_of, tiny_federation, wait_until
-from path_filter import PathFilter
+from consortium import SITES, TOLERANCE, Consortium, running_consortium
+from deployment_setting import change_federation, free_ports, kill_all, wait_until
 from safetensors.torch import load_file
-from torch import Tensor
+from wire import assert_no_scan, assert_nothing_private, assert_the_tap_sees, difference
 
 from medfedpure.core.personalization import ClientRound, LocalResult
 from medfedpure.core.registry import registry
@@ -35,125 +29,12 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="finds its processes through /proc"),
 ]
 
-TOLERANCE = 1e-4
-SITES = ("site-0", "site-1", "site-2")
-
-
-def difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
-    """The largest difference of two models' tensors of one name."""
-    assert left.keys() == right.keys()
-    return max(float((left[key].double() - right[key].double()).abs().max()) for key in left)
-
-
-class Consortium:
-    """The daemons of a federation folder, each kept alive as systemd would."""
-
-    def __init__(self, folder: Path, superlink_port: int, public_port: int) -> None:
-        self.folder, self.superlink_port = folder, superlink_port
-        self.filter = PathFilter(public_port, superlink_port, folder / "server" / "certificates")
-        self.ended = threading.Event()
-        self.daemons: dict[str, subprocess.Popen[bytes]] = {}
-        self._supervisors: list[threading.Thread] = []
-
-    def supervise(self, place: str) -> None:
-        """Start a daemon, and start it again whenever it dies."""
-        self._start(place)
-
-        def watch() -> None:
-            while not self.ended.wait(1.0):
-                if self.daemons[place].poll() is not None:
-                    self._start(place)
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        self._supervisors.append(thread)
-
-    def _start(self, place: str) -> None:
-        with (self.folder / place / "log.txt").open("ab") as log:
-            command = ["sh", str(self.folder / place / "start.sh")]
-            self.daemons[place] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-
-    def healthy(self, port: int) -> bool:
-        """Whether the SuperLink answers at a port."""
-        with suppress(OSError):
-            return self.ask(port, "GET", "/health") == 200
-        return False
-
-    def ask(self, port: int, method: str, path: str) -> int:
-        """The status of an answer."""
-        trusted = ssl.create_default_context(cafile=str(self.folder / "server" / "certificates" / "ca.crt"))
-        connection = http.client.HTTPSConnection("localhost", port, context=trusted, timeout=10)
-        try:
-            headers = {"Content-Type": "application/protobuf"} if method == "POST" else {}
-            connection.request(method, path, body=b"" if method == "POST" else None, headers=headers)
-            return connection.getresponse().status
-        finally:
-            connection.close()
-
-    def run(self) -> subprocess.Popen[str]:
-        """`medfedpure federation run`."""
-        command = [str(Path(sys.executable).with_name("medfedpure")), "federation", "run", str(self.folder)]
-        return subprocess.Popen(
-            [*command, "--timeout", "500"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    def rounds(self) -> int:
-        """How many rounds the server has finished."""
-        with suppress(OSError, ValueError):
-            return len(self.results()["history"])
-        return 0
-
-    def results(self) -> dict:
-        """The server's results.json."""
-        return json.loads((self.folder / "server" / "out" / "results.json").read_text())
-
-    def forget(self) -> None:
-        """Remove what an earlier run left at the server."""
-        shutil.rmtree(self.folder / "server" / "out", ignore_errors=True)
-
-    def end(self) -> list[str]:
-        """Ask all daemons to end; the commands of processes that stay nevertheless."""
-        self.ended.set()
-        for thread in self._supervisors:
-            thread.join()
-        for pid in processes_of(self.folder):  # daemons and workers, as systemd's KillMode=control-group does
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-        for daemon in self.daemons.values():
-            with suppress(subprocess.TimeoutExpired):
-                daemon.wait(30)
-        with suppress(AssertionError):
-            wait_until(lambda: not processes_of(self.folder), "the end of the workers", 30)
-        left = [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in processes_of(self.folder)]
-        kill_all(self.folder)
-        self.filter.close()
-        return left
-
-    def logs(self) -> str:
-        """The end of every log, for a failing test."""
-        return "\n".join(f"== {p.parent.name}\n{p.read_text()[-3000:]}" for p in self.folder.rglob("log.txt"))
-
 
 @pytest.fixture(scope="module")
 def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]:
     """A running federation; the tests below use it one after the other."""
-    superlink_port, public_port, *node_ports = free_ports(5)
-    folder = tiny_federation(
-        tmp_path_factory.mktemp("deployment") / "f", address=f"localhost:{public_port}", superlink_port=superlink_port
-    )
-    for number, port in enumerate(node_ports):
-        start = folder / "sites" / f"site-{number}" / "start.sh"
-        start.write_text(start.read_text().replace(f"--port {19100 + number}", f"--port {port}"))
-    made = Consortium(folder, superlink_port, public_port)
-    try:
-        made.supervise("server")
-        wait_until(lambda: made.healthy(superlink_port), "the start of the SuperLink", 60)
-        subprocess.run(["sh", folder / "server" / "register.sh"], check=True, capture_output=True)
-        for site in SITES:
-            made.supervise(f"sites/{site}")
+    with running_consortium(tmp_path_factory.mktemp("deployment")) as made:
         yield made
-    finally:
-        made.end()
 
 
 def test_a_run_over_the_network_ends_as_in_process_though_the_server_was_killed(
@@ -193,24 +74,14 @@ def test_a_run_over_the_network_ends_as_in_process_though_the_server_was_killed(
 def test_nothing_private_passed_the_filter(consortium: Consortium) -> None:
     everything = b"".join(consortium.filter.passed)
     shared = load_file(next(consortium.folder.glob("server/out/checkpoint/*/tensors.safetensors")))
-    telling = {key: value for key, value in shared.items() if value.numel() > 8 and float(value.std()) > 0}
-    assert telling
-    for key, value in telling.items():
-        assert value.numpy().tobytes() in everything, f"the tap would have missed even the shared {key}"
+    assert_the_tap_sees(shared, everything)
     config = DeploymentConfig.from_toml(consortium.folder / FEDERATION_FILE)
-    seen = 0
     for site in SITES:
         own = consortium.folder / "sites" / site
-        for path in own.glob("private/classifier/run-*/*/*.safetensors"):
-            for key, value in load_file(path).items():
-                if value.is_floating_point() and value.numel() > 1 and float(value.std()) > 0:
-                    seen += 1
-                    assert key not in shared
-                    assert value.numpy().tobytes() not in everything, f"values of {key} left {site}"
-        images = read_site(config, SiteConfig.from_toml(own / "site.toml"), own / "site.toml").train
-        assert images.pixels[0, 0, 8].numpy().tobytes() not in everything, f"a row of a scan left {site}"
-        assert images.images[0, 0, 8].numpy().tobytes() not in everything, f"a row of a scan left {site}"
-    assert seen >= 2 * len(SITES), "every site keeps a head of its own"
+        states = list(own.glob("private/classifier/run-*/*/*.safetensors"))
+        assert any("head" in key for path in states for key in load_file(path)), f"{site} keeps no head of its own"
+        assert_nothing_private(states, shared, everything)
+        assert_no_scan(read_site(config, SiteConfig.from_toml(own / "site.toml"), own / "site.toml").train, everything)
 
 
 def test_only_the_fleet_passes_the_filter(consortium: Consortium) -> None:

@@ -92,7 +92,6 @@ def test_a_site_without_images_or_with_two_shapes_is_refused() -> None:
         (three_sites(), {"rounds": 7}, "raise steps to at least 7"),
         (three_sites(), {"name": "../classifier"}, "cannot name a network"),
         (three_sites(), {"runtime": "cloud"}, "'in_process' or 'simulation'"),
-        (three_sites(), {"runtime": "simulation", "tap": print}, "in_process"),
     ],
 )
 def test_what_cannot_be_federated_is_refused_with_advice(

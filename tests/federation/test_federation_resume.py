@@ -9,6 +9,7 @@ import pytest
 from flwr.app import Message, RecordDict
 from test_federation_data import quick, same, strategy, three_sites
 from test_federation_failures import _by_hand
+from test_federation_strategies import NAMES
 
 from medfedpure.core.errors import FederationError
 from medfedpure.federation import FederatedResult, InProcessGrid, RoundRecord
@@ -32,10 +33,12 @@ def _equal(left: FederatedResult, right: FederatedResult) -> None:
     for client, model in left.models.items():
         assert same(dict(model.state_dict()), dict(right.models[client].state_dict()))
     assert [dict(r.clients) for r in left.history] == [dict(r.clients) for r in right.history]
-    assert [(r.bytes_up, r.bytes_down) for r in left.history] == [(r.bytes_up, r.bytes_down) for r in right.history]
+    for one, other in zip(left.history, right.history, strict=True):
+        assert one.client_bytes_up == other.client_bytes_up
+        assert one.client_bytes_down == other.client_bytes_down
 
 
-@pytest.mark.parametrize("name", ["fedrep", "pfeddef", "local"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_run_that_was_cut_off_goes_on_to_the_same_result(name: str, tmp_path: Path) -> None:
     sites, chosen = three_sites(validation=True), strategy(name)
     whole = quick(sites, chosen)
@@ -80,7 +83,7 @@ def test_a_resumed_run_without_its_private_tensors_says_so(tmp_path: Path) -> No
 def test_figures_that_are_not_numbers_survive_a_checkpoint(tmp_path: Path) -> None:
     place = RunCheckpoint(tmp_path / "c", {"seed": 1})
     figures = {"auroc": float("nan"), "loss": 0.1, "worst": float("inf")}
-    round = {"round": 1, "seconds": 0.5, "clients": {"a": figures}, "failed": {}, "bytes_up": 1, "bytes_down": 2}
+    round = {"round": 1, "seconds": 0.5, "clients": {"a": figures}, "failed": {}, "client_bytes_up": {"a": 2}}
     place.write(SavedRun(5, False, {}, {"a": 1}, [round]))
     read = place.read()
     assert read is not None

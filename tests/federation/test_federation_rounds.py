@@ -148,6 +148,9 @@ def test_history_holds_figures_of_the_exported_models() -> None:
         payload = 3 * sum(value.numel() * 4 for value in result.shared.values())
         assert record.bytes_up > payload
         assert record.bytes_down > payload
+        for by_client in (record.client_bytes_up, record.client_bytes_down):
+            assert set(by_client) == {"a", "b", "c"}
+            assert min(by_client.values()) > payload / 3
     task = ClassificationTask()
     for site in sites[:2]:
         model = result.models[site.client_id]

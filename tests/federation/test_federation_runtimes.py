@@ -167,4 +167,5 @@ def test_the_simulation_engine_gives_the_same_bits() -> None:
     for client, model in here.models.items():
         assert same(dict(model.state_dict()), dict(there.models[client].state_dict()))
     assert [r.clients for r in here.history] == [r.clients for r in there.history]
-    assert [(r.bytes_up, r.bytes_down) for r in here.history] == [(r.bytes_up, r.bytes_down) for r in there.history]
+    assert [r.client_bytes_up for r in here.history] == [r.client_bytes_up for r in there.history]
+    assert [r.client_bytes_down for r in here.history] == [r.client_bytes_down for r in there.history]

@@ -57,6 +57,7 @@ def test_a_file_trains_a_classifier_and_says_how_each_client_fares(tmp_path: Pat
         assert round["worst"]["value"] == min(own["balanced_accuracy"] for own in round["clients"].values())
         assert round["bytes_up"] > 0
         assert round["bytes_down"] > 0
+    assert "classifier small_cnn by fedrep" in (out / "report.html").read_text(encoding="utf-8")
     for client in ("client_0", "client_1"):
         assert isinstance(ClassifierModel.load(out / "parts" / client), ClassifierModel)
     again = CliRunner().invoke(app, ["federate", str(file), "--out", str(out), "--quiet"])
@@ -127,8 +128,8 @@ def test_the_worst_client_is_the_one_with_the_poorest_figure() -> None:
 def test_the_live_table_fits_80_columns_and_names_who_was_left_out() -> None:
     names = [f"hospital-number-{place}" for place in range(9)]
     clients = {name: {"balanced_accuracy": 0.5, "loss": 0.7, "auroc": 0.6} for name in names}
-    history = (RoundRecord(1, 2.5, clients, {"x": "LookupError (local_update)"}, 2_000_000, 3_000),)
-    history += (RoundRecord(2, 2.5, {"x": {"train_loss": 1.0}}, {}, 1, 1),)
+    history = (RoundRecord(1, 2.5, clients, {"x": "LookupError (local_update)"}, {"x": 2_000_000}, {"x": 3_000}),)
+    history += (RoundRecord(2, 2.5, {"x": {"train_loss": 1.0}}, {}),)
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(rounds_table(history, 80))
     console.print(clients_table(history[0]))

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 import medfedpure
 from medfedpure.cli.app import app
-from medfedpure.core.errors import CalibrationError, ConfigError, DataError
+from medfedpure.core.errors import CalibrationError, ConfigError, DataError, UnknownPluginError
 from medfedpure.reporting.picture import save_gallery
-from medfedpure.reporting.table import ROWS, cells, markdown
+from medfedpure.reporting.table import ROWS, cells, markdown, strategy_cells, strategy_conditions
 from medfedpure.workflow.config import RunConfig
 from medfedpure.workflow.presets import folder_demo, phantom_demo
 from medfedpure.workflow.run import run_job
@@ -42,7 +42,7 @@ SMALL = {
     },
     "detector": {"plugin": "denoising_disagreement", "config": {"steps": 1}},
     "attack": {"plugin": "pgd", "config": {"steps": 2}},
-    "evaluation": {"bpda": True},
+    "evaluation": {"bpda": True, "compare": ["local"]},
 }
 
 
@@ -60,6 +60,43 @@ def test_results_hold_every_row_for_every_client(finished):
     assert [client["client"] for client in stored["clients"]] == ["client_0", "client_1"]
     assert {key for _, key in ROWS} <= stored["mean"].keys()
     assert len(cells(job.result)) == len(ROWS) + 1
+
+
+def test_other_strategies_stand_beside_the_jobs_own(finished):
+    job, out, said = finished
+    own, local = job.result.strategies
+    assert (own.strategy, local.strategy) == ("fedper", "local")
+    assert own.clients == job.result.clients
+    assert own.mean == job.result.mean
+    for found in (own, local):
+        clean = [client.bare.clean_balanced_accuracy for client in found.clients]
+        assert found.worst["bare.clean_balanced_accuracy"] == min(clean)
+        assert found.mean["bare.clean_balanced_accuracy"] == pytest.approx(sum(clean) / 2)
+    assert any(line.startswith("compare: the same by local") for line in said)
+    sent = [record["bytes_up"] for record in job.result.federated["classifier by local"]]
+    assert max(sent) < min(record["bytes_up"] for record in job.result.federated["classifier"])
+    header, *rows = strategy_cells(job.result)
+    assert header[2:] == ["client_0", "client_1", "mean", "worst client"]
+    assert [row[1] for row in rows] == ["fedper", "local"] * 4
+    assert "fedper" in strategy_conditions(job.result)[0]
+
+
+def test_comparing_classifiers_leaves_the_jobs_own_figures_alone(finished, tmp_path):
+    alone = {**SMALL, "evaluation": {"bpda": True}}
+    job = run_job(RunConfig.parse(alone), tmp_path, say=lambda _: None)
+    assert len(job.result.strategies) == 1
+    timed = {key for key in job.result.mean if "ms_per_image" in key}
+    for key, value in job.result.mean.items():
+        assert key in timed or value == finished[0].result.mean[key], key
+
+
+@pytest.mark.parametrize(("compare", "error"), [(["fedper"], "each once"), (["local", "local"], "each once")])
+def test_a_comparison_with_itself_is_refused_before_training(compare, error, tmp_path):
+    with pytest.raises(ConfigError, match=error):
+        run_job(RunConfig.parse({**SMALL, "evaluation": {"compare": compare}}), tmp_path, say=lambda _: None)
+    with pytest.raises(UnknownPluginError, match="Did you mean 'fedavg'"):
+        run_job(RunConfig.parse({**SMALL, "evaluation": {"compare": ["fedvag"]}}), tmp_path, say=lambda _: None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_robust_number_stands_beside_its_threat(finished):
@@ -170,6 +207,15 @@ def test_command_line_runs_a_file_and_prints_json(tmp_path):
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["clients"][0]["client"] == "client_0"
     assert (tmp_path / "out" / "gallery.png").is_file()
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for needed in (
+        "classifier by fedper",
+        "classifier by local",
+        "purifier by fedavg",
+        "data:image/png",
+        "worst client",
+    ):
+        assert needed in page
 
 
 def test_command_line_lists_and_describes_plugins():
