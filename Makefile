@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-torchattacks lint types contracts docs bench clean
+.PHONY: help demo test test-slow test-torchattacks compat lint types contracts docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,9 @@ test-slow: $(VENV)/.installed-test ## run all tests, the slow ones included
 
 test-torchattacks: $(TORCHATTACKS)/.installed ## run torchattacks on a defence, in an environment of its own
 	$(TORCHATTACKS)/bin/python -m pytest -m slow -k torchattacks tests/plugins/test_interop.py $(ARGS)
+
+compat: $(VENV)/.installed-dev ## test the wheel on every Python at hand, with oldest and newest dependencies
+	$(BIN)/python tests/compat.py $(ARGS)
 
 lint: $(VENV)/.installed-dev ## check style and format
 	$(BIN)/ruff check .

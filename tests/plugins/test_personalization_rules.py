@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medfedpure.core.augmentation import Augmentation
 from medfedpure.core.classifier import ClassificationTask
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import FederationError
@@ -27,7 +28,7 @@ class PlainDescent(ClassificationTask):
     """Cross-entropy without augmentation, by gradient descent without momentum."""
 
     def __init__(self) -> None:
-        super().__init__(flip=False, shift=0)
+        super().__init__(Augmentation(flip=False, shift=0))
 
     def optimizer(self, parameters: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=config.learning_rate)
