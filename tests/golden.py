@@ -3,8 +3,8 @@
     python tests/golden.py            # record all that changed or is new, and say what changed
     python tests/golden.py --check    # say it, and write nothing
 
-An answer is a tensor, kept as five figures. The classifier's weights are a formula, not trained, so that what is pinned is
-the plugin. A plugin that learns is trained for two steps.
+An answer is a tensor, kept as five figures. The classifier's weights are a formula, not trained, so that what is pinned
+is the plugin. A plugin that learns is trained for two steps.
 """
 
 from __future__ import annotations
