@@ -187,10 +187,11 @@ def measured(kind: str, name: str, folder: Path = DOCS) -> str:
         return "No figure of this one is published here yet."
     page = folder / entry["page"]
     text = page.read_text(encoding="utf-8")
-    found = re.search(entry["pattern"], text, re.M)
+    above, _, below = text.partition(entry["after"])
+    found = re.search(entry["pattern"], below, re.M)
     if found is None:
         raise ValueError(f"{page.name} does not show the figure of the {kind} {name!r} any more: {entry['pattern']}")
-    shown = re.findall(r"^```bash\n(.*?)^```", text[: found.start()], re.S | re.M)
+    shown = re.findall(r"^```bash\n(.*?)^```", above + below[: found.start()], re.S | re.M)
     if not shown:
         raise ValueError(f"no command stands above the figure of the {kind} {name!r} in {page.name}")
     words = entry["words"].format(*(group.strip() for group in found.groups()))

@@ -238,13 +238,15 @@ def test_options_are_read_from_the_model() -> None:
 
 def test_figures_are_read_from_the_page_with_their_command(tmp_path: Path) -> None:
     (tmp_path / "reference").mkdir()
-    entry = '[detector.mae]\npage = "page.md"\npattern = "^\\\\| mae \\\\| (\\\\S+)"\nwords = "AUROC {}."\n'
+    entry = '[detector.mae]\npage = "page.md"\nafter = "## Now"\npattern = "^\\\\| mae \\\\| (\\\\S+)"\nwords = "AUROC {}."\n'
     (tmp_path / "reference" / "measured.toml").write_text(entry, encoding="utf-8")
     page = tmp_path / "page.md"
-    page.write_text("```bash\nmeasure --all   # slowly\n```\n\n| mae | 0.75 |\n", encoding="utf-8")
+    page.write_text(
+        "| mae | 0.5 |\n```bash\nmeasure --all   # slowly\n```\n## Now\n\n| mae | 0.75 |\n", encoding="utf-8"
+    )
     assert generate.measured("detector", "mae", tmp_path) == "AUROC 0.75. By `measure --all`, see [there](../page.md)."
     assert "No figure" in generate.measured("detector", "none", tmp_path), "what was not measured is said"
-    page.write_text("| mae | 0.75 |\n", encoding="utf-8")
+    page.write_text("## Now\n| mae | 0.75 |\n", encoding="utf-8")
     with pytest.raises(ValueError, match="no command stands above"):
         generate.measured("detector", "mae", tmp_path)
     page.write_text("nothing\n", encoding="utf-8")
