@@ -65,12 +65,12 @@ def section(record: Plugin) -> str:
     parts = [
         f"## {record.name} {{ #{record.kind}-{record.name} }}",
         f"*{record.summary}*",
-        linked(inspect.getdoc(importlib.import_module(cls.__module__)) or ""),
+        prose(inspect.getdoc(importlib.import_module(cls.__module__)) or ""),
         facts(record, cls),
         "**Configuration**" if options else "No options.",
         *(_options_table(inner, options) for inner in sorted(sections)),
         f"**Measured.** {measured(record.kind, record.name)}",
-        f"::: {target}\n    options:\n      heading_level: 3\n      show_root_toc_entry: false",
+        f"::: {target}\n    options:\n      heading_level: 3\n      show_root_full_path: false",
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -79,15 +79,21 @@ def _options_table(part: str, options: list[Option]) -> str:
     """The options of one section; those below the top fold away."""
     mine = [option for option in options if option.name.rpartition(".")[0] == part]
     text = table(
-        ("option", "type", "default", "range", "what it is"),
-        [(f"`{o.name}`", o.type, f"`{o.default}`", o.range, o.description) for o in mine],
+        ("option", "values", "default", "what it is"),
+        [(f"`{o.name}`", f"{o.type} {o.range}".strip(), _default_cell(o.default), o.description) for o in mine],
     )
     folded = f'??? note "{part}: {len(mine)} options"\n\n' + "\n".join(f"    {line}" for line in text.splitlines())
     return folded if part else text
 
 
-def linked(text: str) -> str:
-    """The text with its arXiv numbers as links."""
+def _default_cell(text: str) -> str:
+    """As code, unless it is so long that it has to wrap."""
+    return f"`{text}`" if len(text) <= 28 else text
+
+
+def prose(text: str) -> str:
+    """A docstring as Markdown: its indented formulas are code, its stars are stars, its arXiv numbers are links."""
+    text = re.sub(r"^(?! {4}).*$", lambda line: line[0].replace("*", r"\*"), text, flags=re.M)
     return re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
 
 
@@ -196,7 +202,7 @@ def measured(kind: str, name: str, folder: Path = DOCS) -> str:
         raise ValueError(f"no command stands above the figure of the {kind} {name!r} in {page.name}")
     words = entry["words"].format(*(group.strip() for group in found.groups()))
     command = " ".join(shown[-1].partition(" #")[0].replace("\\\n", " ").split())
-    return f"{words} By `{command}`, see [there](../{entry['page']})."
+    return f"{words} See [there](../{entry['page']}); measured by\n\n```bash\n{command}\n```"
 
 
 # -- commands ----------------------------------------------------------------------------------------------------

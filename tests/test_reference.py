@@ -188,8 +188,8 @@ def lacking(record: Plugin, text: str) -> list[str]:
     )
     for option in generate.options_of(cls.Config.model_json_schema()):
         row = re.search(rf"\| `{re.escape(option.name)}` \|(.*)", section)
-        if row is None or not all(row[1].split("|")[place].strip() for place in (0, 1, 3)):
-            problems.append(f"option {option.name} lacks a row, a type, a default or a description")
+        if row is None or not all(row[1].split("|")[place].strip() for place in (0, 1, 2)):
+            problems.append(f"option {option.name} lacks a row, its values, a default or a description")
     return problems if "**Measured.** " in section else [*problems, "it says neither a figure nor that there is none"]
 
 
@@ -236,6 +236,11 @@ def test_options_are_read_from_the_model() -> None:
     assert steps.range == '"linf", "l2"', f"choices are given in full; got {steps.range!r}"
 
 
+def test_docstrings_become_markdown() -> None:
+    text = generate.prose("After A (arXiv 2205.07460), t* and t*:\n\n    t* = a * b\n")
+    assert text == "After A ([arXiv 2205.07460](https://arxiv.org/abs/2205.07460)), t\\* and t\\*:\n\n    t* = a * b\n"
+
+
 def test_figures_are_read_from_the_page_with_their_command(tmp_path: Path) -> None:
     (tmp_path / "reference").mkdir()
     entry = '[detector.mae]\npage = "page.md"\nafter = "## Now"\npattern = "^\\\\| mae \\\\| (\\\\S+)"\nwords = "AUROC {}."\n'
@@ -244,7 +249,9 @@ def test_figures_are_read_from_the_page_with_their_command(tmp_path: Path) -> No
     page.write_text(
         "| mae | 0.5 |\n```bash\nmeasure --all   # slowly\n```\n## Now\n\n| mae | 0.75 |\n", encoding="utf-8"
     )
-    assert generate.measured("detector", "mae", tmp_path) == "AUROC 0.75. By `measure --all`, see [there](../page.md)."
+    figure = generate.measured("detector", "mae", tmp_path)
+    assert figure.startswith("AUROC 0.75. See [there](../page.md)"), figure
+    assert figure.endswith("```bash\nmeasure --all\n```"), figure
     assert "No figure" in generate.measured("detector", "none", tmp_path), "what was not measured is said"
     page.write_text("## Now\n| mae | 0.75 |\n", encoding="utf-8")
     with pytest.raises(ValueError, match="no command stands above"):
