@@ -8,6 +8,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -24,7 +25,7 @@ from medfedpure.cli.app import app
 from medfedpure.core import registry as registry_module
 from medfedpure.core.defense import DefendedClassifier
 from medfedpure.core.ladder import PRESETS
-from medfedpure.core.registry import BUILTIN, Plugin, create, registry
+from medfedpure.core.registry import BUILTIN, Plugin, create, hookimpl, registry
 from medfedpure.core.streams import Streams
 from medfedpure.testing import tiny_classifier, tiny_dataset
 
@@ -110,15 +111,26 @@ def small(kind: str, name: str, config: Any = None, **options: Any) -> Any:
     return create(kind, name, config, **options)
 
 
+class OfTheTutorial:
+    """What the page on writing a detector installs: the class stands in a block above its use."""
+
+    @hookimpl
+    def medfedpure_plugins(self) -> list[Plugin]:
+        return [Plugin("detector", "blur_shift", "page:BlurShift", "prediction shift under a blur")]
+
+
 @pytest.fixture
 def third_party(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The example of a third-party plugin, registered as an installed one would be."""
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "third_party_detector"))
     module, found = importlib.import_module("laplacian_energy"), registry_module.registry()
+    tutorial = OfTheTutorial()
     found.register(module, distribution="laplacian-energy")
+    found.register(tutorial, distribution="medfedpure-blur-shift")
     yield
-    found.manager.unregister(module)
-    found._records.pop(("detector", "laplacian_energy"))
+    for registered, name in ((module, "laplacian_energy"), (tutorial, "blur_shift")):
+        found.manager.unregister(registered)
+        found._records.pop(("detector", name))
 
 
 EFFORT = {"steps": 2, "eot": 1, "restarts": 1, "draws": 2, "queries": 5}
@@ -164,11 +176,12 @@ def test_the_python_blocks_of_a_page_run(
     for name, preset in PRESETS.items():
         monkeypatch.setitem(PRESETS, name, dataclasses.replace(preset, **dict.fromkeys(EFFORT, 2)))
     monkeypatch.setattr("medfedpure.core.certify.certify.__kwdefaults__", _fewer(medfedpure.certify), raising=True)
-    space: dict[str, Any] = {"__name__": "page", **stand_ins()}
+    monkeypatch.setitem(sys.modules, "page", module := ModuleType("page"))
+    vars(module).update(stand_ins())
     for block in blocks(page, "python", "py"):
         if block.text.strip() == (ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8").strip():
             continue  # run as it is by the test of the examples
-        _run(block, space)
+        _run(block, vars(module))
 
 
 def _fewer(function: Any) -> dict[str, Any]:

@@ -243,7 +243,7 @@ def test_docstrings_become_markdown() -> None:
 
 def test_figures_are_read_from_the_page_with_their_command(tmp_path: Path) -> None:
     (tmp_path / "reference").mkdir()
-    entry = '[detector.mae]\npage = "page.md"\nafter = "## Now"\npattern = "^\\\\| mae \\\\| (\\\\S+)"\nwords = "AUROC {}."\n'
+    entry = '[detector.mae]\npage = "page.md"\nafter = "## Now"\nwords = "AUROC {}."\npattern = "^. mae . ([0-9.]+)"'
     (tmp_path / "reference" / "measured.toml").write_text(entry, encoding="utf-8")
     page = tmp_path / "page.md"
     page.write_text(

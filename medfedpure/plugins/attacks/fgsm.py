@@ -1,6 +1,6 @@
 """Fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572), through ART.
 
-    x' = clip( x + eps * sign(grad loss(x)), 0, 1 )
+x' = clip( x + eps * sign(grad loss(x)), 0, 1 )
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083), through ART.
 
-    x_{i+1} = clip( x_i + step * sign(grad loss(x_i)), x - eps, x + eps ), kept in [0, 1]
+x_{i+1} = clip( x_i + step * sign(grad loss(x_i)), x - eps, x + eps ), kept in [0, 1]
 """
 
 from __future__ import annotations

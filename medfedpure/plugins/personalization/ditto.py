@@ -1,7 +1,7 @@
 """Ditto (Li et al. 2021, "Ditto: fair and robust federated learning through personalization", arXiv 2012.04221).
 
-    global:    w is trained as in FedAvg
-    personal:  v_k minimizes  F_k(v) + lambda/2 ||v - w||^2,  with w as it came from the server
+global:    w is trained as in FedAvg
+personal:  v_k minimizes  F_k(v) + lambda/2 ||v - w||^2,  with w as it came from the server
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """FedProx (Li et al. 2020, "Federated optimization in heterogeneous networks", arXiv 1812.06127).
 
-    client k minimizes  F_k(w) + mu/2 ||w - w_global||^2;  the server averages as in FedAvg
+client k minimizes  F_k(w) + mu/2 ||w - w_global||^2;  the server averages as in FedAvg
 """
 
 from __future__ import annotations
