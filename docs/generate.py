@@ -1,6 +1,7 @@
 """What the reference says of plugins and commands, written from the code whenever the site is built (a mkdocs hook).
 
-A page asks for it with a comment on a line of its own: `<!-- plugins: detector -->` or `<!-- commands -->`.
+A page asks for it with a comment on a line of its own: `<!-- plugins: detector -->`, `<!-- commands -->`, or
+`<!-- options: package.module.Config -->` for the options of one pydantic model.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import typer
 from medfedpure.core.registry import BUILTIN, Plugin, registry
 
 DOCS = Path(__file__).parent
-MARKER = re.compile(r"^<!-- (?:plugins: (?P<kind>\w+)|commands) -->$", re.M)
+MARKER = re.compile(r"^<!-- (?:plugins: (?P<kind>\w+)|options: (?P<model>[\w.]+)|commands) -->$", re.M)
 FLAGS = {
     "deterministic": ("deterministic", "random, from its seed"),
     "differentiable": ("gradients reach the images", None),
@@ -33,7 +34,13 @@ FLAGS = {
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs for each page: fills in what its markers ask for."""
-    return MARKER.sub(lambda found: plugins(found["kind"]) if found["kind"] else commands(), markdown)
+    return MARKER.sub(_generated, markdown)
+
+
+def _generated(found: re.Match[str]) -> str:
+    if found["kind"]:
+        return plugins(found["kind"])
+    return options_table(found["model"]) if found["model"] else commands()
 
 
 # -- plugins -----------------------------------------------------------------------------------------------------
@@ -59,8 +66,7 @@ def plugins(kind: str) -> str:
 def section(record: Plugin) -> str:
     """Name, paper and formula, promises, options, figure and class of one plugin."""
     cls = registry().load(record.kind, record.name)
-    options = list(options_of(cls.Config.model_json_schema()))
-    sections = dict.fromkeys(option.name.rpartition(".")[0] for option in options)
+    options = tables(cls.Config)
     target = record.target.replace(":", ".")
     parts = [
         f"## {record.name} {{ #{record.kind}-{record.name} }}",
@@ -68,14 +74,27 @@ def section(record: Plugin) -> str:
         prose(inspect.getdoc(importlib.import_module(cls.__module__)) or ""),
         facts(record, cls),
         "**Configuration**" if options else "No options.",
-        *(_options_table(inner, options) for inner in sorted(sections)),
+        options,
         f"**Measured.** {measured(record.kind, record.name)}",
-        f"::: {target}\n    options:\n      heading_level: 3\n      show_root_full_path: false",
+        f"::: {target}\n    options:\n      heading_level: 4\n      show_root_full_path: false",
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _options_table(part: str, options: list[Option]) -> str:
+def options_table(target: str) -> str:
+    """The options of a pydantic model, given as package.module.Class."""
+    module, _, name = target.rpartition(".")
+    return tables(getattr(importlib.import_module(module), name))
+
+
+def tables(model: Any) -> str:
+    """All options of a pydantic model, those of its sections folded; nothing where it has none."""
+    options = list(options_of(model.model_json_schema()))
+    sections = dict.fromkeys(option.name.rpartition(".")[0] for option in options)
+    return "\n\n".join(_section(part, options) for part in sorted(sections))
+
+
+def _section(part: str, options: list[Option]) -> str:
     """The options of one section; those below the top fold away."""
     mine = [option for option in options if option.name.rpartition(".")[0] == part]
     text = table(

@@ -25,6 +25,8 @@ from medfedpure.core.registry import BUILTIN, KINDS, Plugin, registry
 
 PAGES = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs" / "reference").glob("*.md"))}
 SHOWN = {target for text in PAGES.values() for target in re.findall(r"^::: ([\w.]+)$", text, re.M)}
+FILES = ("medfedpure.workflow.config", "medfedpure.workflow.federate_config")
+"""What a user writes as TOML."""
 BUILTINS = [record for record in registry().plugins() if record.distribution == BUILTIN]
 
 
@@ -259,6 +261,33 @@ def test_figures_are_read_from_the_page_with_their_command(tmp_path: Path) -> No
     page.write_text("nothing\n", encoding="utf-8")
     with pytest.raises(ValueError, match="does not show the figure"):
         generate.measured("detector", "mae", tmp_path)
+
+
+MODELS = {
+    f"{module.__name__}.{name}": value
+    for module in (*MODULES, *map(importlib.import_module, FILES))
+    for name, value in own(module)
+    if inspect.isclass(value) and issubclass(value, Config) and value.model_fields
+}
+INSIDE = {"StrategyConfig"}
+"""Shown in the tables of those that derive from it."""
+
+
+def unlisted(name: str, pages: str) -> bool:
+    """Whether no page shows the options of a configuration, on its own or as a section of another."""
+    shown = [MODELS[target] for target in re.findall(r"<!-- options: ([\w.]+) -->", pages)]
+    return not any(name == owner.__name__ or name in owner.model_json_schema().get("$defs", {}) for owner in shown)
+
+
+@pytest.mark.parametrize("target", MODELS)
+def test_the_options_of_every_public_configuration_are_shown(target: str) -> None:
+    name = MODELS[target].__name__
+    assert name in INSIDE or not unlisted(name, "".join(PAGES.values())), f"no page has `<!-- options: {target} -->`"
+
+
+def test_unlisted_options_are_seen() -> None:
+    assert unlisted("TrainingConfig", "nothing")
+    assert not unlisted("TrainingConfig", "<!-- options: medfedpure.workflow.config.RunConfig -->"), "it is a section"
 
 
 COMMANDS = generate.commands()
