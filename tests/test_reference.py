@@ -269,7 +269,7 @@ MODELS = {
     for name, value in own(module)
     if inspect.isclass(value) and issubclass(value, Config) and value.model_fields
 }
-INSIDE = {"StrategyConfig"}
+INSIDE = {"StrategyConfig", "PartConfig"}
 """Shown in the tables of those that derive from it."""
 
 
