@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-torchattacks compat lint types contracts docs bench clean
+.PHONY: help demo test test-slow test-torchattacks compat lint types contracts docs golden bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,8 +46,11 @@ types: $(VENV)/.installed-all $(VENV)/.installed-dev ## check types
 contracts: $(VENV)/.installed-dev ## check who may import whom
 	$(BIN)/lint-imports
 
-docs: $(VENV)/.installed-docs ## build the documentation into site/
+docs: $(VENV)/.installed-all $(VENV)/.installed-docs ## build the documentation into site/
 	$(BIN)/mkdocs build --strict $(ARGS)
+
+golden: $(VENV)/.installed-test ## record what plugins answer on phantoms, where it changed
+	$(BIN)/python tests/golden.py $(ARGS)
 
 bench: $(VENV)/.installed-all ## measure the demo over seeds 0, 1, 2
 	$(BIN)/python -m benchmarks.demo $(ARGS)

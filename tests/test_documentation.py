@@ -8,6 +8,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ import torch
 import typer
 from conftest import SMALL_CONFIGS
 from documentation import PAGES, ROOT, Block, blocks, cites, commands, is_documented
+from golden import read as read_golden
 from test_contracts import Registered
 
 import medfedpure
@@ -23,12 +25,11 @@ from medfedpure.cli.app import app
 from medfedpure.core import registry as registry_module
 from medfedpure.core.defense import DefendedClassifier
 from medfedpure.core.ladder import PRESETS
-from medfedpure.core.registry import BUILTIN, Plugin, create, registry
+from medfedpure.core.registry import BUILTIN, Plugin, create, hookimpl, registry
 from medfedpure.core.streams import Streams
 from medfedpure.testing import tiny_classifier, tiny_dataset
 
 BUILTINS = [record for record in registry().plugins() if record.distribution == BUILTIN]
-PUBLIC = [name for name in medfedpure.__all__ if inspect.isfunction(getattr(medfedpure, name))]
 RECORDS = [name for name in medfedpure.__all__ if dataclasses.is_dataclass(getattr(medfedpure, name))]
 
 
@@ -44,39 +45,15 @@ def lacks(record: Plugin) -> list[str]:
         problems.append(f"no page of the documentation speaks of `{record.name}`")
     if not cites(module.__doc__):
         problems.append("the docstring of its module names no paper: an arXiv number, or authors and year")
-    return problems
-
-
-def unsaid(function: Any) -> list[str]:
-    """What the docstring of a public function leaves out."""
-    known = {"create": {"config"}}.get(getattr(function, "__name__", ""), set())
-    text, problems = inspect.getdoc(function) or "", []
-    if not text:
-        return ["it has no docstring"]
-    parameters = inspect.signature(function).parameters.values()
-    for parameter in parameters:
-        if (
-            parameter.name not in text.lower()
-            and parameter.name not in known
-            and parameter.kind is not parameter.VAR_KEYWORD
-        ):
-            problems.append(f"its docstring does not mention {parameter.name}")
-    takes_tensors = any("Tensor" in str(parameter.annotation) for parameter in parameters)
-    if takes_tensors and not any(shape in text for shape in ("(N,", "(n,", "`(N", "`(n")):
-        problems.append("it takes tensors, and its docstring gives no shape such as (N, C, H, W)")
+    if f"{record.kind}/{record.name}" not in read_golden():
+        problems.append("tests/golden.json records no answer of it: run `python tests/golden.py`")
     return problems
 
 
 @pytest.mark.parametrize("record", BUILTINS, ids=lambda record: f"{record.kind}-{record.name}")
-def test_every_plugin_has_a_contract_a_page_and_a_citation(record: Plugin) -> None:
+def test_every_plugin_has_a_contract_a_page_a_citation_and_a_record(record: Plugin) -> None:
     problems = lacks(record)
     assert not problems, f"the {record.kind} {record.name!r}: {'; '.join(problems)}"
-
-
-@pytest.mark.parametrize("name", PUBLIC)
-def test_public_functions_say_what_they_take(name: str) -> None:
-    problems = unsaid(getattr(medfedpure, name))
-    assert not problems, f"medfedpure.{name}: {'; '.join(problems)}"
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -89,12 +66,7 @@ def test_public_records_describe_their_fields(name: str) -> None:
 
 def test_the_checks_above_see_what_is_missing() -> None:
     undocumented = Plugin("detector", "no_such_detector", "planted:GoodDetector", "planted")
-    assert len(lacks(undocumented)) == 2, f"a page and a citation are missing; found: {lacks(undocumented)}"
-
-    def silent(images: torch.Tensor, seed: int) -> None:
-        """Does something with images."""
-
-    assert len(unsaid(silent)) == 2, f"a shape and seed are missing; found: {unsaid(silent)}"
+    assert len(lacks(undocumented)) == 3, f"page, citation and record are missing; found: {lacks(undocumented)}"
     assert cites("after Nie et al. 2022"), "authors and a year are a citation"
     assert not cites("drawn from seed 2022"), "a bare number is none"
 
@@ -139,15 +111,26 @@ def small(kind: str, name: str, config: Any = None, **options: Any) -> Any:
     return create(kind, name, config, **options)
 
 
+class OfTheTutorial:
+    """What the page on writing a detector installs: the class stands in a block above its use."""
+
+    @hookimpl
+    def medfedpure_plugins(self) -> list[Plugin]:
+        return [Plugin("detector", "blur_shift", "page:BlurShift", "prediction shift under a blur")]
+
+
 @pytest.fixture
 def third_party(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The example of a third-party plugin, registered as an installed one would be."""
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "third_party_detector"))
     module, found = importlib.import_module("laplacian_energy"), registry_module.registry()
+    tutorial = OfTheTutorial()
     found.register(module, distribution="laplacian-energy")
+    found.register(tutorial, distribution="medfedpure-blur-shift")
     yield
-    found.manager.unregister(module)
-    found._records.pop(("detector", "laplacian_energy"))
+    for registered, name in ((module, "laplacian_energy"), (tutorial, "blur_shift")):
+        found.manager.unregister(registered)
+        found._records.pop(("detector", name))
 
 
 EFFORT = {"steps": 2, "eot": 1, "restarts": 1, "draws": 2, "queries": 5}
@@ -193,11 +176,12 @@ def test_the_python_blocks_of_a_page_run(
     for name, preset in PRESETS.items():
         monkeypatch.setitem(PRESETS, name, dataclasses.replace(preset, **dict.fromkeys(EFFORT, 2)))
     monkeypatch.setattr("medfedpure.core.certify.certify.__kwdefaults__", _fewer(medfedpure.certify), raising=True)
-    space: dict[str, Any] = {"__name__": "page", **stand_ins()}
+    monkeypatch.setitem(sys.modules, "page", module := ModuleType("page"))
+    vars(module).update(stand_ins())
     for block in blocks(page, "python", "py"):
         if block.text.strip() == (ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8").strip():
             continue  # run as it is by the test of the examples
-        _run(block, space)
+        _run(block, vars(module))
 
 
 def _fewer(function: Any) -> dict[str, Any]:

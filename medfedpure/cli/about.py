@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from medfedpure.core.registry import KINDS, Plugin, registry
+from medfedpure.core.registry import BUILTIN, KINDS, Plugin, registry
 
 _JSON = typer.Option("--json", help="Print JSON instead of a table.")
 
@@ -29,13 +29,17 @@ def plugins(
         failures = [{"distribution": f.distribution, "error": repr(f.error)} for f in found.failures]
         typer.echo(json.dumps({"plugins": [_as_dict(record) for record in records], "failures": failures}, indent=2))
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("kind", "name", "summary", "extra", "from"):
-        table.add_column(column, no_wrap=column != "summary", style="dim" if column in ("extra", "from") else "")
-    for record in records:
-        table.add_row(record.kind, record.name, record.summary, record.extra or "", record.distribution)
     console = Console()
-    console.print(table)
+    width = max((len(record.name) for record in records), default=0)
+    for place, record in enumerate(records):
+        if place == 0 or records[place - 1].kind != record.kind:
+            console.print(record.kind, style="bold")
+        notes = [f"needs medfedpure[{record.extra}]"] if record.extra else []
+        notes += [f"from {record.distribution}"] if record.distribution != BUILTIN else []
+        said = f" ({', '.join(notes)})" if notes else ""
+        line = f"  {record.name:<{width}}  {record.summary}{said}"
+        # Never cut short, as a table would be in a narrow terminal.
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for failure in found.failures:
         console.print(f"[bold red]broken[/] {failure.distribution} ({failure.entry_point}): {failure.error!r}")
 
@@ -64,7 +68,9 @@ def _rows(node: dict[str, Any], schema: dict[str, Any], prefix: str) -> list[tup
             rows += _rows(inner, schema, f"{prefix}{key}.")
         else:
             kind = str(value.get("type") or value.get("enum") or "see reference")
-            default = json.dumps(value["default"]) if "default" in value else "required"
+            # A default that a function makes, such as an empty table, is not in the schema.
+            unsaid = "required" if key in node.get("required", ()) else "none"
+            default = json.dumps(value["default"]) if "default" in value else unsaid
             rows.append((f"{prefix}{key}", kind, default, value.get("description", "")))
     return rows
 

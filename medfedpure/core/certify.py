@@ -46,7 +46,15 @@ class Certificate:
     denoiser: str
 
     def accuracy(self, truth: Tensor, radius: float = 0.0) -> float:
-        """Certified accuracy: the share answered rightly with at least this radius; abstentions count against it."""
+        """Certified accuracy: the share answered rightly with at least this radius; abstentions count against it.
+
+        Args:
+            truth: `(N,)` int64, the true labels.
+            radius: in L2, in [0, 1] units of a pixel.
+
+        Raises:
+            InputError: labels of another number than the images.
+        """
         if truth.shape != self.labels.shape:
             raise InputError(f"labels must have shape {tuple(self.labels.shape)}; got {tuple(truth.shape)}")
         held = (self.labels == truth.to(self.labels)) & (self.radius >= radius)

@@ -140,7 +140,7 @@ class ImageDataset:
             yield self.batch(torch.arange(start, min(start + batch_size, len(self))))
 
     def batch(self, index: Tensor) -> Batch:
-        """One batch of chosen positions."""
+        """One batch of the images at `(N,)` positions, as floats in [0, 1]."""
         return Batch(self.pixels[index].float().div_(255.0), self.labels[index], self.ids[index])
 
     def split(

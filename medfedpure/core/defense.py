@@ -268,7 +268,10 @@ class DefendedClassifier(nn.Module):
         return self.detector.suspicion_map(part.images, context=context, streams=part.streams)
 
     def inspect(self, images: Tensor, streams: Streams, target_fpr: float | None = None) -> Inspection:
-        """Classify, score and decide; differentiable where the parts are, with one device synchronization."""
+        """Classify, score and decide on `(N, C, H, W)`; differentiable where the parts are.
+
+        It costs one device synchronization.
+        """
         check_image_layout(images)
         calibration = self._ready_calibration()
         logits = self._classify(images)

@@ -81,5 +81,6 @@ def digest_of(chain: DefendedClassifier) -> str:
 
 
 def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """SHA-256 of named tensors and a text, whatever device the tensors are on."""
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in sorted(tensors.items())}
     return hashlib.sha256(text.encode() + save_tensors(plain)).hexdigest()

@@ -42,7 +42,7 @@ class Inspection:
     selected: Tensor
 
     def take_selected(self) -> tuple[Tensor, Tensor, Streams]:
-        """Images, strengths and streams of the selected positions."""
+        """Images `(M, C, H, W)`, strengths `(M,)` and streams of the selected positions."""
         index = self.selected.to(self.images.device)
         return self.images[index], self.strength[index], self.streams.select(self.selected)
 
@@ -62,7 +62,7 @@ class Clock:
 
 
 def flags_on_cpu(images: Tensor, flagged: Tensor) -> Tensor:
-    """`flagged` on the CPU; the range of the images travels in the same transfer and is checked.
+    """`flagged` `(N,)` on the CPU; the range of the images `(N, C, H, W)` travels along, and is checked.
 
     Raises:
         InputError: images outside [0, 1] or NaN.
@@ -76,7 +76,7 @@ def flags_on_cpu(images: Tensor, flagged: Tensor) -> Tensor:
 
 
 def as_batches(images: Images, ids: Tensor | None, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of images with their ids, from a tensor, a data set or a loader.
+    """Batches of images `(N, C, H, W)` with their ids `(N,)`, from a tensor, a data set or a loader.
 
     Raises:
         InputError: ids that do not fit the images, or given beside a loader.

@@ -74,7 +74,16 @@ def auroc(benign: Tensor, suspicious: Tensor) -> float:
 
 
 def true_positive_rate(benign: Tensor, suspicious: Tensor, fpr: float) -> float:
-    """Largest share of suspicious images above a threshold that at most `fpr` of the benign ones exceed."""
+    """Largest share of suspicious images above a threshold that at most `fpr` of the benign ones exceed.
+
+    Args:
+        benign: `(N,)` scores, higher = more suspicious.
+        suspicious: `(M,)` scores.
+        fpr: in [0, 1).
+
+    Raises:
+        InputError: `fpr` outside [0, 1).
+    """
     if not 0 <= fpr < 1:
         raise InputError(f"fpr must lie in [0, 1); got {fpr}")
     ordered = benign.double().sort(descending=True).values
@@ -88,7 +97,7 @@ def average_precision(benign: Tensor, suspicious: Tensor) -> float:
         AP = sum over distinct thresholds of (recall gained there) x (precision there)
 
     It depends on how many images there are of each kind: a detector that guesses has the share of
-    suspicious images.
+    suspicious images. Scores are `(N,)` of benign and `(M,)` of suspicious images, higher = more suspicious.
 
     Raises:
         InputError: one of them is empty.

@@ -54,6 +54,11 @@ class Purifier(Component, nn.Module):
     ) -> Purification:
         """Checked `purify`.
 
+        Args:
+            images: `(N, C, H, W)`, floating, in [0, 1].
+            strength: `(N,)` in [0, 1], or one number for all; 0 = the mildest cleaning.
+            streams: where noise comes from; by default seed 0 and the places in the batch as ids.
+
         Raises:
             InputError: images of the wrong rank, dtype or range; a strength outside [0, 1].
             NotFittedError: before `fit`.

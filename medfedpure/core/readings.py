@@ -126,7 +126,7 @@ def balanced(right: Tensor, labels: Tensor) -> float:
 
 
 def balanced_interval(right: Tensor, labels: Tensor, groups: Tensor, *, draws: int = 1000) -> Interval | None:
-    """95 % interval of `balanced`; None with a single group.
+    """95 % interval of `balanced`, of `(N,)` bool, labels and groups; None with a single group.
 
     Where every group has one image, Wilson's intervals of the classes, their distances added in squares (Zou and
     Donner 2008, 10.1002/sim.3095): a bootstrap of 24 right images of 24 would claim to be certain. Otherwise

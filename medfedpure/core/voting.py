@@ -83,7 +83,7 @@ def draw(purifier: Purifier, images: Tensor, strength: Tensor, streams: Streams,
 
 
 def count(drawn: Purification, logits: Tensor, vote: Vote) -> Cleaned:
-    """Vote over what is read `(M * draws, K)` in the draws of `M` images."""
+    """Vote over what is read, logits `(M * draws, K)`, in the draws of `M` images."""
     shape = (-1, vote.draws)
     counted, agreement = vote.count(logits.unflatten(0, shape))
     return Cleaned(

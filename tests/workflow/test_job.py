@@ -222,6 +222,11 @@ def test_command_line_lists_and_describes_plugins():
     runner = CliRunner()
     listed = json.loads(runner.invoke(app, ["plugins", "--json"]).stdout)
     assert {record["name"] for record in listed["plugins"]} >= {"mae", "ddpm", "fedper", "pgd", "phantom"}
+    table = runner.invoke(app, ["plugins", "detector"], env={"COLUMNS": "40"}).stdout
+    assert "prediction shift under fewer bits and median filters (Xu 2018)" in table, (
+        f"a summary is cut short:\n{table}"
+    )
+    assert "required" not in runner.invoke(app, ["plugins", "classifier", "timm"]).stdout, "timm has defaults for all"
     shown = runner.invoke(app, ["plugins", "purifier", "ddpm"])
     assert "num_inference_steps" in shown.stdout
     assert json.loads(runner.invoke(app, ["info", "--json"]).stdout)["medfedpure"] == medfedpure.__version__

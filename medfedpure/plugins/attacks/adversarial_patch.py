@@ -1,6 +1,6 @@
 """Adversarial patch (Brown et al. 2017, arXiv 1712.09665), through ART.
 
-max over p of  E over images x, places and angles t  [ loss( paste(p, x, t) ) ]
+    max over p of  E over images x, places and angles t  [ loss( paste(p, x, t) ) ]
 
 One patch is learned for all images of a class, and pasted into each at a random place and angle. It is no
 perturbation of a bounded size: within the patch, a pixel may become anything.

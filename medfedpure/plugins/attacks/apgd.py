@@ -1,6 +1,6 @@
 """Projected gradient descent that finds its own step (Croce and Hein 2020, arXiv 2003.01690), through ART.
 
-z = P( x_i + step_i * sign(grad loss(x_i)) ),  x_{i+1} = P( x_i + 0.75 (z - x_i) + 0.25 (x_i - x_{i-1}) )
+    z = P( x_i + step_i * sign(grad loss(x_i)) ),  x_{i+1} = P( x_i + 0.75 (z - x_i) + 0.25 (x_i - x_{i-1}) )
 
 P projects into the ball and into [0, 1]; the step is halved at checkpoints where the loss has not grown enough.
 ART differs from the paper in its end: it returns the last point and not the best, and where the model is not

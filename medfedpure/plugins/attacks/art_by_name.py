@@ -1,4 +1,7 @@
-"""Any evasion attack of the Adversarial Robustness Toolbox, by the name of its class (arXiv 1807.01069)."""
+"""Any evasion attack of the Adversarial Robustness Toolbox, by the name of its class (arXiv 1807.01069).
+
+x' = the class's generate(x, y),  refused where ||x' - x|| > eps
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ logits ratio, DeepFool, Square; an image counts as fooled where one of them stay
 paper has targeted APGD and targeted FAB where this has DeepFool, and is the stronger one: report numbers of this
 one under its own name. Two classes have no difference of logits ratio, and ART's Square has no sound step in l2:
 there the part is left out.
+
+    x' = the first of APGD-CE(x), APGD-DLR(x), DeepFool(x), Square(x) that is read wrong within eps
 """
 
 from __future__ import annotations

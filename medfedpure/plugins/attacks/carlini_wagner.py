@@ -1,7 +1,7 @@
 """The attack of Carlini and Wagner (2017, arXiv 1608.04644), through ART.
 
-min over w of  d(x', x) + c * max( logit of the true class - largest other logit + confidence, 0 ),
-x' = (tanh(w) + 1) / 2, so that it stays in [0, 1]
+    min over w of  d(x', x) + c * max( logit of the true class - largest other logit + confidence, 0 ),
+    x' = (tanh(w) + 1) / 2, so that it stays in [0, 1]
 
 In l2, d is the squared distance and c is searched for each image. In linf, d is what every pixel changes beyond a
 bound, and the bound shrinks for as long as the model is fooled.

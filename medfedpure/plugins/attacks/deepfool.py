@@ -3,7 +3,7 @@
 Each step goes to the nearest boundary of the linearized model: with f_k the logit by which class k trails the
 predicted one, and g_k its gradient,
 
-x_{i+1} = x_i + |f_k| / ||g_k||^2 * g_k,   k = argmin |f_k| / ||g_k||,
+    x_{i+1} = x_i + |f_k| / ||g_k||^2 * g_k,   k = argmin |f_k| / ||g_k||,
 
 and the way gone is stretched by 1 + overshoot at the end.
 """

@@ -3,7 +3,7 @@
 From an image that is read wrong, each step searches the boundary on the line to the true image, estimates the
 gradient there from the labels s_b = +1 (read wrong) or -1 of noisy copies,
 
-g = mean over b of (s_b - mean s) * u_b,   u_b random directions,
+    g = mean over b of (s_b - mean s) * u_b,   u_b random directions,
 
 and leaves the boundary along g.
 """

@@ -2,6 +2,8 @@
 
 PGD on the attacker's own personalized model, replayed on every other client: the view is `transfer`. What a
 shared body gives away shows in the matrix of attackers and victims. Defaults are those of the paper's table, L2 PGD-10.
+
+    x_{i+1} = project( x_i + step * g / ||g|| ),   g = grad loss of the attacker's own model at x_i
 """
 
 from __future__ import annotations

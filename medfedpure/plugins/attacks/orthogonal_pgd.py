@@ -2,6 +2,8 @@
 
 Where the prediction is still right, step along grad L minus its projection onto grad s; where it is wrong and the
 score s too high, along -grad s minus its projection onto grad L; where both goals are met, stay.
+
+    fool:  grad L - <grad L, grad s> / ||grad s||^2 grad s       hide:  -grad s + <grad s, grad L> / ||grad L||^2 grad L
 """
 
 from __future__ import annotations

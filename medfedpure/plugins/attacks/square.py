@@ -3,6 +3,8 @@
 Random search without gradients: a square of the image is moved to x - eps or x + eps, and kept where the margin of
 the true class shrinks. Squares become smaller with the number of trials.
 
+    z = clip( x_i with one square set to x - eps or x + eps ),   x_{i+1} = z where margin(z) < margin(x_i), else x_i
+
 In linf only: ART's step in l2 divides by what the paper multiplies with, and by zero on a square not yet changed.
 """
 

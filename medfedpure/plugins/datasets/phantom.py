@@ -7,9 +7,11 @@ calcifications and other dots. The picture is a formula of the coordinates (sign
 smooth edges), so an image shows the same anatomy at every size.
 
 A scanner turns the signal x into pixels by
+
     x -> gain x^gamma          contrast curve
     x -> x exp(b(u, v))        bias field, b a quadratic polynomial
     x -> sqrt((x + n1)^2 + n2^2)    Rician noise, n1 and n2 Gaussian (Gudbjartsson and Patz 1995)
+
 with its own resolution, orientation and mirroring.
 """
 

@@ -1,4 +1,7 @@
-"""FedPer (Arivazhagan et al. 2019, "Federated learning with personalization layers", arXiv 1912.00818)."""
+"""FedPer (Arivazhagan et al. 2019, "Federated learning with personalization layers", arXiv 1912.00818).
+
+client k:  (body_k, h_k) <- steps on F_k(body, h_k), both at once;   server:  body = sum_k (n_k / n) body_k
+"""
 
 from torch import nn
 

@@ -2,6 +2,8 @@
 
 JPEG compression (Das et al. 2017), spatial smoothing and feature squeezing (Xu et al. 2018), total variation
 minimization (Guo et al. 2018) and others: whatever takes images and gives images of the same shape.
+
+    purified(x) = preprocessor(x), without its labels
 """
 
 from __future__ import annotations

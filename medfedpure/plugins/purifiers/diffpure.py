@@ -1,5 +1,7 @@
 """DiffPure (Nie et al. 2022, arXiv 2205.07460): one fixed depth for all, ancestral sampling step by step.
 
+    x_t* = sqrt(abar_t*) x + sqrt(1 - abar_t*) e,   then  x_{t-1} ~ p(x_{t-1} | x_t)  for t = t*, ..., 1
+
 The anchor: a hundred network evaluations for each image, where the adaptive purifier spends a handful.
 """
 

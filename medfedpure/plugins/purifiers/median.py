@@ -1,4 +1,7 @@
-"""3x3 median filter: the anchor that every purifier must beat (Xu et al. 2018, feature squeezing)."""
+"""3x3 median filter: the anchor that every purifier must beat (Xu, Evans and Qi 2018, arXiv 1704.01155).
+
+purified(x)[u, v] = median of x over the size x size window around (u, v)
+"""
 
 from typing import ClassVar
 

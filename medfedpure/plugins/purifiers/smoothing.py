@@ -1,5 +1,7 @@
 """Randomized smoothing as a purifier: one Gaussian copy of the image, to be voted over.
 
+    purified(x) = median filter of clip( x + sigma e, 0, 1 ),   e ~ N(0, 1)
+
 Cohen et al. 2019 (arXiv 1902.02918) classify many copies x + N(0, sigma^2) and take the vote; MedRDF (Xu
 et al. 2022, arXiv 2111.14564) denoises each copy first. Here one draw is one copy, and the chain votes:
 `DefendedClassifier(..., draws=n)`. What a vote can certify is another matter: see `medfedpure.certify`.
