@@ -66,9 +66,9 @@ def main() -> None:
     """Print times, their ratios, and bytes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=80, help="of each client over all rounds")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=24, help="of each client over all rounds")
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--simulation", action="store_true", help="also in Flower's simulation engine")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

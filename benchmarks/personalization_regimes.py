@@ -127,7 +127,7 @@ def two_populations(seed: int) -> list[Site]:
 
     Inversion, as DICOM's MONOCHROME1 has it, makes a bright lesion dark: what to look for depends on the image.
     """
-    data = phantoms(seed, 4, 130, scanner_shift=0.5, lesion_fraction=1.0, lesion_contrast=1.2, lesion_size=1.3)
+    data = phantoms(seed, 4, 130, scanner_shift=0.5, lesion_fraction=1.0, lesion_contrast=2.0, lesion_size=1.6)
     sites = []
     for place, share in enumerate((0.2, 0.4, 0.6, 0.8)):
         own = data.select(data.sites == place)
@@ -191,8 +191,8 @@ REGIMES: dict[str, Regime] = {
             ("mixture with gate", "fedavg, twice the weights"),
             ("mixture with gate", "local"),
         ),
-        TrainingConfig(steps=96, batch_size=16, learning_rate=0.015),
-        rounds=12,
+        TrainingConfig(steps=400, batch_size=16, learning_rate=0.01),
+        rounds=20,
     ),
     "attacked": Regime(
         "3 clients, one scanner each (shift 0.5), 100 training images each; clear lesions",
