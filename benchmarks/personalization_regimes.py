@@ -117,8 +117,14 @@ def own_questions(seed: int) -> list[Site]:
 
 
 def one_question(seed: int) -> list[Site]:
-    """Six very different scanners with 40 images each, and one question."""
+    """Six scanners with 40 images each, and one question."""
     data = phantoms(seed, 6, 90, scanner_shift=1.0)
+    return [balanced_site(f"client_{place}", data.select(data.sites == place), 20, 25) for place in range(6)]
+
+
+def distant_scanners(seed: int) -> list[Site]:
+    """As `one_question`, on scanners as different as the phantom can make them; lesions are clear."""
+    data = phantoms(seed, 6, 90, scanner_shift=3.0, lesion_contrast=1.5, lesion_size=1.5)
     return [balanced_site(f"client_{place}", data.select(data.sites == place), 20, 25) for place in range(6)]
 
 
@@ -172,6 +178,14 @@ REGIMES: dict[str, Regime] = {
     "one question": Regime(
         "6 clients, one scanner each (shift 1), 40 training images each; all ask for lesions",
         one_question,
+        {**ANCHORS, "fedbn": Arm("fedbn")},
+        (("fedbn", "fedavg"), ("fedbn", "local")),
+        TrainingConfig(steps=96, batch_size=16, learning_rate=0.005),
+        rounds=12,
+    ),
+    "distant scanners": Regime(
+        "6 clients, one scanner each (shift 3), 40 training images each; all ask for lesions, which are clear",
+        distant_scanners,
         {**ANCHORS, "fedbn": Arm("fedbn")},
         (("fedbn", "fedavg"), ("fedbn", "local")),
         TrainingConfig(steps=96, batch_size=16, learning_rate=0.005),
