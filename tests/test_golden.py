@@ -28,7 +28,8 @@ def test_a_plugin_answers_what_was_recorded(record: Plugin, where: Setting, tmp_
         found = answers(record, where, tmp_path)
     except MissingExtraError as error:
         pytest.skip(str(error))
-    problems = differences(record.kind, found, RECORDED.get(f"{record.kind}/{record.name}"))
+    key = f"{record.kind}/{record.name}"
+    problems = differences(key, found, RECORDED.get(key))
     assert not problems, f"the {record.kind} {record.name!r}: {'; '.join(problems)}"
 
 
@@ -50,12 +51,12 @@ def test_nothing_is_recorded_of_plugins_that_are_gone() -> None:
 def test_a_planted_change_is_seen(fault: Callable[[torch.Tensor], torch.Tensor], words: str) -> None:
     right = torch.linspace(0, 1, 50)
     recorded = {"scores": figures(right)}
-    assert not differences("detector", {"scores": figures(right + 1e-5)}, recorded), "rounding is no change"
-    problems = differences("detector", {"scores": figures(fault(right))}, recorded)
+    assert not differences("detector/planted", {"scores": figures(right + 1e-5)}, recorded), "rounding is no change"
+    problems = differences("detector/planted", {"scores": figures(fault(right))}, recorded)
     assert any(words in problem for problem in problems), f"{words!r} is wanted; found: {problems}"
 
 
 def test_a_missing_record_is_seen() -> None:
     found = {"scores": figures(torch.ones(3))}
-    assert "nothing is recorded" in differences("detector", found, None)[0]
-    assert "recorded are labels" in differences("detector", found, {"labels": [0.0] * 5})[0]
+    assert "nothing is recorded" in differences("detector/planted", found, None)[0]
+    assert "recorded are labels" in differences("detector/planted", found, {"labels": [0.0] * 5})[0]

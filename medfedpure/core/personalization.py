@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from medfedpure.core.adversarial import AdversarialTask, AdversarialTraining
 from medfedpure.core.component import Component
@@ -168,6 +169,12 @@ class PersonalizationStrategy(Component):
             travels = value.is_floating_point() and self.is_shared(key, model)
             (shared if travels else private)[key] = value.detach().cpu().clone()
         return shared, private
+
+
+def in_batchnorm(key: str, model: nn.Module) -> bool:
+    """Whether a state_dict key belongs to a BatchNorm layer, known by its type and not by its name."""
+    place, _, _ = key.rpartition(".")
+    return any(name == place for name, layer in model.named_modules() if isinstance(layer, _BatchNorm))
 
 
 def load_merged(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

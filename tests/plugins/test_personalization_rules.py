@@ -361,3 +361,16 @@ def test_mixture_is_expectation_and_weighted_maximization(clients: dict[str, Ima
         torch.testing.assert_close(found, wanted, rtol=0, atol=TOLERANCE)
         reported = [key for key in result.results[name].metrics if "weight" in key]
         assert bool(reported) == (weighting == "responsibilities"), f"{reported} would leave the client"
+
+
+@pytest.mark.parametrize("name", ["fedper", "fedrep"])
+def test_normalization_can_stay_with_the_head_and_is_still_of_the_body(
+    clients: dict[str, ImageDataset], name: str
+) -> None:
+    strategy = create("personalization", name, normalization="private")
+    r = client_round(strategy, clients["north"], "north", make_model=lambda: Linear(normalized=True))
+    assert r.shared.keys() == {"body.weight"}, "neither head nor normalization may travel"
+    done = strategy.local_update(r)
+    assert {"head.weight", "norm.weight", "norm.running_mean"} <= done.private.keys()
+    assert not torch.equal(done.private["norm.weight"], torch.ones(2)), "what stays is trained all the same"
+    assert int(done.private["norm.num_batches_tracked"]) == (STEPS if name == "fedper" else STEPS // 2)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medfedpure.core.errors import FederationError
-from medfedpure.core.personalization import PersonalizationStrategy
+from medfedpure.core.personalization import PersonalizationStrategy, in_batchnorm
 
 
 class FedBN(PersonalizationStrategy):
@@ -20,10 +20,9 @@ class FedBN(PersonalizationStrategy):
         Raises:
             FederationError: the model has no such layer, so that FedBN would be FedAvg.
         """
-        layers = [name for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)]
-        if not layers:
+        if not any(isinstance(layer, _BatchNorm) for layer in model.modules()):
             raise FederationError(
                 f"fedbn needs a model with BatchNorm layers, and {type(model).__name__} has none: "
                 "train this part with 'fedavg' or 'fedprox'"
             )
-        return key.rpartition(".")[0] not in layers
+        return not in_batchnorm(key, model)

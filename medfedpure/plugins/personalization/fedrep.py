@@ -15,11 +15,11 @@ from pydantic import Field
 from torch import nn
 
 from medfedpure.core.errors import FederationError
-from medfedpure.core.personalization import ClientRound, LocalResult, StrategyConfig, train_round
-from medfedpure.plugins.personalization.fedper import FedPer
+from medfedpure.core.personalization import ClientRound, LocalResult, train_round
+from medfedpure.plugins.personalization.fedper import FedPer, FedPerConfig
 
 
-class FedRepConfig(StrategyConfig):
+class FedRepConfig(FedPerConfig):
     """How a round's steps are divided."""
 
     head_share: float = Field(
@@ -49,7 +49,7 @@ class FedRep(FedPer):
             )
         middle = first + min(max(round(self.config.head_share * (last - first)), 1), last - first - 1)
         model = self.personal_model(r)
-        head = {key for key in model.state_dict() if not self.is_shared(key, model)}
+        head = set(self.head_of(model))
         body = model.state_dict().keys() - head
         task = self.hardened(r.task, r)
         with frozen(model, body):
