@@ -1,10 +1,7 @@
 """FedPer (Arivazhagan et al. 2019, "Federated learning with personalization layers", arXiv 1912.00818).
-<<<<<<< HEAD
 
-client k:  (body_k, h_k) <- steps on F_k(body, h_k), both at once;   server:  body = sum_k (n_k / n) body_k
-"""
-=======
->>>>>>> w-personal
+    client k:  (body_k, h_k) <- steps on F_k(body, h_k), both at once
+    server:    body = sum_k (n_k / n) body_k
 
 The paper averages everything but the head. Where scanners differ, each client trains on statistics of its own images
 and is evaluated on the average of all; `normalization = "private"` keeps BatchNorm at the client too, as FedBN does.
