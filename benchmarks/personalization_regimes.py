@@ -129,6 +129,19 @@ def distant_scanners(seed: int) -> list[Site]:
 
 
 def two_populations(seed: int) -> list[Site]:
+    """Six hospitals with 40 images each, three of either population: a bright lesion is ill in one, a dark one in the
+    other.
+    """
+    data = phantoms(seed, 6, 90, scanner_shift=0.5, lesion_fraction=1.0, lesion_contrast=1.5, lesion_size=1.4)
+    sites = []
+    for place in range(6):
+        own = data.select(data.sites == place)
+        own = replace(own, labels=answers(own, 1 + place % 2))
+        sites.append(balanced_site(f"client_{place}", own, 20, 25))
+    return sites
+
+
+def inverted_images(seed: int) -> list[Site]:
     """Four hospitals ask for bright lesions; a share of each one's images, 20 to 80 %, is stored inverted.
 
     Inversion, as DICOM's MONOCHROME1 has it, makes a bright lesion dark: what to look for depends on the image.
@@ -154,6 +167,12 @@ def clear_lesions(seed: int) -> list[Site]:
 ANCHORS = {"fedavg": Arm("fedavg"), "local": Arm("local")}
 OWN_NORM = {"normalization": "private"}
 PGD = {"norm": "linf", "eps": 0.015, "step": 0.003, "steps": 7}
+GATED = {
+    **ANCHORS,
+    "fedavg, twice the weights": Arm("fedavg", widths=(11, 23, 45)),
+    "mixture with gate": Arm("mixture", {"experts": 2, "gate": True}),
+}
+BETTER_GATED = tuple(("mixture with gate", other) for other in ("fedavg", "fedavg, twice the weights", "local"))
 HARDENED = {"adversarial": {"share": 1.0, "norm": "linf", "eps": 0.015, "step": 0.006, "steps": 4}}
 
 REGIMES: dict[str, Regime] = {
@@ -192,19 +211,20 @@ REGIMES: dict[str, Regime] = {
         rounds=12,
     ),
     "two populations": Regime(
+        "6 clients, one scanner each (shift 0.5), 40 training images each; in 3 a bright lesion is ill and a dark one "
+        "healthy, in 3 the other way round; lesions are clear",
+        two_populations,
+        GATED,
+        BETTER_GATED,
+        TrainingConfig(steps=192, batch_size=16, learning_rate=0.01),
+        rounds=24,
+    ),
+    "inverted images": Regime(
         "4 clients, one scanner each (shift 0.5), 80 training images each; all ask for bright lesions, and 20, 40, 60 "
         "and 80 % of their images are stored inverted",
-        two_populations,
-        {
-            **ANCHORS,
-            "fedavg, twice the weights": Arm("fedavg", widths=(11, 23, 45)),
-            "mixture with gate": Arm("mixture", {"experts": 2, "gate": True}),
-        },
-        (
-            ("mixture with gate", "fedavg"),
-            ("mixture with gate", "fedavg, twice the weights"),
-            ("mixture with gate", "local"),
-        ),
+        inverted_images,
+        GATED,
+        BETTER_GATED,
         TrainingConfig(steps=400, batch_size=16, learning_rate=0.01),
         rounds=20,
     ),
