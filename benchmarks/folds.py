@@ -188,13 +188,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--size", type=int, default=64, help="of the images of a folder; a MedMNIST file has its own")
     parser.add_argument("--classifier", default="resnet18")
-    parser.add_argument("--stem", choices=("auto", "small", "large"), default="large", help="of a resnet18")
-    parser.add_argument("--augmentation", choices=tuple(AUGMENTATIONS), default="robust", help="of the classifier")
+    parser.add_argument("--stem", choices=("auto", "small", "large"), default="auto", help="of a resnet18")
+    parser.add_argument("--augmentation", choices=tuple(AUGMENTATIONS), default="light", help="of the classifier")
     parser.add_argument("--max-per-group", type=int, default=8)
     parser.add_argument("--most", type=int, help="at most so many images")
     parser.add_argument("--seed", type=int, default=0)
     heads = ("CLASSIFIER", "DENOISER", "AUTOENCODER")
-    parser.add_argument("--steps", type=int, nargs=3, default=[1500, 1500, 1200], metavar=heads)
+    parser.add_argument("--steps", type=int, nargs=3, default=[600, 1500, 1200], metavar=heads)
 
 
 def open_data(given: argparse.Namespace) -> tuple[ImageDataset, Setting]:
