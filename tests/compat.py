@@ -1,8 +1,9 @@
 """Test the wheel on every Python at hand, with the oldest and the newest dependencies: `make compat`.
 
 The wheel is built from the source tree and installed into a new environment, one at a time; the tests run from a
-copy that holds no `medfedpure` folder, so that what is tested is what is installed. Oldest = every direct dependency
-at the lower bound that pyproject.toml gives (uv's resolution "lowest-direct"); newest = the newest that fit together.
+copy that holds no `medfedpure` folder, so that what is tested is what is installed. Newest dependencies = those that
+fit together, on every Python; oldest = every direct one at the lower bound that pyproject.toml gives (uv's resolution
+"lowest-direct"), on the oldest Python alone: many old releases were never built for newer ones.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ UV = (sys.executable, "-m", "uv")
 
 
 def interpreters() -> Iterator[str]:
-    """`python3.N` on the path, from the oldest that is supported."""
+    """`python3.N` on the path that run, from the oldest that is supported."""
     for minor in MINORS:
         found = shutil.which(f"python3.{minor}")
-        if found is not None:
+        if found is not None and subprocess.run([found, "-c", ""], check=False, capture_output=True).returncode == 0:
             yield found
 
 
@@ -84,15 +85,17 @@ def _call(*command: str) -> None:
 
 
 def main() -> None:
-    """Every pair of interpreter and resolution in turn; exits 1 when one fails."""
+    """Every interpreter in turn; exits 1 when one fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resolution", nargs="*", choices=("oldest", "newest"), default=["oldest", "newest"])
+    parser.add_argument("--python", nargs="*", default=list(interpreters()), help="by default all that are found")
     given, arguments = parser.parse_known_args()
+    pairs = [("oldest", python) for python in given.python[:1]] + [("newest", python) for python in given.python]
     verdicts = {}
     with tempfile.TemporaryDirectory() as place:
         wheel = build(Path(place))
-        for python in interpreters():
-            for resolution in given.resolution:
+        for resolution, python in pairs:
+            if resolution in given.resolution:
                 print(f"== {python}, {resolution} dependencies", flush=True)
                 verdicts[python, resolution] = check(python, resolution, wheel, arguments)
     if not verdicts:

@@ -181,15 +181,19 @@ class AttackContract(ComponentContract):
         assert torch.equal(result.success, reached), "success must mean that the target was reached"
 
     def test_batch_invariance(self, component: Attack, setting: Setting) -> None:
-        """An image's perturbation hardly depends on the batch around it: a sign may flip at a flat place."""
+        """An image's perturbation hardly depends on the batch around it: a sign may flip at a flat place.
+
+        Where an attack decides at every step, rounding can lead a single image elsewhere: one in ten may.
+        """
         if not (component.per_image_streams or component.deterministic):
             pytest.skip("an adapter whose noise comes from global generators")
         if component.learns_from_batch:
             pytest.skip("it learns from its batch what is normal")
         whole = observe(component, setting)["images"]
         alone = torch.cat([observe(component, setting.select(torch.tensor([i])))["images"] for i in range(len(whole))])
-        share = float(((alone - whole).abs() <= 1e-5).float().mean())
-        assert share >= 0.99, f"only {share:.1%} of the pixels agree when each image is attacked alone"
+        agreeing = ((alone - whole).abs() <= 1e-5).float().flatten(1).mean(1)
+        share = float((agreeing >= 0.99).float().mean())
+        assert share >= 0.9, f"only {share:.1%} of the images come out the same when each is attacked alone"
 
     def test_deterministic_where_declared(self, component: Attack, setting: Setting) -> None:
         """`deterministic` means that neither seed nor ids matter."""
