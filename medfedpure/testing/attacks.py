@@ -183,7 +183,7 @@ class AttackContract(ComponentContract):
     def test_batch_invariance(self, component: Attack, setting: Setting) -> None:
         """An image's perturbation hardly depends on the batch around it: a sign may flip at a flat place.
 
-        Where an attack decides at every step, rounding can lead a single image elsewhere: one in ten may.
+        Where an attack decides at every step, rounding can lead a single image elsewhere: one may, or one in ten.
         """
         if not (component.per_image_streams or component.deterministic):
             pytest.skip("an adapter whose noise comes from global generators")
@@ -192,8 +192,10 @@ class AttackContract(ComponentContract):
         whole = observe(component, setting)["images"]
         alone = torch.cat([observe(component, setting.select(torch.tensor([i])))["images"] for i in range(len(whole))])
         agreeing = ((alone - whole).abs() <= 1e-5).float().flatten(1).mean(1)
-        share = float((agreeing >= 0.99).float().mean())
-        assert share >= 0.9, f"only {share:.1%} of the images come out the same when each is attacked alone"
+        strays = int((agreeing < 0.99).sum())
+        assert strays <= max(1, len(whole) // 10), (
+            f"{strays} of {len(whole)} images come out otherwise when each is attacked alone"
+        )
 
     def test_deterministic_where_declared(self, component: Attack, setting: Setting) -> None:
         """`deterministic` means that neither seed nor ids matter."""
