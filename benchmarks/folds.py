@@ -94,6 +94,7 @@ class Fold:
 
     Attributes:
         parts: train, tune, calibrate and test; no near-duplicate group is in two of them.
+        augmentation: what the classifier's training images went through.
     """
 
     number: int
@@ -103,6 +104,7 @@ class Fold:
     classifier: ClassifierModel
     denoiser: Any
     autoencoder_steps: int
+    augmentation: Augmentation
 
     def context(self) -> ScoreContext:
         """What a detector may use."""
@@ -247,7 +249,8 @@ def prepare(setting: Setting, data: ImageDataset, number: int, out: Path, say: C
         _denoiser(setting, parts["train"], seed, folder / "denoiser_checkpoint").save(folder / "denoiser")
     model = ClassifierModel.load(folder / "classifier").to(memory_format=torch.channels_last)
     denoiser = Purifier.load(folder / "denoiser")
-    return Fold(number, seed, folder, parts, model, denoiser, setting.autoencoder_steps)
+    augmentation = AUGMENTATIONS[setting.augmentation]
+    return Fold(number, seed, folder, parts, model, denoiser, setting.autoencoder_steps, augmentation)
 
 
 def _classifier(setting: Setting, data: ImageDataset, seed: int, checkpoint: Path) -> ClassifierModel:

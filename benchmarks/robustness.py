@@ -20,7 +20,6 @@ import torch
 import medfedpure
 from benchmarks.folds import Fold, add_arguments, open_data, prepare, progress
 from medfedpure.core.adversarial import AdversarialTask, AdversarialTraining
-from medfedpure.core.augmentation import Augmentation
 from medfedpure.core.calibration import Calibration
 from medfedpure.core.classifier import ClassificationTask, ClassifierModel
 from medfedpure.core.defense import DefendedClassifier
@@ -49,7 +48,7 @@ def adversarially_trained(fold: Fold, steps: int) -> ClassifierModel:
     folder = fold.folder / f"adversarial_{steps}"
     if not folder.exists():
         model = ClassifierModel.load(fold.folder / "classifier").requires_grad_(True)
-        plain = ClassificationTask(Augmentation(shift=4, intensity=0.3, noise=0.01))
+        plain = ClassificationTask(fold.augmentation)
         task = AdversarialTask(plain, ADVERSARIAL, plain)
         budget = TrainingConfig(steps=steps, batch_size=32, learning_rate=5e-4, ema=0.98, precision="bfloat16")
         checkpoint = fold.folder / f"adversarial_{steps}_checkpoint"

@@ -61,8 +61,8 @@ class Augmentation(Config):
         if self.quarter_turns:
             angle = angle + (streams.uniform((), stage="quarter", like=images) * 4).floor() * math.pi / 2
         cosine, sine, none = angle.cos(), angle.sin(), torch.zeros_like(angle)
-        wide, high, shear = (self.stretch * draws[:, 1]).exp(), (self.stretch * draws[:, 2]).exp(), draws[:, 3]
-        shear = self.stretch * shear
+        wide, high = (self.stretch * draws[:, 1:3]).exp().unbind(1)
+        shear = self.stretch * draws[:, 3]
         across = torch.stack((cosine * wide, cosine * shear - sine * high, none), 1)
         down = torch.stack((sine * wide, sine * shear + cosine * high, none), 1)
         grid = functional.affine_grid(torch.stack((across, down), 1), list(images.shape), align_corners=False)

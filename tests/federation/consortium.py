@@ -15,9 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
 from deployment_setting import free_ports, kill_all, processes_of, tiny_federation, wait_until
 from path_filter import PathFilter
 
+MARKS = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="finds its processes through /proc"),
+]
 SITES = ("site-0", "site-1", "site-2")
 TOLERANCE = 1e-4
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from consortium import SITES, TOLERANCE, Consortium, running_consortium
+from consortium import MARKS, SITES, TOLERANCE, Consortium, running_consortium
 from deployment_setting import change_federation, free_ports, kill_all, wait_until
 from safetensors.torch import load_file
 from wire import assert_no_scan, assert_nothing_private, assert_the_tap_sees, difference
@@ -24,10 +24,7 @@ from medfedpure.workflow.federate_config import DeploymentConfig, SiteConfig
 from medfedpure.workflow.federated_part import FederatedPart
 from medfedpure.workflow.federation_init import FEDERATION_FILE
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="finds its processes through /proc"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")

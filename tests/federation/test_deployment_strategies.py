@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from consortium import SITES, TOLERANCE, Consortium, running_consortium
+from consortium import MARKS, SITES, TOLERANCE, Consortium, running_consortium
 from deployment_setting import change_federation
 from safetensors.torch import load_file
 from test_federation_strategies import NAMES
@@ -17,10 +17,7 @@ from medfedpure.workflow.deployment import read_site, rehearse
 from medfedpure.workflow.federate_config import DeploymentConfig, SiteConfig
 from medfedpure.workflow.federation_init import FEDERATION_FILE
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="finds its processes through /proc"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
