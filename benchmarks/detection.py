@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import medfedpure
 from benchmarks.detection_table import markdown
-from benchmarks.folds import ATTACKS, CONTROL, Fold, add_arguments, mixed_order, open_data, prepare, progress
+from benchmarks.folds import ATTACKS, CONTROL, TWO, Fold, add_arguments, mixed_order, open_data, prepare, progress
 from medfedpure.core.calibration import Calibration
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector, ScoreContext
@@ -47,6 +47,8 @@ DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
     "feature_squeezing": ("feature_squeezing", {}),
     "mahalanobis": ("mahalanobis", {}),
     "art subset scanning": ("art", {}),
+    "score_norm": ("score_norm", {}),
+    "score_norm + denoising_disagreement": ("compose", TWO),
     "compose": ("compose", {"parts": [{"plugin": "denoising_disagreement"}, {"plugin": "mahalanobis"}]}),
 }
 SHOWN = ("denoising_disagreement t20 x1", "mae reconstruction (paper)")
@@ -76,7 +78,7 @@ def measure(fold: Fold, part: str, attacks: list[str], names: list[str], say: Ca
         say(f"attack {name}")
         found = fold.attacked(part, name)
         record["attacks"][name] = found.text
-        record["success"][name] = float(found.success.double().mean())
+        record["success"][name] = float(found.success.sum() / found.right.sum())
         inputs[name] = (found.images[found.success], found.place[found.success])
     record["clean_balanced_accuracy"] = fold.clean_balanced_accuracy(part)
     record["groups"] = {name: data.groups[place].tolist() for name, (_, place) in inputs.items()}

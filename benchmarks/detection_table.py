@@ -156,7 +156,7 @@ def _conditions(setting: Setting, folds: list[Fold]) -> list[str]:
     return [
         f"- {setting.data}, {setting.size} px, at most {setting.max_per_group} images of a group; {images} images in "
         f"{groups} groups, over {len(folds)} of {setting.folds} grouped folds",
-        f"- {setting.classifier}, {setting.classifier_steps} steps: clean balanced accuracy {clean:.3f}; diffusion "
+        f"- {setting.reader()}: clean balanced accuracy {clean:.3f}; diffusion "
         f"model, {setting.denoiser_steps} steps; masked autoencoder, {setting.autoencoder_steps} steps; thresholds "
         f"from {calibration[0]} to {calibration[-1]} images, one of each group, for 5 % false positives",
         *[

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import medfedpure
+from medfedpure.core.adaptation import with_purified
 from medfedpure.core.augmentation import Augmentation, robust_augmentation
 from medfedpure.core.classifier import ClassificationTask, ClassifierModel
 from medfedpure.core.dataset import ImageDataset
@@ -42,6 +43,8 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 AT_MOST = {"apgd": 64, "carlini l2": 16}
 NOTES = {"tune": ": defaults are chosen here", "test": ""}
+TWO = {"parts": [{"plugin": "score_norm"}, {"plugin": "denoising_disagreement", "floor": 1e-4}]}
+"""Of `compose`: a detector of perturbations, and one of predictions that do not last."""
 MOST_TESTED = 4
 """Images of a group that are tested: more of them would cost time and tell little."""
 AUGMENTATIONS = {
@@ -69,21 +72,34 @@ class Setting:
     fingerprint: str
     augmentation: str
     stem: str
+    purified_copies: int
+
+    def reader(self) -> str:
+        """The classifier in words."""
+        parts = [self.classifier, f"{self.classifier_steps} steps"]
+        parts += [f"stem {self.stem}"] if self.stem != "auto" else []
+        parts += [f"{self.augmentation} augmentation"] if self.augmentation != "light" else []
+        parts += (
+            [f"trained on {self.purified_copies} purified copies of each image too"] if self.purified_copies else []
+        )
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """An attack on the images that the bare classifier reads correctly.
+    """An attack on images of a part; a slow one on some that the bare classifier reads correctly.
 
     Attributes:
         images: `(N, C, H, W)`, attacked.
         place: `(N,)`, which images of the part they were.
-        success: `(N,)` bool, the bare classifier is fooled.
+        right: `(N,)` bool, the bare classifier reads the benign image correctly.
+        success: `(N,)` bool, it does, and is fooled.
         text: the threat in words.
     """
 
     images: Tensor
     place: Tensor
+    right: Tensor
     success: Tensor
     text: str
 
@@ -128,19 +144,22 @@ class Fold:
         document, tensors = read_document(path, kind="attacked", keys=("attack", "text"))
         if document["attack"] != _recipe(name, self.parts[part]):
             raise SystemExit(f"{path} was made by another attack or of other images ({document['attack']}): delete it")
-        return Attacked(tensors["images"], tensors["place"], tensors["success"], document["text"])
+        columns = (tensors[key] for key in ("images", "place", "right", "success"))
+        return Attacked(*columns, text=document["text"])
 
     def _attack(self, part: str, name: str, path: Path) -> None:
         data = self.parts[part]
-        order = mixed_order(data, self.seed)
-        right = order[(self.verdicts(part) == data.labels)[order]][: AT_MOST.get(name)]
+        place, right = mixed_order(data, self.seed), self.verdicts(part) == data.labels
+        if name in AT_MOST:
+            place = place[right[place]][: AT_MOST[name]]
         plugin, options = ATTACKS[name]
         attack = medfedpure.create("attack", plugin, **options)
-        streams = Streams(self.seed, data.ids[right])
-        found = attack(self.classifier, data.images[right], data.labels[right], streams=streams)
+        streams = Streams(self.seed, data.ids[place])
+        found = attack(self.classifier, data.images[place], data.labels[place], streams=streams)
         document = {"kind": "attacked", "attack": _recipe(name, data), "text": attack.describe()}
+        tensors = {"images": found.images, "place": place, "right": right[place]}
         with atomic_folder(path) as work:
-            write_document(work, document, {"images": found.images, "place": right, "success": found.success})
+            write_document(work, document, {**tensors, "success": found.success & right[place]})
 
     def autoencoder(self) -> Any:
         """A masked autoencoder detector, which scores reconstruction errors; trained once for all that use it."""
@@ -178,7 +197,7 @@ def mixed_order(data: ImageDataset, seed: int) -> Tensor:
 
 
 def _recipe(name: str, data: ImageDataset) -> list[Any]:
-    return [*ATTACKS[name], AT_MOST.get(name), data.fingerprint()]
+    return [*ATTACKS[name], AT_MOST.get(name, "every image"), data.fingerprint()]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -190,8 +209,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--size", type=int, default=64, help="of the images of a folder; a MedMNIST file has its own")
     parser.add_argument("--classifier", default="resnet18")
-    parser.add_argument("--stem", choices=("auto", "small", "large"), default="auto", help="of a resnet18")
+    parser.add_argument("--stem", choices=("auto", "small", "medium", "large"), default="auto", help="of a resnet18")
     parser.add_argument("--augmentation", choices=tuple(AUGMENTATIONS), default="light", help="of the classifier")
+    parser.add_argument(
+        "--purified-copies", type=int, default=0, metavar="N", help="of every image that the classifier is trained on"
+    )
     parser.add_argument("--max-per-group", type=int, default=8)
     parser.add_argument("--most", type=int, help="at most so many images")
     parser.add_argument("--seed", type=int, default=0)
@@ -203,7 +225,7 @@ def open_data(given: argparse.Namespace) -> tuple[ImageDataset, Setting]:
     """The images, and what is measured of them; the folder is made, or refused where it holds another setting."""
     data = read_data(given.data, given.size, given.max_per_group, given.seed, given.most)
     shape = (data.name, data.image_shape[1], given.classifier, given.folds, given.max_per_group, given.seed)
-    setting = Setting(*shape, *given.steps, data.fingerprint(), given.augmentation, given.stem)
+    setting = Setting(*shape, *given.steps, data.fingerprint(), given.augmentation, given.stem, given.purified_copies)
     open_folder(given.out, setting)
     return data, setting
 
@@ -241,16 +263,27 @@ def prepare(setting: Setting, data: ImageDataset, number: int, out: Path, say: C
     parts = {**rest.split(SHARES, seed=derive_seed(setting.seed, "parts", number)), "test": test}
     seed, folder = derive_seed(setting.seed, "fold", number), out / f"fold_{number}"
     say(f"fold {number}: " + ", ".join(f"{len(part)} to {name}" for name, part in parts.items()))
-    if not (folder / "classifier").exists():
-        say("training the classifier")
-        _classifier(setting, parts["train"], seed, folder / "checkpoint").save(folder / "classifier")
     if not (folder / "denoiser").exists():
         say("training the diffusion model")
         _denoiser(setting, parts["train"], seed, folder / "denoiser_checkpoint").save(folder / "denoiser")
+    denoiser: Any = Purifier.load(folder / "denoiser")
+    if not (folder / "classifier").exists():
+        say("training the classifier")
+        seen = _seen(setting, parts["train"], denoiser, seed)
+        _classifier(setting, seen, seed, folder / "checkpoint").save(folder / "classifier")
     model = ClassifierModel.load(folder / "classifier").to(memory_format=torch.channels_last)
-    denoiser = Purifier.load(folder / "denoiser")
     augmentation = AUGMENTATIONS[setting.augmentation]
     return Fold(number, seed, folder, parts, model, denoiser, setting.autoencoder_steps, augmentation)
+
+
+def _seen(setting: Setting, data: ImageDataset, denoiser: Any, seed: int) -> ImageDataset:
+    """What the classifier is trained on: a third originals, the rest cleaned at every depth that a chain may use."""
+    copies = setting.purified_copies
+    if copies == 0:
+        return data
+    purifier = medfedpure.create("purifier", "ddpm", t_min=10, t_max=150)
+    purifier.adopt(InBfloat16(denoiser.network), data.image_shape)
+    return with_purified(data, purifier, copies=copies, originals=max(copies // 2, 1), seed=seed)
 
 
 def _classifier(setting: Setting, data: ImageDataset, seed: int, checkpoint: Path) -> ClassifierModel:

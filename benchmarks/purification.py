@@ -2,8 +2,9 @@
 
 The folds, classifiers and diffusion models are those of `benchmarks.detection`: give the same DIR, and
 nothing is trained twice. Every purifier cleans the benign and the attacked test images of each fold; those
-that diffuse use one and the same network. Attacks are static, on the bare classifier: an image that it
-misreads stays as it is. `--part tune` measures candidates where defaults are chosen.
+that diffuse use one and the same network. Attacks are static, on the bare classifier, of every image: an
+attacker need not know which ones it misreads. The difference where those are left alone stands beside.
+`--part tune` measures candidates where defaults are chosen.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import medfedpure
-from benchmarks.folds import Fold, InBfloat16, add_arguments, open_data, prepare, progress
+from benchmarks.folds import TWO, Fold, InBfloat16, add_arguments, open_data, prepare, progress
 from benchmarks.purification_table import markdown
 from medfedpure.core.calibration import Calibration
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.defense import DefendedClassifier
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.storage import write_json
+from medfedpure.core.streams import Streams
 from medfedpure.core.training import Trainable
 from medfedpure.core.voting import Vote
 from medfedpure.models.diffusion import low_frequencies
@@ -36,10 +38,13 @@ from medfedpure.models.unet import NoiseUNet
 
 ATTACKS = ("pgd", "pgd 8/255")
 FLAGGED = {"detector": ("denoising_disagreement", {}), "policy": "purify_flagged"}
+BY_TWO = {"detector": ("compose", TWO), "policy": "purify_flagged"}
 ARMS: dict[str, dict[str, Any]] = {
     "bare": {},
     "ddpm, flagged only": {"purifier": ("ddpm", {}), **FLAGGED},
     "ddpm, flagged only, 4 draws": {"purifier": ("ddpm", {}), **FLAGGED, "vote": Vote(4)},
+    "ddpm, flagged by two": {"purifier": ("ddpm", {"num_inference_steps": 8}), **BY_TWO},
+    "ddpm to t* = 150, flagged by two": {"purifier": ("ddpm", {"t_max": 150, "num_inference_steps": 8}), **BY_TWO},
     "ddpm, all": {"purifier": ("ddpm", {})},
     "ddpm, all, low frequencies kept": {"purifier": ("ddpm", {"keep_low": 4.0})},
     "ddpm one step, all": {"purifier": ("ddpm", {"sampler": "one_step"})},
@@ -130,7 +135,7 @@ def _chain(arm: dict[str, Any], fold: Fold) -> DefendedClassifier:
 def _read(chain: DefendedClassifier, fold: Fold, data: ImageDataset, inputs: dict[str, Tensor]) -> dict[str, Any]:
     found = {}
     bare = DefendedClassifier(fold.classifier, policy="none")
-    detection = 0 if chain.detector is None else getattr(chain.detector.config, "steps", 0)
+    detection = detector_evaluations(chain, data.images[:1])
     for name, images in inputs.items():
         start = time.perf_counter()
         bare.predict(images[:TIMED], data.ids[:TIMED], seed=fold.seed)
@@ -150,6 +155,21 @@ def _read(chain: DefendedClassifier, fold: Fold, data: ImageDataset, inputs: dic
             "times": (end - middle) / len(images) / alone,
         }
     return found
+
+
+def detector_evaluations(chain: DefendedClassifier, image: Tensor) -> int:
+    """How often the detector evaluates the purifier's network for an image."""
+    network = getattr(chain.purifier, "network", None)
+    if chain.detector is None or network is None:
+        return 0
+    seen: list[int] = []
+    hook = network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    try:
+        with torch.no_grad():
+            chain.detector(image, context=chain.context(), streams=Streams.for_batch(0, 1))
+    finally:
+        hook.remove()
+    return sum(seen)
 
 
 @contextmanager

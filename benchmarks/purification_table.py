@@ -13,20 +13,21 @@ from medfedpure.core.intervals import Interval, cluster_bootstrap
 from medfedpure.core.metrics import classification_figures
 
 Fold = dict[str, Any]
-DEFAULT = "ddpm, flagged only"
+CHAINS = ("ddpm, flagged only", "ddpm, flagged by two", "ddpm to t* = 150, flagged by two")
 ANCHORS = ("diffpure t* = 100", "diffpure t* = 150")
 DRAWS = 500
 
 
 def markdown(setting: Setting, part: str, folds: list[Fold]) -> str:
-    """A table for each input, the paired differences of the default to the anchors, and the conditions."""
+    """A table for each input, the paired differences of the chains to the anchors, and the conditions."""
     arms = [arm for arm in folds[0]["arms"] if all(arm in fold["arms"] for fold in folds)]
     lines = [f"Measured on the {part} parts{NOTES[part]}", ""]
     for kind in next(iter(folds[0]["arms"].values()))["inputs"]:
         lines += [f"**{kind}**", "", *_table(folds, arms, kind), ""]
-    for anchor in ANCHORS:
-        if anchor in arms and DEFAULT in arms:
-            lines += [*_against(folds, anchor), ""]
+    for chain in CHAINS:
+        for anchor in ANCHORS:
+            if anchor in arms and chain in arms:
+                lines += [*_against(folds, chain, anchor), ""]
     return "\n".join([*lines, *_conditions(setting, folds)])
 
 
@@ -53,24 +54,35 @@ def _table(folds: list[Fold], arms: list[str], kind: str) -> list[str]:
     return lines
 
 
-def _against(folds: list[Fold], anchor: str) -> list[str]:
-    """The default minus an anchor, on the same images, and what each spends."""
+def _against(folds: list[Fold], chain: str, anchor: str) -> list[str]:
+    """A chain minus an anchor, on the same images, and what each spends."""
     lines = []
-    for kind in folds[0]["arms"][DEFAULT]["inputs"]:
-        _, _, groups = _columns(folds, DEFAULT, kind)
+    for kind in folds[0]["arms"][chain]["inputs"]:
+        _, _, groups = _columns(folds, chain, kind)
         everything = torch.arange(len(groups))
 
-        def gap(rows: Tensor, kind: str = kind) -> float:
-            return _balanced(folds, DEFAULT, kind, rows) - _balanced(folds, anchor, kind, rows)
+        def gap(rows: Tensor, kind: str = kind, spared: bool = False) -> float:
+            return _balanced(folds, chain, kind, rows, spared) - _balanced(folds, anchor, kind, rows, spared)
 
         low, high = _interval(folds, gap)
-        theirs, ours = (_mean(folds, arm, kind, "nfe") for arm in (anchor, DEFAULT))
-        theirs_macs, ours_macs = (_added(folds, arm, kind) for arm in (anchor, DEFAULT))
+        beside = ""
+        if kind != "benign":
+
+            def narrow(rows: Tensor, kind: str = kind) -> float:
+                return gap(rows, kind, spared=True)
+
+            least, most = _interval(folds, narrow)
+            beside = (
+                f", or {100 * narrow(everything):+.1f} ({100 * least:+.1f} to {100 * most:+.1f}) where images that the "
+                "bare classifier misreads are not attacked"
+            )
+        theirs, ours = (_mean(folds, arm, kind, "nfe") for arm in (anchor, chain))
+        theirs_macs, ours_macs = (_added(folds, arm, kind) for arm in (anchor, chain))
         lines.append(
-            f"- {DEFAULT} minus {anchor}, {kind}: {100 * gap(everything):+.1f} points of balanced accuracy "
-            f"({100 * low:+.1f} to {100 * high:+.1f}); {ours:.1f} NFE against {theirs:.0f}, {theirs / ours:.0f}x "
-            f"fewer; {ours_macs:.2f} GMACs beyond the classifier's own pass against {theirs_macs:.1f}, "
-            f"{theirs_macs / ours_macs:.0f}x less"
+            f"- {chain} minus {anchor}, {kind}: {100 * gap(everything):+.1f} points of balanced accuracy "
+            f"({100 * low:+.1f} to {100 * high:+.1f}){beside}; {ours:.1f} NFE against {theirs:.0f}, "
+            f"{theirs / ours:.0f}x fewer; {ours_macs:.2f} GMACs beyond the classifier's own pass against "
+            f"{theirs_macs:.1f}, {theirs_macs / ours_macs:.0f}x less"
         )
     return lines
 
@@ -97,8 +109,12 @@ def _figures(folds: list[Fold], arm: str, kind: str) -> Any:
     return classification_figures(verdicts, labels, int(labels.max()) + 1)
 
 
-def _balanced(folds: list[Fold], arm: str, kind: str, rows: Tensor) -> float:
+def _balanced(folds: list[Fold], arm: str, kind: str, rows: Tensor, spared: bool = False) -> float:
+    """Of some rows; where misread images are spared, with the benign verdicts on what the bare classifier misreads."""
     verdicts, labels, _ = _columns(folds, arm, kind)
+    if spared:
+        misread = _columns(folds, "bare", "benign")[0] != labels
+        verdicts = torch.where(misread, _columns(folds, arm, "benign")[0], verdicts)
     if len(labels[rows].unique()) < len(labels.unique()):
         return float("nan")
     return classification_figures(verdicts[rows], labels[rows], int(labels.max()) + 1).balanced_accuracy
@@ -128,7 +144,7 @@ def _conditions(setting: Setting, folds: list[Fold]) -> list[str]:
     groups = {group for fold in folds for group in fold["groups"]}
     return [
         f"- {setting.data}, {setting.size} px: {len(labels)} images in {len(groups)} groups, over {len(folds)} of "
-        f"{setting.folds} grouped folds; {setting.classifier}, {setting.classifier_steps} steps; one diffusion model "
+        f"{setting.folds} grouped folds; {setting.reader()}; one diffusion model "
         f"for every arm, {setting.denoiser_steps} steps",
         *[f"- {name} = {text}; static: the attacker ignores the defence" for name, text in folds[0]["attacks"].items()],
         "- NFE: evaluations of the purifier's network for each image, the detector's and every draw's included; "

@@ -34,6 +34,14 @@ class OneStepDenoiser(Protocol):
         """Images `(N, C, H, W)` in [0, 1] from ones with Gaussian noise of that std, in one network evaluation."""
 
 
+@runtime_checkable
+class NoisePredictor(Protocol):
+    """What a detector of noise may borrow from a diffusion purifier."""
+
+    def predict_noise(self, images: Tensor, timestep: Tensor) -> Tensor:
+        """The noise `(N, C, H, W)` that a diffusion model sees in images in [0, 1], taken for ones at `(N,)`."""
+
+
 @dataclass(frozen=True)
 class ScoreContext:
     """What surrounds a detector in a chain.

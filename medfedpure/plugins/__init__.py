@@ -46,6 +46,12 @@ def medfedpure_plugins() -> Iterable[Plugin]:
         ),
         Plugin(
             "detector",
+            "score_norm",
+            f"{_HERE}.detectors.score_norm:ScoreNorm",
+            "how much noise a diffusion model sees in the image as it is",
+        ),
+        Plugin(
+            "detector",
             "feature_squeezing",
             f"{_HERE}.detectors.feature_squeezing:FeatureSqueezing",
             "prediction shift under fewer bits and median filters (Xu 2018)",

@@ -51,6 +51,19 @@ def test_the_score_is_a_smooth_maximum_of_standardized_scores(setting):
     assert bool((scores >= z.amax(1) - 1e-4).all()), "a smooth maximum is never below the maximum"
 
 
+def test_with_a_floor_logarithms_are_standardized(setting):
+    data, context = setting
+    parts = [{**PARTS[1], "floor": 0.5}]
+    detector = medfedpure.create("detector", "compose", parts=parts, temperature=0.25).fit(data, context=context)
+    streams = Streams(3, data.ids)
+    raw = medfedpure.create("detector", "mahalanobis").fit(data, context=context)
+    logs = (raw(data.images, context=context, streams=streams).double() + 0.5).log()
+    scores = detector(data.images, context=context, streams=streams)
+    assert torch.allclose(scores.double(), (logs - logs.mean()) / logs.std(), atol=1e-4)
+    with pytest.raises(ConfigError, match="floor"):
+        medfedpure.create("detector", "compose", parts=[{**PARTS[1], "floor": 0}])
+
+
 def test_flags_are_those_of_all_parts():
     both = medfedpure.create("detector", "compose", parts=PARTS)
     assert both.deterministic

@@ -15,8 +15,10 @@ from medfedpure.models.timm_classifier import TimmClassifier
 class ResNet18Config(Config):
     """The stem decides how early the resolution falls."""
 
-    stem: Literal["auto", "small", "large"] = Field(
-        "auto", description='"large": 7x7 stride 2 and pooling; "small": 3x3 without; auto: small below 96 px'
+    stem: Literal["auto", "small", "medium", "large"] = Field(
+        "auto",
+        description='"large": 7x7, stride 2, and pooling; "medium": 3x3, stride 2; "small": 3x3, stride 1; '
+        "auto: small below 96 px, else large",
     )
 
 
@@ -29,9 +31,11 @@ class ResNet18(Classifier):
         """`(N, C, H, W)` in [0, 1] to logits `(N, K)`."""
         model = TimmClassifier("resnet18", in_channels, num_classes)
         stem = self.config.stem
-        if stem == "small" or (stem == "auto" and image_size < 96):
-            width = model.backbone.conv1.out_channels
-            model.backbone.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        if stem == "auto":
+            stem = "small" if image_size < 96 else "large"
+        if stem != "large":
+            width, stride = model.backbone.conv1.out_channels, 2 if stem == "medium" else 1
+            model.backbone.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
             model.backbone.maxpool = nn.Identity()
         return model
 

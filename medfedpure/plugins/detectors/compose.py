@@ -1,9 +1,11 @@
 """Several detectors as one: an attack has to pass all of them (feature fusion as in Xu, Evans and Qi 2018).
 
-    score(x) = T log sum_i exp( z_i(x) / T ),   z_i = (s_i(x) - mean_i) / std_i
+    score(x) = T log sum_i exp( z_i(x) / T ),   z_i = (g_i(s_i(x)) - mean_i) / std_i
 
-a smooth maximum of the parts' scores, standardized on the images of `fit`, one of each near-duplicate
-group. Standardizing promises nothing: the false-positive rate comes from the calibration alone.
+a smooth maximum of the parts' scores, standardized on the images of `fit`, one of each near-duplicate group.
+g_i(s) = s, or log(max(s, 0) + floor_i) for a score with a long tail, such as a divergence: on images that the
+classifier was trained on it is tiny, and in its standard deviations every other image would be suspicious.
+Standardizing promises nothing: the false-positive rate comes from the calibration alone.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ class PartConfig(Config):
 
     plugin: str = Field(description="registered name")
     config: dict[str, Any] = Field(default_factory=dict, description="its configuration")
+    floor: float | None = Field(None, gt=0, description="if given, log(score + floor) stands for the score")
 
 
 class ComposeConfig(Config):
@@ -56,7 +59,7 @@ class Compose(Detector):
         made = [create("detector", part.plugin, part.config) for part in self.config.parts]
         # With all defaults spelled out, so that a saved one stays what it was when a default changes.
         spelled = [
-            PartConfig(plugin=part.plugin, config=detector.config.model_dump(mode="json"))
+            PartConfig(plugin=part.plugin, config=detector.config.model_dump(mode="json"), floor=part.floor)
             for part, detector in zip(self.config.parts, made, strict=True)
         ]
         self.config = self.config.model_copy(update={"parts": tuple(spelled)})
@@ -104,11 +107,11 @@ class Compose(Detector):
         return self.mark_fitted()
 
     def _raw(self, images: Tensor, context: ScoreContext, streams: Streams) -> Tensor:
-        """Scores of the parts `(N, P)`, float64."""
-        scores = [
-            part.score(images, context=context, streams=streams.child(place)).double()
-            for place, part in enumerate(self._detectors())
-        ]
+        """Scores of the parts `(N, P)`, float64, logarithms where a floor is given."""
+        scores = []
+        for place, (part, config) in enumerate(zip(self._detectors(), self.config.parts, strict=True)):
+            score = part.score(images, context=context, streams=streams.child(place)).double()
+            scores.append(score if config.floor is None else (score.clamp_min(0) + config.floor).log())
         return torch.stack(scores, dim=1)
 
     def fitted_state(self) -> State:

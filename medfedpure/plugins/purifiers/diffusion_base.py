@@ -183,6 +183,15 @@ class DiffusionPurifier(Purifier):
         """Noise images `(N, C, H, W)` in [0, 1] to depth `(N,)` and denoise them in `steps` DDIM evaluations."""
         return self.clean(images, timestep, steps, streams=streams, stage="denoise")
 
+    def predict_noise(self, images: Tensor, timestep: Tensor) -> Tensor:
+        """The noise `(N, C, H, W)` of unit variance that the network sees in images in [0, 1] as they are.
+
+        No noise is added: the images stand for ones at depth `(N,)`, one evaluation each.
+        """
+        network, scaled = self._scaled(images)
+        noise: Tensor = network(scaled, timestep.to(scaled.dtype))
+        return noise.to(images.dtype)
+
     def denoise_once(self, noisy: Tensor, sigma: float) -> Tensor:
         """x0 of images in [0, 1] plus Gaussian noise of std sigma, in one evaluation (Carlini et al. 2023).
 
