@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import medfedpure
 from benchmarks.detection_table import markdown
-from benchmarks.folds import ATTACKS, CONTROL, TWO, Fold, add_arguments, mixed_order, open_data, prepare, progress
+from benchmarks.folds import ATTACKS, CONTROL, Fold, add_arguments, mixed_order, open_data, prepare, progress
 from medfedpure.core.calibration import Calibration
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector, ScoreContext
@@ -48,11 +48,14 @@ DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
     "mahalanobis": ("mahalanobis", {}),
     "art subset scanning": ("art", {}),
     "score_norm": ("score_norm", {}),
-    "score_norm + denoising_disagreement": ("compose", TWO),
-    "compose": ("compose", {"parts": [{"plugin": "denoising_disagreement"}, {"plugin": "mahalanobis"}]}),
+    "compose (default)": ("compose", {}),
+    "compose with mahalanobis": (
+        "compose",
+        {"parts": [{"plugin": "denoising_disagreement"}, {"plugin": "mahalanobis"}]},
+    ),
 }
-SHOWN = ("denoising_disagreement t20 x1", "mae reconstruction (paper)")
-STATIC = ("pgd", "fgsm", "apgd", "carlini l2")
+SHOWN = ("compose (default)", "denoising_disagreement t20 x1", "mae reconstruction (paper)")
+STATIC = ("pgd", "fgsm", "apgd", "carlini l2", "pgd 8/255")
 NOISE_SEEDS = 3
 REPEATED = 32
 CONTROLLED = 64

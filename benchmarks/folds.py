@@ -43,8 +43,6 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 AT_MOST = {"apgd": 64, "carlini l2": 16}
 NOTES = {"tune": ": defaults are chosen here", "test": ""}
-TWO = {"parts": [{"plugin": "score_norm"}, {"plugin": "denoising_disagreement", "floor": 1e-4}]}
-"""Of `compose`: a detector of perturbations, and one of predictions that do not last."""
 MOST_TESTED = 4
 """Images of a group that are tested: more of them would cost time and tell little."""
 AUGMENTATIONS = {

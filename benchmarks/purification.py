@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import medfedpure
-from benchmarks.folds import TWO, Fold, InBfloat16, add_arguments, open_data, prepare, progress
+from benchmarks.folds import Fold, InBfloat16, add_arguments, open_data, prepare, progress
 from benchmarks.purification_table import markdown
 from medfedpure.core.calibration import Calibration
 from medfedpure.core.dataset import ImageDataset
@@ -37,15 +37,17 @@ from medfedpure.models.mae import MaskedAutoencoder
 from medfedpure.models.unet import NoiseUNet
 
 ATTACKS = ("pgd", "pgd 8/255")
-FLAGGED = {"detector": ("denoising_disagreement", {}), "policy": "purify_flagged"}
-BY_TWO = {"detector": ("compose", TWO), "policy": "purify_flagged"}
+FLAGGED = {"detector": ("compose", {}), "policy": "purify_flagged"}
+BY_ONE = {"detector": ("denoising_disagreement", {}), "policy": "purify_flagged"}
+SHALLOW = {"t_max": 100, "num_inference_steps": 9}
 ARMS: dict[str, dict[str, Any]] = {
     "bare": {},
     "ddpm, flagged only": {"purifier": ("ddpm", {}), **FLAGGED},
     "ddpm, flagged only, 4 draws": {"purifier": ("ddpm", {}), **FLAGGED, "vote": Vote(4)},
-    "ddpm, flagged by two": {"purifier": ("ddpm", {"num_inference_steps": 8}), **BY_TWO},
-    "ddpm to t* = 150, flagged by two": {"purifier": ("ddpm", {"t_max": 150, "num_inference_steps": 8}), **BY_TWO},
+    "ddpm to t* = 100, flagged only": {"purifier": ("ddpm", {"t_max": 100}), **FLAGGED},
+    "ddpm to t* = 100, flagged by disagreement": {"purifier": ("ddpm", SHALLOW), **BY_ONE},
     "ddpm, all": {"purifier": ("ddpm", {})},
+    "ddpm to t* = 100, all": {"purifier": ("ddpm", SHALLOW)},
     "ddpm, all, low frequencies kept": {"purifier": ("ddpm", {"keep_low": 4.0})},
     "ddpm one step, all": {"purifier": ("ddpm", {"sampler": "one_step"})},
     "diffpure t* = 100": {"purifier": ("diffpure", {"timestep": 100}), "bfloat16": True},
@@ -76,11 +78,10 @@ CANDIDATES |= {
             {"t_min": depth, "t_max": depth, "num_inference_steps": steps, "sampler": "ancestral"},
         )
     }
-    for depth, steps in ((60, 9), (100, 5), (100, 9), (150, 9))
+    for depth, steps in ((60, 9), (100, 5), (100, 9), (150, 8), (150, 9))
 }
 CANDIDATES |= {
-    f"t* = 100, low frequencies kept ({kept} px)": {"purifier": ("ddpm", {"t_min": 100, "keep_low": float(kept)})}
-    for kept in (1, 2)
+    f"low frequencies kept ({kept} px)": {"purifier": ("ddpm", {"keep_low": float(kept)})} for kept in (1, 2)
 }
 
 

@@ -13,7 +13,7 @@ from medfedpure.core.intervals import Interval, cluster_bootstrap
 from medfedpure.core.metrics import classification_figures
 
 Fold = dict[str, Any]
-CHAINS = ("ddpm, flagged only", "ddpm, flagged by two", "ddpm to t* = 150, flagged by two")
+CHAINS = ("ddpm, flagged only", "ddpm to t* = 100, flagged only", "ddpm to t* = 100, flagged by disagreement")
 ANCHORS = ("diffpure t* = 100", "diffpure t* = 150")
 DRAWS = 500
 

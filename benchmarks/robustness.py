@@ -23,6 +23,7 @@ from medfedpure.core.adversarial import AdversarialTask, AdversarialTraining
 from medfedpure.core.calibration import Calibration
 from medfedpure.core.classifier import ClassificationTask, ClassifierModel
 from medfedpure.core.defense import DefendedClassifier
+from medfedpure.core.detector import ScoreContext
 from medfedpure.core.evaluation import evaluate
 from medfedpure.core.evaluation_results import merge
 from medfedpure.core.ladder import PRESETS, preset_of
@@ -78,8 +79,10 @@ def _purifier(fold: Fold) -> Any:
 
 
 def _guarded(fold: Fold, classifier: ClassifierModel, policy: Any) -> DefendedClassifier:
-    detector = medfedpure.create("detector", "denoising_disagreement")
-    chain = DefendedClassifier(classifier, detector=detector, purifier=_purifier(fold), policy=policy)
+    detector, purifier = medfedpure.create("detector", "compose"), _purifier(fold)
+    context = ScoreContext(classifier, classifier.features, purifier)
+    detector.fit(fold.parts["train"], context=context, seed=fold.seed)
+    chain = DefendedClassifier(classifier, detector=detector, purifier=purifier, policy=policy)
     chain.calibration = Calibration.fit(chain.score_benign(fold.parts["calibrate"], seed=fold.seed), 0.05)
     return chain
 

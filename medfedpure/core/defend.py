@@ -25,7 +25,7 @@ def defend(
     benign: ImageDataset | Tensor,
     *,
     target_fpr: float = 0.05,
-    detector: str = "denoising_disagreement",
+    detector: str = "compose",
     purifier: str = "ddpm",
     detector_config: Mapping[str, Any] | None = None,
     purifier_config: Mapping[str, Any] | None = None,

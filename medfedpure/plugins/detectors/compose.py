@@ -38,7 +38,7 @@ class ComposeConfig(Config):
     """Which detectors, and how sharply the largest counts."""
 
     parts: tuple[PartConfig, ...] = Field(
-        (PartConfig(plugin="feature_squeezing"), PartConfig(plugin="mahalanobis")),
+        (PartConfig(plugin="score_norm"), PartConfig(plugin="denoising_disagreement", floor=1e-4)),
         min_length=1,
         description="the detectors",
     )

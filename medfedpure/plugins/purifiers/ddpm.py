@@ -38,13 +38,13 @@ class DDPMConfig(DiffusionConfig):
     """Depth, and the way back."""
 
     t_min: float = Field(60.0, ge=0, description="depth at strength 0; t = 0 leaves an image as it is")
-    t_max: float = Field(100.0, ge=0, description="depth at strength 1; training covers timesteps up to here")
+    t_max: float = Field(150.0, ge=0, description="depth at strength 1; training covers timesteps up to here")
     sampler: Literal["ddim", "ancestral", "ddpm", "one_step"] = Field(
         "ancestral",
         description="deterministic in few steps; ancestral in few steps, with fresh noise at each; ancestral with one "
         "step for each timestep; or one estimate",
     )
-    num_inference_steps: int = Field(9, ge=1, description="DDIM or ancestral steps, each one network evaluation")
+    num_inference_steps: int = Field(8, ge=1, description="DDIM or ancestral steps, each one network evaluation")
     adaptive_steps: bool = Field(
         False,
         description="few steps in proportion to the depth: ceil(num_inference_steps t* / t_max), not all for all",
