@@ -55,7 +55,7 @@ DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 SHOWN = ("compose (default)", "denoising_disagreement t20 x1", "mae reconstruction (paper)")
-STATIC = ("pgd", "fgsm", "apgd", "carlini l2", "pgd 8/255")
+STATIC = ("pgd", "fgsm", "apgd", "carlini l2")
 NOISE_SEEDS = 3
 REPEATED = 32
 CONTROLLED = 64

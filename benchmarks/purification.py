@@ -44,6 +44,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "bare": {},
     "ddpm, flagged only": {"purifier": ("ddpm", {}), **FLAGGED},
     "ddpm, flagged only, 4 draws": {"purifier": ("ddpm", {}), **FLAGGED, "vote": Vote(4)},
+    "ddpm from t* = 100, flagged only": {"purifier": ("ddpm", {"t_min": 100}), **FLAGGED},
     "ddpm to t* = 100, flagged only": {"purifier": ("ddpm", {"t_max": 100}), **FLAGGED},
     "ddpm to t* = 100, flagged by disagreement": {"purifier": ("ddpm", SHALLOW), **BY_ONE},
     "ddpm, all": {"purifier": ("ddpm", {})},

@@ -13,7 +13,12 @@ from medfedpure.core.intervals import Interval, cluster_bootstrap
 from medfedpure.core.metrics import classification_figures
 
 Fold = dict[str, Any]
-CHAINS = ("ddpm, flagged only", "ddpm to t* = 100, flagged only", "ddpm to t* = 100, flagged by disagreement")
+CHAINS = (
+    "ddpm, flagged only",
+    "ddpm from t* = 100, flagged only",
+    "ddpm to t* = 100, flagged only",
+    "ddpm to t* = 100, flagged by disagreement",
+)
 ANCHORS = ("diffpure t* = 100", "diffpure t* = 150")
 DRAWS = 500
 
