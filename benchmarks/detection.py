@@ -54,7 +54,7 @@ DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
         {"parts": [{"plugin": "denoising_disagreement"}, {"plugin": "mahalanobis"}]},
     ),
 }
-SHOWN = ("compose (default)", "denoising_disagreement t20 x1", "mae reconstruction (paper)")
+SHOWN = ("denoising_disagreement t20 x1", "mae reconstruction (paper)")
 STATIC = ("pgd", "fgsm", "apgd", "carlini l2")
 NOISE_SEEDS = 3
 REPEATED = 32

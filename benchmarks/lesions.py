@@ -30,7 +30,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm": ("ddpm", {}),
     "ddpm, 3 DDIM steps": ("ddpm", {"sampler": "ddim", "num_inference_steps": 3}),
     "ddpm, t* = 100": ("ddpm", {"t_max": 100}),
-    "ddpm, t* = 60": ("ddpm", {"t_max": 60}),
+    "ddpm, t* = 60": ("ddpm", {"t_min": 60, "t_max": 60}),
     "ddpm, t* = 40": ("ddpm", {"t_min": 40, "t_max": 40}),
     "ddpm, low frequencies kept (1 px)": ("ddpm", {"keep_low": 1.0}),
     "ddpm, low frequencies kept (2 px)": ("ddpm", {"keep_low": 2.0}),

@@ -39,16 +39,16 @@ from medfedpure.models.unet import NoiseUNet
 ATTACKS = ("pgd", "pgd 8/255")
 FLAGGED = {"detector": ("compose", {}), "policy": "purify_flagged"}
 BY_ONE = {"detector": ("denoising_disagreement", {}), "policy": "purify_flagged"}
-SHALLOW = {"t_max": 100, "num_inference_steps": 9}
+SHALLOW = {"t_min": 60, "t_max": 100, "num_inference_steps": 9}
 ARMS: dict[str, dict[str, Any]] = {
     "bare": {},
     "ddpm, flagged only": {"purifier": ("ddpm", {}), **FLAGGED},
     "ddpm, flagged only, 4 draws": {"purifier": ("ddpm", {}), **FLAGGED, "vote": Vote(4)},
-    "ddpm from t* = 100, flagged only": {"purifier": ("ddpm", {"t_min": 100}), **FLAGGED},
-    "ddpm to t* = 100, flagged only": {"purifier": ("ddpm", {"t_max": 100}), **FLAGGED},
-    "ddpm to t* = 100, flagged by disagreement": {"purifier": ("ddpm", SHALLOW), **BY_ONE},
+    "ddpm from t* = 60, flagged only": {"purifier": ("ddpm", {"t_min": 60}), **FLAGGED},
+    "ddpm, t* = 60 to 100, flagged only": {"purifier": ("ddpm", {"t_min": 60, "t_max": 100}), **FLAGGED},
+    "ddpm, t* = 60 to 100, flagged by disagreement": {"purifier": ("ddpm", SHALLOW), **BY_ONE},
     "ddpm, all": {"purifier": ("ddpm", {})},
-    "ddpm to t* = 100, all": {"purifier": ("ddpm", SHALLOW)},
+    "ddpm, t* = 100, all": {"purifier": ("ddpm", SHALLOW)},
     "ddpm, all, low frequencies kept": {"purifier": ("ddpm", {"keep_low": 4.0})},
     "ddpm one step, all": {"purifier": ("ddpm", {"sampler": "one_step"})},
     "diffpure t* = 100": {"purifier": ("diffpure", {"timestep": 100}), "bfloat16": True},

@@ -15,9 +15,7 @@ from medfedpure.core.metrics import classification_figures
 Fold = dict[str, Any]
 CHAINS = (
     "ddpm, flagged only",
-    "ddpm from t* = 100, flagged only",
-    "ddpm to t* = 100, flagged only",
-    "ddpm to t* = 100, flagged by disagreement",
+    "ddpm from t* = 60, flagged only",
 )
 ANCHORS = ("diffpure t* = 100", "diffpure t* = 150")
 DRAWS = 500

@@ -88,6 +88,7 @@ def folder_demo(folder: Path, seed: int = 0) -> RunConfig:
                 rounds=4,
                 config={
                     "sampler": "ddim",
+                    "t_min": 60,
                     "t_max": 140,
                     "num_inference_steps": 5,
                     "model": {"widths": [32, 64]},

@@ -177,7 +177,12 @@ class Flip(medfedpure.Attack):
 
 def test_a_long_fit_goes_on_and_shows_samples(tmp_path):
     data = tiny_dataset(12, size=16)
-    options = {"model": SMALL, "t_max": 60, "training": {"steps": 6, "batch_size": 4, "checks": 3, "ema": 0.9}}
+    options = {
+        "model": SMALL,
+        "t_min": 20,
+        "t_max": 60,
+        "training": {"steps": 6, "batch_size": 4, "checks": 3, "ema": 0.9},
+    }
     folder = tmp_path / "new" / "progress"
     plain = medfedpure.create("purifier", "ddpm", **options).fit(data)
     kept = medfedpure.create("purifier", "ddpm", **options).fit(data, context=FitContext(checkpoint=folder))

@@ -37,7 +37,7 @@ FEW = ("ddim", "ancestral")
 class DDPMConfig(DiffusionConfig):
     """Depth, and the way back."""
 
-    t_min: float = Field(60.0, ge=0, description="depth at strength 0; t = 0 leaves an image as it is")
+    t_min: float = Field(100.0, ge=0, description="depth at strength 0; t = 0 leaves an image as it is")
     t_max: float = Field(150.0, ge=0, description="depth at strength 1; training covers timesteps up to here")
     sampler: Literal["ddim", "ancestral", "ddpm", "one_step"] = Field(
         "ancestral",
