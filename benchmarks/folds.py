@@ -43,6 +43,8 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 AT_MOST = {"apgd": 64, "carlini l2": 16}
 NOTES = {"tune": ": defaults are chosen here", "test": ""}
+ADAPTED = {"stem": "medium", "purified_copies": 8}
+"""The classifier where purified images are read: a cheaper one, which has seen such images."""
 MOST_TESTED = 4
 """Images of a group that are tested: more of them would cost time and tell little."""
 AUGMENTATIONS = {

@@ -1,10 +1,10 @@
 """Purifiers side by side: `python -m benchmarks.purification --data FOLDER --out DIR`.
 
-The folds, classifiers and diffusion models are those of `benchmarks.detection`: give the same DIR, and
-nothing is trained twice. Every purifier cleans the benign and the attacked test images of each fold; those
-that diffuse use one and the same network. Attacks are static, on the bare classifier, of every image: an
-attacker need not know which ones it misreads. The difference where those are left alone stands beside.
-`--part tune` measures candidates where defaults are chosen.
+The folds and diffusion models are those of `benchmarks.detection`; by default the classifier has another
+stem and has seen purified images, so DIR must be another. Every purifier cleans the benign and the attacked
+test images of each fold; those that diffuse use one and the same network. Attacks are static, on the bare
+classifier, of every image: an attacker need not know which ones it misreads. The difference where those are
+left alone stands beside. `--part tune` measures candidates where defaults are chosen.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import medfedpure
-from benchmarks.folds import Fold, InBfloat16, add_arguments, open_data, prepare, progress
+from benchmarks.folds import ADAPTED, Fold, InBfloat16, add_arguments, open_data, prepare, progress
 from benchmarks.purification_table import markdown
 from medfedpure.core.calibration import Calibration
 from medfedpure.core.dataset import ImageDataset
@@ -232,6 +232,7 @@ def main() -> None:
     """Compute what is missing, print the table of all folds that are there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
+    parser.set_defaults(**ADAPTED)
     parser.add_argument("--arms", nargs="*", choices=(*ARMS, *CANDIDATES), help="by default those of the part")
     given = parser.parse_args()
     usual = [name for name in (ARMS if given.part == "test" else CANDIDATES) if name not in CONTROLS]

@@ -1,6 +1,6 @@
 """The whole ladder against seven defences: `python -m benchmarks.robustness --data FOLDER --out DIR`.
 
-The folds, classifiers and diffusion models are those of `benchmarks.detection`: give the same DIR, and nothing is
+The folds, classifiers and diffusion models are those of `benchmarks.purification`: give the same DIR, and nothing is
 trained twice. Beside each classifier stands one that was trained further on adversarial examples. Every fold's
 test part gives its share of the preset's images, one for each near-duplicate group; all defences of a fold are
 attacked on the same ones. Every finished rung is kept, so a run that was stopped goes on; the table is drawn from
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import medfedpure
-from benchmarks.folds import Fold, add_arguments, open_data, prepare, progress
+from benchmarks.folds import ADAPTED, Fold, add_arguments, open_data, prepare, progress
 from medfedpure.core.adversarial import AdversarialTask, AdversarialTraining
 from medfedpure.core.calibration import Calibration
 from medfedpure.core.classifier import ClassificationTask, ClassifierModel
@@ -91,6 +91,7 @@ def main() -> None:
     """Evaluate what is missing, print the table of all folds that are named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
+    parser.set_defaults(**ADAPTED)
     parser.add_argument("--preset", choices=tuple(PRESETS), default="standard")
     parser.add_argument("--eps", nargs="*", type=float, default=[0.015, 8 / 255])
     parser.add_argument("--images", type=int, help="fewer than the preset's, over all folds")
