@@ -25,12 +25,12 @@ def assert_equal(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], why:
 
 
 def assert_near(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tolerance: float, why: str) -> None:
-    """Tensors under equal names that agree within a tolerance, absolute below 1 and relative above."""
+    """Tensors under equal names that agree within a tolerance, relative to the largest value where that is above 1."""
     assert found.keys() == wanted.keys(), f"{why}: {sorted(found.keys() ^ wanted.keys())} on one side only"
     for key, value in wanted.items():
         assert found[key].shape == value.shape, f"{why}: {key} is {tuple(found[key].shape)}, not {tuple(value.shape)}"
-        scale = value.detach().double().abs().nan_to_num().clamp_min(1.0)
-        gap = ((found[key].detach().double() - value.detach().double()).abs().nan_to_num() / scale).max()
+        largest = value.detach().double().abs().nan_to_num().max().clamp_min(1.0)
+        gap = (found[key].detach().double() - value.detach().double()).abs().nan_to_num().max() / largest
         assert float(gap) <= tolerance, f"{why}: {key} differs by up to {float(gap):.3g}; {tolerance:g} is allowed"
 
 
