@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from by_hand import (
@@ -36,6 +38,14 @@ def averaged(local: dict[str, list[Tensors]], k: int, parts: dict[str, float]) -
     return {key: sum(parts[name] * experts[k][key] for name, experts in local.items()) / total for key in WEIGHTS}
 
 
+def assert_found(result: Any, experts: list[Tensors], shares: dict[str, Tensor]) -> None:
+    """A run ended with these two experts, and every client with its shares of them."""
+    for k in (0, 1):
+        assert_agree(result.shared, {f"experts.{k}.{key}": experts[k][key] for key in WEIGHTS})
+    for name, model in result.models.items():
+        torch.testing.assert_close(model.state_dict()["weights"], shares[name], rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("weighting", ["examples", "responsibilities"])
 def test_mixture_is_expectation_and_weighted_maximization(clients: dict[str, ImageDataset], weighting: str) -> None:
     strategy = create("personalization", "mixture", experts=2, weighting=weighting)
@@ -60,10 +70,8 @@ def test_mixture_is_expectation_and_weighted_maximization(clients: dict[str, Ima
             }
             experts[k] = averaged(local, k, parts)
     result = run(strategy, clients)
-    for k in (0, 1):
-        assert_agree(result.shared, {f"experts.{k}.{key}": experts[k][key] for key in WEIGHTS})
+    assert_found(result, experts, shares)
     for name, model in result.models.items():
-        torch.testing.assert_close(model.state_dict()["weights"], shares[name], rtol=0, atol=TOLERANCE)
         data = clients[name]
         wanted = sum(shares[name][k] * (-losses(experts[k], data)).exp() for k in (0, 1))
         found = model(data.images).softmax(1).gather(1, data.labels[:, None])[:, 0]
@@ -108,7 +116,4 @@ def test_pfeddef_is_the_mixture_on_images_that_each_client_attacks(clients: dict
             parts = {name: SIZES[name] * float(shares[name][k]) for name in clients}
             experts[k] = averaged(local, k, parts)
     result = run(strategy, clients)
-    for k in (0, 1):
-        assert_agree(result.shared, {f"experts.{k}.{key}": experts[k][key] for key in WEIGHTS})
-    for name, model in result.models.items():
-        torch.testing.assert_close(model.state_dict()["weights"], shares[name], rtol=0, atol=TOLERANCE)
+    assert_found(result, experts, shares)
