@@ -19,13 +19,14 @@ import torch
 
 import medfedpure
 from benchmarks.folds import ADAPTED, Fold, add_arguments, open_data, prepare, progress
+from medfedpure.core.acceleration import Acceleration
 from medfedpure.core.adversarial import AdversarialTask, AdversarialTraining
 from medfedpure.core.calibration import Calibration
 from medfedpure.core.classifier import ClassificationTask, ClassifierModel
 from medfedpure.core.defense import DefendedClassifier
 from medfedpure.core.detector import ScoreContext
 from medfedpure.core.evaluation import evaluate
-from medfedpure.core.evaluation_results import merge
+from medfedpure.core.evaluation_merge import merge
 from medfedpure.core.ladder import PRESETS, preset_of
 from medfedpure.core.training import TrainingConfig, train
 from medfedpure.reporting.evaluation_files import write_report
@@ -58,33 +59,38 @@ def adversarially_trained(fold: Fold, steps: int) -> ClassifierModel:
     return ClassifierModel.load(folder).to(memory_format=torch.channels_last)
 
 
-def defences(fold: Fold, robust: Callable[[], ClassifierModel]) -> dict[str, Callable[[], DefendedClassifier]]:
+def defences(
+    fold: Fold, robust: Callable[[], ClassifierModel], speed: Acceleration
+) -> dict[str, Callable[[], DefendedClassifier]]:
     """The arms of the table, each made when it is wanted and calibrated on the fold's own part."""
     plain = fold.classifier
+
+    def guarded(classifier: ClassifierModel, policy: Any) -> DefendedClassifier:
+        detector, purifier = medfedpure.create("detector", "compose"), _purifier(fold)
+        context = ScoreContext(classifier, classifier.features, purifier)
+        detector.fit(fold.parts["train"], context=context, seed=fold.seed)
+        chain = DefendedClassifier(classifier, detector=detector, purifier=purifier, policy=policy).accelerate(speed)
+        chain.calibration = Calibration.fit(chain.score_benign(fold.parts["calibrate"], seed=fold.seed), 0.05)
+        return chain
+
+    def purified() -> DefendedClassifier:
+        return DefendedClassifier(plain, purifier=_purifier(fold), policy="purify_all").accelerate(speed)
+
     median = medfedpure.create("purifier", "median")
     return {
         "undefended": lambda: DefendedClassifier(plain, policy="none"),
         "median filter, all": lambda: DefendedClassifier(plain, purifier=median, policy="purify_all"),
-        "purify all": lambda: DefendedClassifier(plain, purifier=_purifier(fold), policy="purify_all"),
-        "detector only": lambda: _guarded(fold, plain, "abstain"),
-        "full chain": lambda: _guarded(fold, plain, "purify_flagged"),
+        "purify all": purified,
+        "detector only": lambda: guarded(plain, "abstain"),
+        "full chain": lambda: guarded(plain, "purify_flagged"),
         "adversarially trained": lambda: DefendedClassifier(robust(), policy="none"),
-        "adversarially trained + chain": lambda: _guarded(fold, robust(), "purify_flagged"),
+        "adversarially trained + chain": lambda: guarded(robust(), "purify_flagged"),
     }
 
 
 def _purifier(fold: Fold) -> Any:
-    purifier: Any = medfedpure.create("purifier", "ddpm")
+    purifier: Any = medfedpure.create("purifier", "ddpm", save_memory=False)
     return purifier.adopt(fold.denoiser.network, fold.parts["train"].image_shape)
-
-
-def _guarded(fold: Fold, classifier: ClassifierModel, policy: Any) -> DefendedClassifier:
-    detector, purifier = medfedpure.create("detector", "compose"), _purifier(fold)
-    context = ScoreContext(classifier, classifier.features, purifier)
-    detector.fit(fold.parts["train"], context=context, seed=fold.seed)
-    chain = DefendedClassifier(classifier, detector=detector, purifier=purifier, policy=policy)
-    chain.calibration = Calibration.fit(chain.score_benign(fold.parts["calibrate"], seed=fold.seed), 0.05)
-    return chain
 
 
 def main() -> None:
@@ -96,21 +102,24 @@ def main() -> None:
     parser.add_argument("--eps", nargs="*", type=float, default=[0.015, 8 / 255])
     parser.add_argument("--images", type=int, help="fewer than the preset's, over all folds")
     parser.add_argument("--robust-steps", type=int, default=200, help="adversarial training steps")
+    precisions = ("bfloat16", "float32")
+    parser.add_argument("--precision", choices=precisions, default=precisions[0], help="of arms with a diffusion model")
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS))
     parser.add_argument("--report", type=Path, help="folder for the page, the tables and every number")
     given = parser.parse_args()
     say = progress()
     data, setting = open_data(given)
+    speed = Acceleration(autocast=given.precision == "bfloat16")
     preset = preset_of(given.preset)
     share = -(-(given.images or preset.images) // given.folds)
-    preset = replace(preset, images=share, checked=min(preset.checked, share))
+    preset = replace(preset, images=share, checked=-(-preset.checked // given.folds))
     found = []
     for number in given.only if given.only is not None else range(given.folds):
         fold = prepare(setting, data, number, given.out, say)
-        arms = defences(fold, lambda fold=fold: adversarially_trained(fold, given.robust_steps))
+        arms = defences(fold, lambda fold=fold: adversarially_trained(fold, given.robust_steps), speed)
         parts = []
         for name in given.arms:
-            out = fold.folder / f"ladder_{preset.name}_{share}" / name.replace(" ", "_")
+            out = fold.folder / f"ladder_{preset.name}_{share}_{given.precision}" / name.replace(" ", "_")
             chain, test = arms[name](), fold.parts["test"]
             parts.append(evaluate({name: chain}, test, preset=preset, eps=given.eps, out=out, seed=fold.seed, say=say))
         found.append(parts[0].model_copy(update={"arms": [part.arms[0] for part in parts]}))

@@ -186,6 +186,7 @@ class _Job:
             name=name,
             policy=chain.policy,
             parts=", ".join(f"{p.kind} {p.name}" for p in (chain.detector, chain.purifier) if p is not None),
+            precision="bfloat16" if chain.acceleration.autocast else "float32",
             stochastic=is_stochastic(chain),
             bare_wrong=bare_wrong,
             clean=clean,

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from medfedpure.core.acceleration import Acceleration
 from medfedpure.core.defense import DefendedClassifier
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.storage import atomic_folder, read_document, write_document, write_json
@@ -66,6 +67,8 @@ def digest_of(chain: DefendedClassifier) -> str:
     parts = [part for part in (chain.detector, chain.purifier) if part is not None]
     plain: dict[str, Any] = {"policy": chain.policy, "vote": asdict(chain.vote)}
     plain["calibration"] = None if chain.calibration is None else chain.calibration.describe()
+    if chain.acceleration != Acceleration():
+        plain["acceleration"] = asdict(chain.acceleration)
     tensors = {f"classifier.{key}": value for key, value in chain.classifier.state_dict().items()}
     for part in parts:
         state = part.fitted_state() if part.fitted else None

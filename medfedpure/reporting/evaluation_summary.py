@@ -117,7 +117,11 @@ class Anchor(Record):
 
 
 class Summary(Record):
-    """Everything that is shown of an evaluation."""
+    """Everything that is shown of an evaluation.
+
+    Attributes:
+        rounded: the precision of defences that do not compute in float32.
+    """
 
     data: str
     images: int
@@ -134,6 +138,7 @@ class Summary(Record):
     lines: list[Line]
     rungs: list[RungRow]
     unreliable: dict[str, list[str]]
+    rounded: dict[str, str]
     gradients: int
     seconds: float
     peak_memory_mb: float | None
@@ -174,6 +179,7 @@ def summarize(evaluation: Evaluation, *, headline: str | None = None) -> Summary
             for place, result in enumerate((*arm.rungs, *arm.checks))
         ],
         unreliable={arm.name: arm.unreliable for arm in evaluation.arms if arm.unreliable},
+        rounded={arm.name: arm.precision for arm in evaluation.arms if arm.precision != "float32"},
         gradients=evaluation.gradients,
         seconds=evaluation.seconds,
         peak_memory_mb=evaluation.peak_memory_mb,

@@ -139,6 +139,9 @@ def footnotes(summary: Summary) -> list[str]:
             f"Worst / majority of N: {draws} draws of the noise of a stochastic defence for each image; right in every "
             "draw, or in more draws than any other answer."
         )
+    for precision in dict.fromkeys(summary.rounded.values()):
+        names = ", ".join(repr(name) for name, own in summary.rounded.items() if own == precision)
+        lines.append(f"Computed in {precision}, the attackers' gradients through them too: {names}.")
     if summary.reference:
         lines.append(f"Difference: balanced accuracy less that of {summary.reference!r}, paired on the same images.")
     anchor = summary.anchor

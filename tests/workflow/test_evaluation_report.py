@@ -205,6 +205,14 @@ def test_no_robust_number_stands_without_its_threat(evaluation, summary):
             assert words in plain, f"{name} lacks {words!r}"
 
 
+def test_rounding_is_said(evaluation, summary):
+    assert "bfloat16" not in markdown(summary) + page(evaluation)
+    arms = [evaluation.arms[0], evaluation.arms[1].model_copy(update={"precision": "bfloat16"})]
+    rounded = evaluation.model_copy(update={"arms": arms})
+    for text in (markdown(summarize(rounded)), page(rounded)):
+        assert "Computed in bfloat16" in text
+
+
 def test_csv_lines_carry_their_threat(summary):
     lines = list(csv.DictReader(io.StringIO(results_csv(summary))))
     assert len(lines) == 2 + 9

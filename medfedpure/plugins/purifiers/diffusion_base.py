@@ -59,6 +59,9 @@ class DiffusionConfig(Config):
     loss_weighting: Literal["none", "min_snr"] = Field(
         "none", description="min_snr: errors weigh min(SNR, 5) / SNR (Hang et al. 2023, arXiv 2303.09556)"
     )
+    save_memory: bool = Field(
+        True, description="an exact attack recomputes activations, so memory does not grow with steps; False is faster"
+    )
     model: UNetConfig = Field(default_factory=UNetConfig, description="the noise predictor")
     training: TrainingConfig = Field(
         default_factory=lambda: TrainingConfig(steps=2000, batch_size=64, learning_rate=2e-3, ema=0.995),
@@ -175,6 +178,7 @@ class DiffusionPurifier(Purifier):
             streams=streams,
             stage=stage,
             keep_low=self.config.keep_low,
+            save_memory=self.config.save_memory,
         )
         cleaned = ((moved + 1) / 2).clamp(0, 1).to(images.dtype)
         return torch.where((timestep > 0)[:, None, None, None], cleaned, images)
