@@ -1,5 +1,7 @@
 """ART's further attacks: each fools, keeps its promise, and does what ART's own class gets wrong right."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -318,3 +320,21 @@ class TestPatch:
         attack = medfedpure.create("attack", "adversarial_patch", scale=0.4, steps=5)
         result = attack(brightness, images, labels, mask=mask if masked else None)
         assert bool((result.images != images).flatten(1).any(1).all())
+
+
+def test_an_attack_of_art_gets_through_a_purifier_of_art(model):
+    """Both seed the global generators; the purifier does it while the attack holds them."""
+    purifier = medfedpure.create("purifier", "art", preprocessor="FeatureSqueezing", options={"bit_depth": 4})
+    purifier.fit(DATA)
+    chain = medfedpure.DefendedClassifier(model, purifier=purifier, policy="purify_all")
+    before, found = torch.get_rng_state(), []
+
+    def attack():
+        square = medfedpure.create("attack", "square", eps=0.1, queries=5)
+        found.append(square(chain, DATA.images[:4], DATA.labels[:4], streams=Streams.for_batch(0, 4)))
+
+    thread = threading.Thread(target=attack, daemon=True)
+    thread.start()
+    thread.join(timeout=60)
+    assert found, "the two wait for each other"
+    assert torch.equal(torch.get_rng_state(), before)

@@ -26,7 +26,7 @@ from medfedpure.core.attack import Attack, Budget
 from medfedpure.core.errors import ConfigError, InputError
 from medfedpure.core.streams import Streams, derive_seed
 from medfedpure.core.threats import ThreatView, frozen
-from medfedpure.plugins.foreign import lock, seeded_globals
+from medfedpure.plugins.foreign import seeded_globals
 
 MASKED = frozenset(
     {
@@ -162,7 +162,7 @@ class ArtAttack(Attack):
             return images.clone()
         wanted = labels if targets is None else targets
         adversarial = images.clone()
-        with lock, seeded_globals(derive_seed(streams.seed, "art")), frozen(view), _as_art_expects():
+        with seeded_globals(derive_seed(streams.seed, "art")), frozen(view), _as_art_expects():
             with torch.no_grad():
                 logits = view(images if self.spares_fooled else images[:1])
             chosen = torch.ones(len(images), dtype=torch.bool, device=images.device)

@@ -23,7 +23,7 @@ from medfedpure.core.errors import ConfigError
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import Purification
 from medfedpure.core.streams import Streams, derive_seed
-from medfedpure.plugins.foreign import lock, seeded_globals
+from medfedpure.plugins.foreign import seeded_globals
 
 USABLE = ("JpegCompression", "SpatialSmoothing", "FeatureSqueezing", "TotalVarMin")
 """Those of ART that take one image at prediction time: the others augment training data, encode, or need sound."""
@@ -83,7 +83,7 @@ class ArtPurifier(Purifier):
         # Classes without this option read (N, H, W, C).
         moved = "channels_first" not in self._takes
         for image, image_id in zip(images.detach().cpu(), streams.ids.tolist(), strict=True):
-            with lock, seeded_globals(derive_seed(streams.seed, image_id, "art")):
+            with seeded_globals(derive_seed(streams.seed, image_id, "art")):
                 given = image[None].float()
                 array, _ = self._preprocessor((given.permute(0, 2, 3, 1) if moved else given).numpy())
             row = torch.from_numpy(np.ascontiguousarray(array))
