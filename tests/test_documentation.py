@@ -164,6 +164,7 @@ def stand_ins() -> dict[str, Any]:
         "attack": attack,
         "defended": defended,
         "chain": defended,
+        "chains": {f"fold_{number}": defended for number in range(2)},
         "streams": Streams.for_batch(0, len(data)),
     }
 
