@@ -31,6 +31,9 @@ Kind = Literal["replayed", "white-box", "black-box", "control"]
 LARGE = {"linf": 0.5, "l2": 20.0}
 """A perturbation that nothing can survive: where a defence does, its gradients are masked."""
 
+PATIENCE = 5
+"""Steps in a row whose every look must have fallen before an image leaves: one may have been lucky."""
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -131,7 +134,8 @@ def rungs(
         found.append(Rung("exact", "white-box", exact_view, "pgd_eot", through, norm, eps, cost))
         if isinstance(chain.purifier, Shortenable) and preset.name != "quick":
             found.append(Rung("surrogate", "white-box", _surrogate, "pgd_eot", through, norm, eps, cost))
-    aware = {key: through[key] for key in ("norm", "eps", "step", "steps", "eot", "batch_size")}
+    aware = {key: through[key] for key in ("norm", "eps", "step", "steps", "eot", "patience", "batch_size")}
+    aware["early_stop"] = True
     if chain.detector is not None and chain.policy == "purify_flagged":
         found.append(Rung("joint", "white-box", exact_view, "joint_pgd", aware, norm, eps, cost))
     if chain.detector is not None and chain.policy in ("purify_flagged", "abstain"):
@@ -175,6 +179,7 @@ def _pgd(preset: Preset, norm: Norm, eps: float, eot: int) -> dict[str, Any]:
         "steps": preset.steps,
         "restarts": preset.restarts,
         "eot": eot,
+        "patience": 1 if eot == 1 else PATIENCE,
         "loss": "cw",
         "batch_size": 64,
     }

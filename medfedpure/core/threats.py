@@ -249,10 +249,9 @@ def averaged(view: ThreatView, draws: int, *, chunk: int = 256) -> ThreatView:
 
 def is_stochastic(defended: DefendedClassifier) -> bool:
     """Whether two calls of a chain may answer differently."""
-    purifies = defended.policy in ("purify_flagged", "purify_all")
     parts = [
-        defended.purifier if purifies else None,
-        defended.detector if defended.policy == "purify_flagged" else None,
+        defended.purifier if defended.policy in ("purify_flagged", "purify_all") else None,
+        defended.detector if defended.policy in ("purify_flagged", "abstain") else None,
     ]
     return any(part is not None and not part.deterministic for part in parts)
 

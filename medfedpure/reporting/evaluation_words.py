@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # What decides no strength that a reader compares; the words of the attack itself, in the list of attacks, hold all.
 _LEFT_OUT = ("norm", "eps", "eot", "batch_size", "early_stop", "random_start", "first_share", "step", "loss", "slack")
-_NONE = ("", "momentum 0", "rounds 1", "weight 1")
+_NONE = ("", "momentum 0", "rounds 1", "weight 1", "patience 1")
 
 
 def threat(attacks: Sequence[RungResult]) -> str:

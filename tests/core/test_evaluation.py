@@ -85,6 +85,10 @@ def test_every_rung_is_climbed_where_it_makes_sense():
     assert names["purify_all"] == [*always, "bpda", "exact", "square"]
     assert names["purify_flagged"] == [*always, "bpda", "exact", "joint", "orthogonal", "square"]
     assert names["abstain"] == [*always, "orthogonal", "square"]
+    for policy in ("purify_flagged", "abstain"):
+        noisy = [r.options for r in rungs(chain_of(policy), BRIEF, "linf", 0.05, {}) if r.name == "orthogonal"]
+        assert noisy[0]["eot"] == BRIEF.eot, f"the detector draws noise where the chain may {policy}"
+        assert noisy[0]["patience"] > 1
     assert list(beside_itself(chain))[-1] == "chain (purify_flagged)"
 
 

@@ -1,5 +1,7 @@
 """Our own gradient attacks: the formula, the budget, what they save, and that they find what they look for."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -57,6 +59,45 @@ def test_early_stop_saves_passes_and_keeps_the_success():
     assert stopped.success.float().mean() >= whole.success.float().mean() > 0.9
     assert few < 0.7 * sum(rows)
     assert float(stopped.distance.mean()) < float(whole.distance.mean())
+
+
+@pytest.mark.parametrize(("patience", "steps"), [(1, 2), (2, 5), (3, 6)])
+def test_an_image_leaves_after_so_many_steps_in_a_row(patience, steps):
+    """A noisy view: steps 2, 4, 5 and 6 fool it."""
+    answers = iter([False, True, False, True, True, True, False])
+    taken = []
+
+    def noisy(images):
+        taken.append(next(answers))
+        sign = 1 if taken[-1] else -1
+        own = sign + 0 * images.mean((1, 2, 3))
+        return torch.stack((-own, own), 1)
+
+    images, labels = IMAGES[:1], torch.zeros(1, dtype=torch.int64)
+    with contextlib.suppress(StopIteration):
+        attack(steps=20, patience=patience).generate(ThreatView(noisy), images, labels, streams=Streams.for_batch(0, 1))
+    assert len(taken) == steps
+
+
+@pytest.mark.parametrize("name", ["orthogonal_pgd", "joint_pgd"])
+def test_who_fell_unseen_leaves_where_asked(name):
+    rows = []
+    view = weak_view()
+
+    def counted(images):
+        rows.append(len(images))
+        return MODEL(images)
+
+    hiding = ThreatView(counted, score=view.score, threshold=view.threshold)
+    options = {"eps": 0.1, "step": 0.01, "steps": 30}
+    whole = attack(name, **options)(hiding, IMAGES, LABELS)
+    every, _ = sum(rows), rows.clear()
+    stopped = attack(name, **options, early_stop=True)(hiding, IMAGES, LABELS)
+    first, _ = sum(rows), rows.clear()
+    attack(name, **options, early_stop=True, patience=5)(hiding, IMAGES, LABELS)
+    assert first < sum(rows) < every
+    assert stopped.success.float().mean() >= whole.success.float().mean() - 0.05
+    assert float(hiding.score(stopped.images)[stopped.success].mean()) <= view.threshold
 
 
 @pytest.mark.parametrize("options", [{"restarts": 3}, {"momentum": 0.9}, {"loss": "cw"}, {"random_start": True}])

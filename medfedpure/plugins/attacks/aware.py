@@ -29,6 +29,7 @@ class AwareConfig(GradientConfig):
 
     steps: int = Field(40, ge=1, description="gradient steps")
     loss: Loss = Field("cw", description='what is raised: cross-entropy, "cw" margin, or "dlr" (3 classes or more)')
+    early_stop: bool = Field(False, description="an image leaves when it has fallen unseen, see patience")
     slack: float = Field(
         0.1, ge=0, lt=1, description="share by which the score is pushed below its threshold, against fresh noise"
     )
@@ -86,35 +87,45 @@ class AwareAttack(Attack):
         self, view: ThreatView, images: Tensor, labels: Tensor, mask: Tensor | None, targets: Tensor | None
     ) -> Tensor:
         c = self.config
-        current, best, reached = images, images.clone(), images.new_full((len(images),), -torch.inf)
+        best, reached = images.clone(), images.new_full((len(images),), -torch.inf)
+        active = torch.arange(len(images), device=images.device)
+        current, streak = images, torch.zeros_like(labels)
         for step in range(c.steps + 1):
-            of_loss, of_score, fooled, seen, loss = self._sight(view, current, labels, targets)
+            of_loss, of_score, fooled, seen, flagged, loss = self._sight(view, current, labels, targets)
             rank = 4 * fooled * (1 - seen) + 2 * fooled + torch.sigmoid(loss)
-            better = rank > reached
-            best[better], reached[better] = current[better], rank[better]
+            better = rank > reached[active]
+            best[active[better]], reached[active[better]] = current[better], rank[better]
             if step == c.steps:
                 break
             chosen = self.direction(of_loss, of_score, fooled > 0.5, seen > 0.5)
             if mask is not None:
                 chosen = chosen * mask
             current = project(current + step_along(chosen, c.norm, c.step), images, c.norm, c.eps, mask)
+            streak = (streak + 1) * ((fooled >= 1) & (flagged <= 0))
+            stay = streak < c.patience
+            if c.early_stop and not bool(stay.all()):
+                active, current, images, labels, streak = (
+                    item[stay] for item in (active, current, images, labels, streak)
+                )
+                mask, targets = (None if item is None else item[stay] for item in (mask, targets))
+                if not len(active):
+                    break
         return best
 
-    def _sight(
-        self, view: ThreatView, images: Tensor, labels: Tensor, targets: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Both gradients, the shares of looks that are fooled and that are seen, and the mean loss."""
+    def _sight(self, view: ThreatView, images: Tensor, labels: Tensor, targets: Tensor | None) -> tuple[Tensor, ...]:
+        """Both gradients; the shares of looks that are fooled, seen and flagged; and the mean loss."""
         c, leaf = self.config, images.detach().requires_grad_(True)
         assert view.threshold is not None
         aim = view.threshold - c.slack * abs(view.threshold)
         of_loss, of_score = torch.zeros_like(images), torch.zeros_like(images)
-        fooled, seen, mean = (images.new_zeros(len(images)) for _ in range(3))
+        fooled, seen, flagged, mean = (images.new_zeros(len(images)) for _ in range(4))
         for count, rows, (own, wanted) in looks(leaf, c.eot, c.batch_size, labels, targets):
             logits, scores = view.look(rows)
             losses = loss_of(c.loss, logits, own, wanted)
             of_loss += slope(losses, leaf, view, again=True)
             of_score += slope(scores, leaf, view)
-            counted = (is_fooled(logits.detach(), own, wanted), scores.detach() > aim, losses.detach())
-            for total, values in zip((fooled, seen, mean), counted, strict=True):
+            found = scores.detach()
+            counted = (is_fooled(logits.detach(), own, wanted), found > aim, found > view.threshold, losses.detach())
+            for total, values in zip((fooled, seen, flagged, mean), counted, strict=True):
                 total += values.to(total).unflatten(0, (-1, count)).sum(1)
-        return of_loss / c.eot, of_score / c.eot, fooled / c.eot, seen / c.eot, mean / c.eot
+        return tuple(total / c.eot for total in (of_loss, of_score, fooled, seen, flagged, mean))

@@ -32,6 +32,9 @@ class GradientConfig(StepsConfig):
     """And looks, for views that answer with noise."""
 
     eot: int = Field(1, ge=1, description="looks at each image that are averaged at each step (EoT)")
+    patience: int = Field(
+        1, ge=1, description="steps in a row whose every look has fallen before an image leaves; more for noisy views"
+    )
 
 
 def loss_of(kind: Loss, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:

@@ -4,7 +4,8 @@
     x_{i+1} = project( x_i + step * sign(g_i) )                     (L2: along g_i / ||g_i||)
 
 Any threat view will do: what a look sees and which gradient it grants is the view's. An image that has fallen, in
-every look of a step, leaves the batch and costs nothing more.
+every look of `patience` steps, leaves the batch and costs nothing more. Where looks differ, one lucky step is no fall:
+who leaves too early leaves with a weaker perturbation.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class PGDEoTConfig(GradientConfig):
     restarts: int = Field(1, ge=1, description="starts; the first at the image itself, the others random in the ball")
     random_start: bool = Field(False, description="the first start is random as well")
     momentum: float = Field(0.0, ge=0, description="decay of the accumulated gradient; 0 = none")
-    early_stop: bool = Field(True, description="an image leaves as soon as all looks of a step are fooled")
+    early_stop: bool = Field(True, description="an image leaves when it has fallen, see patience")
 
 
 class PGDEoT(Attack):
@@ -105,11 +106,11 @@ class PGDEoT(Attack):
         mask: Tensor | None,
         targets: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Where one start leads, and which images fell on the way, in every look."""
+        """Where one start leads, and which images fell on the way."""
         c = self.config
         done, fallen = start.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
         active = torch.arange(len(images), device=images.device)
-        current, gathered = start, torch.zeros_like(start)
+        current, gathered, streak = start, torch.zeros_like(start), torch.zeros_like(labels)
         for _ in range(c.steps):
             gradient, fooled = gradient_of(
                 view,
@@ -120,14 +121,14 @@ class PGDEoT(Attack):
                 eot=c.eot,
                 batch_size=c.batch_size,
             )
-            left = fooled >= 1
+            streak = (streak + 1) * (fooled >= 1)
+            left = streak >= c.patience
             if c.early_stop and bool(left.any()):
                 done[active[left]], fallen[active[left]] = current[left], True
                 stay = ~left
-                active, current, gradient, gathered, images = (
-                    item[stay] for item in (active, current, gradient, gathered, images)
+                active, current, gradient, gathered, images, labels, streak = (
+                    item[stay] for item in (active, current, gradient, gathered, images, labels, streak)
                 )
-                labels = labels[stay]
                 mask, targets = (None if item is None else item[stay] for item in (mask, targets))
                 if not len(active):
                     return done, fallen
