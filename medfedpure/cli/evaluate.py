@@ -62,6 +62,8 @@ def evaluate(
         say(f"transfer attacks are crafted on {', '.join(subject.attackers)}")
     subject.chain.to(device)
     attackers = {name: model.to(device) for name, model in subject.attackers.items()}
+    for chain, _ in subject.federation.values():
+        chain.to(device)
     try:
         with Bars(talk) as bars, listening(bars):
             found = run(
@@ -71,6 +73,7 @@ def evaluate(
                 eps=sizes,
                 norm=norm,  # type: ignore[arg-type]
                 attackers=attackers,
+                federation=subject.federation,
                 out=report,
                 seed=seed,
                 say=say,

@@ -34,6 +34,7 @@ from medfedpure.core.reliability import probe, skipped_chain
 from medfedpure.core.results import on_cpu
 from medfedpure.core.streams import Streams, derive_seed
 from medfedpure.core.threats import is_stochastic
+from medfedpure.core.transfer import Crossing, Victims
 
 EPS = (0.015, 8 / 255)
 CONTROL = "uniform noise"
@@ -47,6 +48,7 @@ def evaluate(
     eps: Sequence[float] = EPS,
     norm: Norm = "linf",
     attackers: Mapping[str, nn.Module] | None = None,
+    federation: Victims | None = None,
     out: str | Path | None = None,
     seed: int = 0,
     batch_size: int = 64,
@@ -61,6 +63,7 @@ def evaluate(
         eps: perturbation sizes in [0, 1] units.
         norm: "linf" or "l2".
         attackers: other models by name, to craft transfer attacks on.
+        federation: every client's defence and test images: attacks crafted on each classifier are replayed on each.
         out: folder that keeps every finished rung; a run that was killed continues from it with equal numbers.
         seed: of the choice of images, of attacks and of readings.
         batch_size: images at a time.
@@ -86,9 +89,12 @@ def evaluate(
         "eps": [float(value) for value in eps],
         "norm": norm,
     }
+    say = say or _silent
+    clients = _with_images(federation or {}, strength.images, seed, say)
+    if clients:
+        setting["federation"] = {name: [digest_of(one), own.fingerprint()] for name, (one, own) in clients.items()}
     store = Store(None if out is None else Path(out), setting)
     start = time.perf_counter()
-    say = say or _silent
     job = _Job(chosen, strength, seed, batch_size, store, say)
     plans = {
         name: [rung for value in eps for rung in rungs(chain, strength, norm, float(value), attacks)]
@@ -98,6 +104,7 @@ def evaluate(
     gradients = job.gradients(plans, tests)
     say(f"{strength.describe()}; {len(chosen)} images, {gradients:,} gradient evaluations of whole defences")
     results = [job.arm(name, chain, plans[name], tests[name]) for name, chain in chains.items()]
+    transfers = Crossing(strength, norm, seed, batch_size, store, say).all_pairs(clients, eps)
     return Evaluation(
         setting=setting,
         data=data.name,
@@ -108,6 +115,7 @@ def evaluate(
         eps=setting["eps"],
         note=strength.note,
         arms=results,
+        transfers=transfers,
         gradients=gradients,
         seconds=time.perf_counter() - start,
         peak_memory_mb=_peak_memory_mb(chains),
@@ -147,6 +155,17 @@ def choose(data: ImageDataset, most: int, seed: int) -> ImageDataset:
     for place in range(max(len(queue) for queue in queues)):
         picked += [queue[place] for queue in queues if place < len(queue)]
     return single.select(torch.tensor(picked[:most]))
+
+
+def _with_images(federation: Victims, most: int, seed: int, say: Callable[[str], None]) -> Victims:
+    """Each client with the images that it is attacked on; one that has too few is left out, and that is said."""
+    found = {}
+    for name, (chain, data) in federation.items():
+        try:
+            found[name] = chain, choose(data, most, seed)
+        except DataError as error:
+            say(f"{name} is left out of the pairs of attackers and victims: {error}")
+    return found
 
 
 class _Job:

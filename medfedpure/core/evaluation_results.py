@@ -56,6 +56,29 @@ class ArmResult(Record):
     unreliable: list[str]
 
 
+class TransferResult(Record):
+    """An attack crafted on one client's bare classifier and replayed on another client's defence.
+
+    Attributes:
+        crafted_on: the client; None where the victim's images are not attacked.
+        victim: whose images, classifier and defence.
+        images: how many.
+        bare_fooled: misread by the victim's bare classifier.
+        fooled: accepted and misread by the victim's defence, in one draw of its noise.
+        refused: by the victim's defence.
+    """
+
+    crafted_on: str | None
+    victim: str
+    norm: str
+    eps: float
+    attack: str
+    images: int
+    bare_fooled: int
+    fooled: int
+    refused: int
+
+
 class Evaluation(Record):
     """Every number of the report can be made from this; a published schema describes it."""
 
@@ -68,6 +91,7 @@ class Evaluation(Record):
     eps: list[float]
     note: str
     arms: list[ArmResult]
+    transfers: list[TransferResult] = []
     gradients: int
     seconds: float
     peak_memory_mb: float | None = None

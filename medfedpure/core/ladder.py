@@ -121,8 +121,7 @@ def rungs(
 ) -> list[Rung]:
     """Every attacker that makes sense against a chain, weakest knowledge first."""
     eot = preset.eot if is_stochastic(chain) else 1
-    plain = _pgd(preset, norm, eps, 1)
-    patient = {**plain, "early_stop": False}
+    patient = replayed_options(preset, norm, eps)
     found = [Rung("static", "replayed", static_view, "pgd_eot", patient, norm, eps, preset.steps)]
     for name, model in attackers.items():
         view = _transfer(model, name)
@@ -169,6 +168,11 @@ def checks(chain: DefendedClassifier, preset: Preset, norm: Norm, eps: float) ->
         made("a quarter of the steps", eps, steps=max(preset.steps // 4, 1)),
     ]
     return [*found, made("EoT 1", eps, looks=1)] if stochastic and eot > 1 else found
+
+
+def replayed_options(preset: Preset, norm: Norm, eps: float) -> dict[str, Any]:
+    """Of a PGD that goes on after success: what only just fools one model seldom fools another."""
+    return {**_pgd(preset, norm, eps, 1), "early_stop": False}
 
 
 def _pgd(preset: Preset, norm: Norm, eps: float, eot: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from medfedpure.core.storage import write_bytes
 from medfedpure.reporting.evaluation_gallery import make_gallery
 from medfedpure.reporting.evaluation_page import page
 from medfedpure.reporting.evaluation_summary import Summary, summarize
-from medfedpure.reporting.evaluation_table import markdown, results_csv, summary_csv
+from medfedpure.reporting.evaluation_table import markdown, results_csv, summary_csv, transfers_csv
 
 
 def write_report(
@@ -24,6 +24,8 @@ def write_report(
     headline: str | None = None,
 ) -> Summary:
     """Write results.json, results.csv, summary.csv, summary.md and report.html, and return the figures.
+
+    And transfers.csv, where attackers and victims of a federation were paired.
 
     Args:
         evaluation: finished.
@@ -49,8 +51,10 @@ def write_report(
         ("results.csv", results_csv(summary)),
         ("summary.csv", summary_csv(summary)),
         ("summary.md", markdown(summary)),
+        ("transfers.csv", transfers_csv(evaluation)),
     ):
-        write_bytes(folder / name, text.encode())
+        if text:
+            write_bytes(folder / name, text.encode())
     gallery = None
     if benign is not None and (folder / "rungs").is_dir():
         gallery = make_gallery(evaluation, summary, benign, folder, chain=chain)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medfedpure.core.evaluation_results import ArmResult, Evaluation
+from medfedpure.core.evaluation_results import ArmResult, Evaluation, TransferResult
 from medfedpure.reporting import evaluation_charts as charts
 from medfedpure.reporting.evaluation_gallery import Gallery
 from medfedpure.reporting.evaluation_summary import Figure, RungRow, Summary, beaten, counted, summarize
@@ -45,6 +46,16 @@ class Matrix:
     rows: list[tuple[str, list[float | None]]]
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Who crafted (rows) against which client (columns): what its bare classifier and its defence made of it."""
+
+    eps: float
+    attack: str
+    victims: list[str]
+    rows: list[tuple[str, list[TransferResult]]]
+
+
 def page(evaluation: Evaluation, *, summary: Summary | None = None, gallery: Gallery | None = None) -> str:
     """The whole page as text.
 
@@ -68,6 +79,7 @@ def page(evaluation: Evaluation, *, summary: Summary | None = None, gallery: Gal
             block for arm in reversed(evaluation.arms) for eps in found.eps if (block := _detection(found, arm, eps))
         ],
         "matrices": [matrix for eps in found.eps if (matrix := _matrix(found, eps))],
+        "pairs": [pairs for eps in found.eps if (pairs := _pairs(evaluation.transfers, eps))],
         "gallery": gallery,
         "costs": _costs(found),
         "setting": json.dumps(found.setting, indent=2),
@@ -150,6 +162,17 @@ def _matrix(summary: Summary, eps: float) -> Matrix | None:
     if not set(shares) - {own}:
         return None
     return Matrix(eps, [(name, [found.get(arm) for arm in arms]) for name, found in shares.items()])
+
+
+def _pairs(transfers: Sequence[TransferResult], eps: float) -> Pairs | None:
+    shown = [found for found in transfers if found.crafted_on is None or found.eps == eps]
+    attacks = list(dict.fromkeys(found.attack for found in shown if found.crafted_on is not None))
+    if not attacks:
+        return None
+    rows: dict[str, list[TransferResult]] = {}
+    for found in shown:
+        rows.setdefault("no attack" if found.crafted_on is None else found.crafted_on, []).append(found)
+    return Pairs(eps, "; ".join(attacks), list(dict.fromkeys(found.victim for found in shown)), list(rows.items()))
 
 
 def _costs(summary: Summary) -> list[dict[str, Any]]:

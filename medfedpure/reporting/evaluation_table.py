@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
+from medfedpure.core.evaluation_results import Evaluation
 from medfedpure.core.readings import Record
 from medfedpure.reporting.evaluation_summary import Figure, Line, RungRow, Summary
 from medfedpure.reporting.evaluation_words import figure, footnotes
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MARK = "UNRELIABLE"
+TRANSFER = "static: crafted on a client's bare classifier and replayed on the victim's defence"
 
 
 @dataclass(frozen=True)
@@ -165,13 +167,24 @@ def summary_csv(summary: Summary) -> str:
     return _csv(summary.lines, Line, summary)
 
 
+def transfers_csv(evaluation: Evaluation) -> str:
+    """One line for each attacker and victim of a federation and each eps; nothing where none were paired."""
+    rows = [{**found.model_dump(), "view": TRANSFER, "note": evaluation.note} for found in evaluation.transfers]
+    return _lines(rows, []) if rows else ""
+
+
 def _csv(records: Iterable[Line | RungRow], kind: type[Record], summary: Summary) -> str:
-    stream = io.StringIO()
     rows = []
     for record in records:
         reasons = summary.unreliable.get(record.arm, [])
         rows.append({**_flat(record), "unreliable": "; ".join(reasons), "note": _note(record, summary)})
-    heads = list(dict.fromkeys(key for row in rows for key in row)) or list(kind.model_fields)
+    return _lines(rows, list(kind.model_fields))
+
+
+def _lines(rows: Sequence[dict[str, Any]], otherwise: list[str]) -> str:
+    """CSV with a head; `otherwise` is the head of no rows."""
+    stream = io.StringIO()
+    heads = list(dict.fromkeys(key for row in rows for key in row)) or otherwise
     writer = csv.DictWriter(stream, heads, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Subject:
         data: labelled benign images.
         attackers: other models by name, that transfer attacks are crafted on.
         told: where the images come from, for whoever started the evaluation.
+        federation: of a run of several clients, every client's defence and test images.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Subject:
     data: ImageDataset
     attackers: dict[str, nn.Module]
     told: str
+    federation: dict[str, tuple[DefendedClassifier, ImageDataset]] = field(default_factory=dict)
 
 
 def load_subject(
@@ -68,15 +70,18 @@ def load_subject(
     """
     others: dict[str, nn.Module] = {}
     own, told = None, ""
+    tests: dict[str, ImageDataset] = {}
     if (defence / CONFIG).is_file() and not (defence / DOCUMENT).is_file():
         run, defence = defence, defence / DEFENCES / _client(defence, client)
         others = {name: _classifier(run / DEFENCES / name) for name in _clients(run) if name != defence.name}
         if data is None:
-            own = _test_part(run, defence.name)
+            tests = _test_parts(run)
+            own = tests[defence.name]
             told = f"{defence.name}'s test part, dealt again from {run / CONFIG}: not trained, tuned or calibrated on"
     elif client is not None:
         raise ConfigError(f"{defence} is one defence: --client goes with the output folder of a demo or a run")
     chain = DefendedClassifier.load(defence)
+    clients = {name: DefendedClassifier.load(defence.parent / name) for name in tests if name != defence.name}
     if own is None:
         if data is None:
             raise ConfigError(f"images are wanted: {_HINT}")
@@ -84,7 +89,8 @@ def load_subject(
     others |= {_named(folder, others): _classifier(folder) for folder in attackers}
     for name, model in {defence.name: chain.classifier, **others}.items():
         _check_fits(name, model, own)
-    return Subject(defence.name, chain, own, others, told)
+    federation = {name: (clients.get(name, chain), test) for name, test in tests.items()} if clients else {}
+    return Subject(defence.name, chain, own, others, told, federation)
 
 
 def _client(run: Path, client: str | None) -> str:
@@ -99,21 +105,23 @@ def _clients(run: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if (path / DOCUMENT).is_file()) if folder.is_dir() else []
 
 
-def _test_part(run: Path, client: str) -> ImageDataset:
-    """The test part of a run, after making sure that it is still the one that was left out of training."""
+def _test_parts(run: Path) -> dict[str, ImageDataset]:
+    """The test parts of a run by client, after making sure that they are still those that were left out of training."""
     parts = divide(RunConfig.from_toml(run / CONFIG))
-    if client not in parts:
-        raise ConfigError(f"{run / CONFIG} deals images to {', '.join(parts)}; got {client!r}")
-    test = parts[client]["test"]
+    clients = _clients(run)
+    if missing := [client for client in clients if client not in parts]:
+        raise ConfigError(f"{run / CONFIG} deals images to {', '.join(parts)}; {', '.join(missing)} is none of them")
+    tests = {client: parts[client]["test"] for client in clients}
     recorded = run / "results.json"
     if recorded.is_file():
-        wanted = json.loads(recorded.read_text(encoding="utf-8")).get("splits", {}).get(client, {}).get("test")
-        if wanted != test.fingerprint():
-            raise DataError(
-                f"the images behind {run / CONFIG} are no longer those of the run ({client}'s test part has another "
-                f"fingerprint), so they may have been trained on: {_HINT}"
-            )
-    return test
+        splits = json.loads(recorded.read_text(encoding="utf-8")).get("splits", {})
+        for client, test in tests.items():
+            if splits.get(client, {}).get("test") != test.fingerprint():
+                raise DataError(
+                    f"the images behind {run / CONFIG} are no longer those of the run ({client}'s test part has "
+                    f"another fingerprint), so they may have been trained on: {_HINT}"
+                )
+    return tests
 
 
 def _read(data: str, options: dict[str, Any], classifier: nn.Module) -> ImageDataset:

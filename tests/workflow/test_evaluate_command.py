@@ -103,9 +103,24 @@ def test_a_run_brings_its_own_test_images_and_attackers(run_folder):
     subject = load_subject(run_folder, client="client_1")
     assert subject.data.fingerprint() == divide(RunConfig.parse(RUN))["client_1"]["test"].fingerprint()
     assert list(subject.attackers) == ["client_0"]
+    assert {name: len(test) for name, (_, test) in subject.federation.items()} == {
+        name: len(own["test"]) for name, own in divide(RunConfig.parse(RUN)).items()
+    }
+    assert subject.federation["client_1"][0] is subject.chain
     assert load_subject(run_folder).name == "client_0"
     with pytest.raises(ConfigError, match="client_0, client_1"):
         load_subject(run_folder, client="client_7")
+
+
+def test_a_run_is_reported_with_all_pairs_of_its_clients(run_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(ladder.PRESETS, "tiny", TINY)
+    command = ["evaluate", str(run_folder), "--report", str(tmp_path), "--preset", "tiny", "--eps", "0.05", "--quiet"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    lines = (tmp_path / "transfers.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 + 4
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "The federation's insiders" in text
 
 
 def test_images_that_changed_since_the_run_are_refused(run_folder, tmp_path):
