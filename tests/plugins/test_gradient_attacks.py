@@ -79,6 +79,25 @@ def test_an_image_leaves_after_so_many_steps_in_a_row(patience, steps):
     assert len(taken) == steps
 
 
+def test_who_did_not_leave_is_taken_where_the_longest_run_of_falls_ends():
+    """A gated view: what only just fools it is pushed on into what does not, at steps 1, 4, 5 and 7."""
+    fooled = iter([False, True, False, False, True, True, False, True, False])
+    seen = []
+
+    def gated(images):
+        seen.append(images.detach().clone())
+        sign = 1 if next(fooled) else -1
+        own = images.mean((1, 2, 3))
+        return torch.stack((-own, own), 1) * 0 + torch.tensor([-sign, sign]) + torch.stack((-own, own), 1)
+
+    images, labels = IMAGES[:1] * 0.5 + 0.25, torch.zeros(1, dtype=torch.int64)
+    made = attack(steps=8, step=0.005, eps=0.1, patience=3)
+    found = made.generate(ThreatView(gated), images, labels, streams=Streams.for_batch(0, 1))
+    assert len(seen) == 9, "the last step is looked at too"
+    assert torch.equal(found, seen[5])
+    assert not torch.equal(found, seen[8])
+
+
 @pytest.mark.parametrize("name", ["orthogonal_pgd", "joint_pgd"])
 def test_who_fell_unseen_leaves_where_asked(name):
     rows = []

@@ -4,8 +4,8 @@
     x_{i+1} = project( x_i + step * sign(g_i) )                     (L2: along g_i / ||g_i||)
 
 Any threat view will do: what a look sees and which gradient it grants is the view's. An image that has fallen, in
-every look of `patience` steps, leaves the batch and costs nothing more. Where looks differ, one lucky step is no fall:
-who leaves too early leaves with a weaker perturbation.
+every look of `patience` steps in a row, leaves the batch and costs nothing more. Where looks differ, one lucky step is
+no fall: who leaves too early leaves with a weaker perturbation.
 """
 
 from __future__ import annotations
@@ -106,10 +106,14 @@ class PGDEoT(Attack):
         mask: Tensor | None,
         targets: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Where one start leads, and which images fell on the way."""
+        """Where one start leads, and which images fell on the way.
+
+        With early stop an image that did not leave, but was fooled, is at its best where the longest run of fallen
+        steps ends, or else where most looks were fooled; of equal ones the last. The last step is looked at too.
+        """
         c = self.config
-        done, fallen = start.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        active = torch.arange(len(images), device=images.device)
+        found, fallen = start.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        reached, active = images.new_zeros(len(images)), torch.arange(len(images), device=images.device)
         current, gathered, streak = start, torch.zeros_like(start), torch.zeros_like(labels)
         for _ in range(c.steps):
             gradient, fooled = gradient_of(
@@ -122,33 +126,52 @@ class PGDEoT(Attack):
                 batch_size=c.batch_size,
             )
             streak = (streak + 1) * (fooled >= 1)
-            left = streak >= c.patience
-            if c.early_stop and bool(left.any()):
-                done[active[left]], fallen[active[left]] = current[left], True
-                stay = ~left
-                active, current, gradient, gathered, images, labels, streak = (
-                    item[stay] for item in (active, current, gradient, gathered, images, labels, streak)
-                )
-                mask, targets = (None if item is None else item[stay] for item in (mask, targets))
-                if not len(active):
-                    return done, fallen
+            if c.early_stop:
+                _keep_best(found, reached, active, current, fooled, streak)
+                stay = streak < c.patience
+                if not bool(stay.all()):
+                    fallen[active[~stay]] = True
+                    active, current, gradient, gathered, images, labels, streak = (
+                        item[stay] for item in (active, current, gradient, gathered, images, labels, streak)
+                    )
+                    mask, targets = (None if item is None else item[stay] for item in (mask, targets))
+                    if not len(active):
+                        return found, fallen
             if mask is not None:
                 gradient = gradient * mask
             if c.momentum:
                 size = gradient.abs().flatten(1).mean(1).clamp_min(1e-20)[:, None, None, None]
                 gradient = gathered = c.momentum * gathered + gradient / size
             current = project(current + step_along(gradient, c.norm, c.step), images, c.norm, c.eps, mask)
-        done[active] = current
-        return done, fallen
+        if c.early_stop and bool((reached[active] > 0).any()):
+            fooled = self._judged(view, current, labels, targets)[0]
+            _keep_best(found, reached, active, current, fooled, (streak + 1) * (fooled >= 1))
+        else:
+            found[active] = current
+        return found, fallen
 
     def _strength(self, view: ThreatView, images: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
         """How far the attack got, `(N,)`: the share of fooled looks, then the loss squeezed into (0, 1)."""
-        c, total = self.config, images.new_zeros(len(images))
+        share, loss = self._judged(view, images, labels, targets)
+        strength: Tensor = share + loss / (2 * self.config.eot)
+        return strength
+
+    def _judged(
+        self, view: ThreatView, images: Tensor, labels: Tensor, targets: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The share of fooled looks `(N,)`, and the mean of the loss squeezed into (0, 1); no gradient is taken."""
+        c, share, squeezed = self.config, images.new_zeros(len(images)), images.new_zeros(len(images))
         with torch.no_grad():
             for count, rows, (own, wanted) in looks(images, c.eot, c.batch_size, labels, targets):
                 logits = view(rows)
-                fooled = is_fooled(logits, own, wanted).to(total)
-                got = fooled + torch.sigmoid(loss_of(c.loss, logits, own, wanted)) / (2 * c.eot)
-                total += got.unflatten(0, (-1, count)).sum(1)
-        mean: Tensor = total / c.eot
-        return mean
+                counted = is_fooled(logits, own, wanted), torch.sigmoid(loss_of(c.loss, logits, own, wanted))
+                for total, values in zip((share, squeezed), counted, strict=True):
+                    total += values.to(total).unflatten(0, (-1, count)).sum(1)
+        return share / c.eot, squeezed / c.eot
+
+
+def _keep_best(found: Tensor, reached: Tensor, active: Tensor, current: Tensor, fooled: Tensor, streak: Tensor) -> None:
+    """Where it is no worse, take the current image: by its run of fallen steps, else by its share of fooled looks."""
+    rank = torch.where(streak > 0, streak.to(fooled), fooled)
+    better = rank >= reached[active]
+    found[active[better]], reached[active[better]] = current[better], rank[better]
