@@ -90,12 +90,13 @@ def _report(found: Evaluation, subject: Subject, report: Path, as_json: bool) ->
     from medfedpure.reporting.evaluation_files import write_report
     from medfedpure.reporting.evaluation_summary import summarize
 
-    written = "report.html, results.json, results.csv, summary.csv, summary.md"
+    tables = "results.json, results.csv, summary.csv, summary.md" + (", transfers.csv" if found.transfers else "")
+    written = f"report.html, {tables}"
     benign = choose(subject.data, found.setting["preset"]["images"], found.setting["seed"])
     try:
         summary = write_report(found, report, benign=benign, chain=subject.chain)
     except MissingExtraError as error:
-        summary, written = summarize(found), f"results.json, results.csv, summary.csv, summary.md; no page: {error}"
+        summary, written = summarize(found), f"{tables}; no page: {error}"
     if as_json:
         typer.echo((report / "results.json").read_text(encoding="utf-8"))
         return
