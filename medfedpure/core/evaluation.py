@@ -31,7 +31,7 @@ from medfedpure.core.progress import track
 from medfedpure.core.readings import Reading, read
 from medfedpure.core.registry import create
 from medfedpure.core.reliability import probe, skipped_chain
-from medfedpure.core.results import on_cpu
+from medfedpure.core.results import device_of, on_cpu
 from medfedpure.core.streams import Streams, derive_seed
 from medfedpure.core.threats import is_stochastic
 from medfedpure.core.transfer import Crossing, Victims
@@ -198,7 +198,7 @@ class _Job:
         found = [self._rung(name, chain, rung, self.data, draws) for rung in track(plan, f"{name}: attacks", len(plan))]
         found += [self._control(name, chain, eps, draws) for eps in dict.fromkeys(rung.eps for rung in plan)]
         compared = [self._rung(name, chain, rung, few, 1) for rung in track(tests, f"{name}: checks", len(tests))]
-        images, labels = few.images[:8].to(_device(chain)), few.labels[:8].to(_device(chain))
+        images, labels = few.images[:8].to(device_of(chain)), few.labels[:8].to(device_of(chain))
         reasons = probe(chain, images, labels, few.ids[:8], seed=derive_seed(self.seed, "probe"))
         reasons += skipped_chain(chain, clean.purified, clean.flagged)
         return ArmResult(
@@ -218,7 +218,7 @@ class _Job:
         kept = self.store.load(name, "clean")
         if kept is None:
             with torch.no_grad():
-                wrong = chain.classifier(self.data.images.to(_device(chain))).argmax(1).cpu() != self.data.labels
+                wrong = chain.classifier(self.data.images.to(device_of(chain))).argmax(1).cpu() != self.data.labels
             reading = self._read(name, chain, self.data, self.data.images, draws)
             kept = ({"reading": reading.model_dump(), "bare_wrong": wrong.tolist()}, {})
             self.store.keep(*kept, name, "clean")
@@ -226,7 +226,7 @@ class _Job:
 
     def _read(self, name: str, chain: DefendedClassifier, data: ImageDataset, images: Tensor, draws: int) -> Reading:
         seed = derive_seed(self.seed, name, "read")
-        images = images.to(_device(chain))
+        images = images.to(device_of(chain))
         return read(chain, images, data.ids, data.labels, seed=seed, draws=draws, batch_size=self.batch_size)
 
     def _rung(self, name: str, chain: DefendedClassifier, rung: Rung, data: ImageDataset, draws: int) -> RungResult:
@@ -254,7 +254,7 @@ class _Job:
         blank |= {"view": "", "attack": rung.attack, "eot": int(rung.options.get("eot", 1)), "seconds": 0.0}
         seed = derive_seed(self.seed, "all" if replayed else name, rung.label())
         start = time.perf_counter()
-        device = _device(chain)
+        device = device_of(chain)
         try:
             attack = create("attack", rung.attack, **rung.options)
             with chain.noise_sequence(seed):
@@ -295,13 +295,9 @@ class _Job:
         return result
 
 
-def _device(chain: DefendedClassifier) -> torch.device:
-    return next((parameter.device for parameter in chain.parameters()), torch.device("cpu"))
-
-
 def _peak_memory_mb(chains: Mapping[str, DefendedClassifier]) -> float | None:
     """The most that was held at once: by tensors on the GPU, or on the CPU by this process since it started."""
-    if any(_device(chain).type == "cuda" for chain in chains.values()):
+    if any(device_of(chain).type == "cuda" for chain in chains.values()):
         return torch.cuda.max_memory_allocated() / 2**20
     try:
         import resource

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Record = TypeVar("Record", "Purification", "AttackResult", "Trace", "Prediction")
 
@@ -102,6 +102,11 @@ class Prediction:
 
     def __len__(self) -> int:
         return self.labels.shape[0]
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters are; the CPU where it has none."""
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def on_cpu(record: Record) -> Record:

@@ -18,6 +18,7 @@ from medfedpure.core.config import Config
 from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.errors import DataError, TrainingError
 from medfedpure.core.progress import track
+from medfedpure.core.results import device_of
 from medfedpure.core.streams import Streams, derive_seed, isolated_rng
 from medfedpure.core.training_state import TrainingState, WeightAverage
 
@@ -53,7 +54,7 @@ class Task(ABC):
         total = 0.0
         with torch.no_grad():
             for batch in data.batches(batch_size):
-                moved = batch.to(_device_of(model))
+                moved = batch.to(device_of(model))
                 total += float(self.loss(model, moved, Streams(derive_seed(seed, "metrics"), batch.ids))) * len(
                     batch.ids
                 )
@@ -196,7 +197,7 @@ def train(
             "validation": None if validation is None else validation.fingerprint(),
         }
     )
-    device = _device_of(model)
+    device = device_of(model)
     every = math.ceil((last - first) / config.checks)
     indices = _indices(len(data), config.batch_size, seed)
     model.train()
@@ -276,7 +277,3 @@ def _indices(size: int, batch_size: int, seed: int) -> Iterator[Tensor]:
             waiting = torch.cat((waiting, torch.randperm(size, generator=generator)))
         yield waiting[:batch_size]
         waiting = waiting[batch_size:]
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from medfedpure.core.attack import Budget, Norm, audit
+from medfedpure.core.attack import Norm
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.defense import DefendedClassifier
 from medfedpure.core.evaluation_results import TransferResult
@@ -21,7 +21,7 @@ from medfedpure.core.evaluation_store import Store
 from medfedpure.core.ladder import Preset, replayed_options
 from medfedpure.core.readings import ABSTAINED, read
 from medfedpure.core.registry import create
-from medfedpure.core.results import on_cpu
+from medfedpure.core.results import device_of, on_cpu
 from medfedpure.core.streams import Streams, derive_seed
 
 Victims = Mapping[str, tuple[DefendedClassifier, ImageDataset]]
@@ -68,7 +68,6 @@ class Crossing:
             self.say(f"{victim}: crafted on {crafted_on}, {self.norm} {eps:g}")
             options = replayed_options(self.preset, self.norm, eps)
             images, attack = _crafted(victims[crafted_on][0].classifier, data, options, derive_seed(self.seed, label))
-            audit(data.images, images, Budget(self.norm, eps), who=attack)
         counts = _counts(chain, data, images, derive_seed(self.seed, KEPT, "read"), self.batch_size)
         result = TransferResult(
             crafted_on=crafted_on,
@@ -83,9 +82,8 @@ class Crossing:
         return result
 
 
-def _crafted(model: torch.nn.Module, data: ImageDataset, options: dict[str, Any], seed: int) -> tuple[Tensor, str]:
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    attack = create("attack", "pgd_eot", **options)
+def _crafted(model: nn.Module, data: ImageDataset, options: dict[str, Any], seed: int) -> tuple[Tensor, str]:
+    device, attack = device_of(model), create("attack", "pgd_eot", **options)
     found = on_cpu(attack(model, data.images.to(device), data.labels.to(device), streams=Streams(seed, data.ids)))
     return found.images, found.description
 
@@ -94,15 +92,12 @@ def _counts(
     chain: DefendedClassifier, data: ImageDataset, images: Tensor, seed: int, batch_size: int
 ) -> dict[str, int]:
     """How many images the bare classifier misreads, and how many the defence misreads or refuses."""
-    device = next((parameter.device for parameter in chain.parameters()), torch.device("cpu"))
-    images = images.to(device)
+    images = images.to(device_of(chain))
     with torch.no_grad():
         bare = torch.cat([chain.classifier(part).argmax(1).cpu() for part in images.split(batch_size)])
-    said = torch.tensor(
-        read(chain, images, data.ids, data.labels, seed=seed, draws=1, batch_size=batch_size).verdicts[0]
-    )
+    reading = read(chain, images, data.ids, data.labels, seed=seed, draws=1, batch_size=batch_size)
     return {
         "bare_fooled": int((bare != data.labels).sum()),
-        "fooled": int(((said != data.labels) & (said != ABSTAINED)).sum()),
-        "refused": int((said == ABSTAINED).sum()),
+        "fooled": int(reading.fooled(data.labels).sum()),
+        "refused": reading.verdicts[0].count(ABSTAINED),
     }

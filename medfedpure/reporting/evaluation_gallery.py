@@ -17,7 +17,7 @@ from medfedpure.core.defense import DefendedClassifier
 from medfedpure.core.evaluation_results import ArmResult, Evaluation, RungResult
 from medfedpure.core.evaluation_store import Store
 from medfedpure.core.readings import ABSTAINED, Reading
-from medfedpure.core.results import Prediction, on_cpu
+from medfedpure.core.results import Prediction, device_of, on_cpu
 from medfedpure.core.streams import derive_seed
 from medfedpure.reporting.evaluation_summary import Summary, counted
 from medfedpure.reporting.evaluation_words import threat
@@ -90,8 +90,8 @@ def make_gallery(
         seen = None
         if chain is not None:
             seed = derive_seed(derive_seed(summary.seed, arm.name, "read"), "draw", 0)
-            device = next((parameter.device for parameter in chain.parameters()), torch.device("cpu"))
-            seen = on_cpu(chain.predict(attacked.to(device), ids=benign.ids[chosen], seed=seed, explain=True))
+            moved = attacked.to(device_of(chain))
+            seen = on_cpu(chain.predict(moved, ids=benign.ids[chosen], seed=seed, explain=True))
         places = chosen.tolist()
         made = [_row(place, number, benign, attacked[number], arm, rung, seen) for number, place in enumerate(places)]
         return Gallery(arm.name, threat([rung]), made)

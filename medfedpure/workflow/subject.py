@@ -70,18 +70,22 @@ def load_subject(
     """
     others: dict[str, nn.Module] = {}
     own, told = None, ""
-    tests: dict[str, ImageDataset] = {}
+    federation: dict[str, tuple[DefendedClassifier, ImageDataset]] = {}
+    chain = None
     if (defence / CONFIG).is_file() and not (defence / DOCUMENT).is_file():
         run, defence = defence, defence / DEFENCES / _client(defence, client)
-        others = {name: _classifier(run / DEFENCES / name) for name in _clients(run) if name != defence.name}
         if data is None:
             tests = _test_parts(run)
-            own = tests[defence.name]
+            federation = {name: (DefendedClassifier.load(run / DEFENCES / name), test) for name, test in tests.items()}
+            chain, own = federation[defence.name]
             told = f"{defence.name}'s test part, dealt again from {run / CONFIG}: not trained, tuned or calibrated on"
+            others = {name: one.classifier for name, (one, _) in federation.items() if name != defence.name}
+        else:
+            others = {name: _classifier(run / DEFENCES / name) for name in _clients(run) if name != defence.name}
     elif client is not None:
         raise ConfigError(f"{defence} is one defence: --client goes with the output folder of a demo or a run")
-    chain = DefendedClassifier.load(defence)
-    clients = {name: DefendedClassifier.load(defence.parent / name) for name in tests if name != defence.name}
+    if chain is None:
+        chain = DefendedClassifier.load(defence)
     if own is None:
         if data is None:
             raise ConfigError(f"images are wanted: {_HINT}")
@@ -89,8 +93,7 @@ def load_subject(
     others |= {_named(folder, others): _classifier(folder) for folder in attackers}
     for name, model in {defence.name: chain.classifier, **others}.items():
         _check_fits(name, model, own)
-    federation = {name: (clients.get(name, chain), test) for name, test in tests.items()} if clients else {}
-    return Subject(defence.name, chain, own, others, told, federation)
+    return Subject(defence.name, chain, own, others, told, federation if len(federation) > 1 else {})
 
 
 def _client(run: Path, client: str | None) -> str:

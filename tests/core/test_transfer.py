@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import medfedpure
-from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.defense import DefendedClassifier
 from medfedpure.core.evaluation import evaluate
 from medfedpure.core.ladder import Preset
@@ -72,9 +71,8 @@ def test_refusals_are_no_errors():
 def test_finished_pairs_are_kept_and_a_client_without_images_is_left_out(tmp_path):
     model = tiny_classifier()
     whole = tiny_dataset(40, seed=3)
-    empty = whole.select(whole.labels == 0)
-    assert isinstance(empty, ImageDataset)
-    federation = {"a": (bare(model), whole), "b": (bare(model), tiny_dataset(40, seed=4)), "c": (bare(model), empty)}
+    healthy = whole.select(whole.labels == 0)
+    federation = {"a": (bare(model), whole), "b": (bare(model), tiny_dataset(40, seed=4)), "c": (bare(model), healthy)}
     told = []
     first = evaluate(bare(model), whole, preset=BRIEF, eps=(0.1,), out=tmp_path, federation=federation, say=told.append)
     assert any(text.startswith("c is left out") for text in told)

@@ -1,7 +1,5 @@
 """Our own gradient attacks: the formula, the budget, what they save, and that they find what they look for."""
 
-import contextlib
-
 import pytest
 import torch
 
@@ -74,8 +72,7 @@ def test_an_image_leaves_after_so_many_steps_in_a_row(patience, steps):
         return torch.stack((-own, own), 1)
 
     images, labels = IMAGES[:1], torch.zeros(1, dtype=torch.int64)
-    with contextlib.suppress(StopIteration):
-        attack(steps=20, patience=patience).generate(ThreatView(noisy), images, labels, streams=Streams.for_batch(0, 1))
+    attack(steps=7, patience=patience).generate(ThreatView(noisy), images, labels, streams=Streams.for_batch(0, 1))
     assert len(taken) == steps
 
 
@@ -88,7 +85,7 @@ def test_who_did_not_leave_is_taken_where_the_longest_run_of_falls_ends():
         seen.append(images.detach().clone())
         sign = 1 if next(fooled) else -1
         own = images.mean((1, 2, 3))
-        return torch.stack((-own, own), 1) * 0 + torch.tensor([-sign, sign]) + torch.stack((-own, own), 1)
+        return torch.stack((-sign - own, sign + own), 1)
 
     images, labels = IMAGES[:1] * 0.5 + 0.25, torch.zeros(1, dtype=torch.int64)
     made = attack(steps=8, step=0.005, eps=0.1, patience=3)

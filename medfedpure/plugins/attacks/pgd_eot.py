@@ -173,5 +173,6 @@ class PGDEoT(Attack):
 def _keep_best(found: Tensor, reached: Tensor, active: Tensor, current: Tensor, fooled: Tensor, streak: Tensor) -> None:
     """Where it is no worse, take the current image: by its run of fallen steps, else by its share of fooled looks."""
     rank = torch.where(streak > 0, streak.to(fooled), fooled)
-    better = rank >= reached[active]
-    found[active[better]], reached[active[better]] = current[better], rank[better]
+    better = (rank >= reached[active])[:, None, None, None]
+    found[active] = torch.where(better, current, found[active])
+    reached[active] = torch.maximum(rank, reached[active])
