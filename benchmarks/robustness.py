@@ -4,7 +4,7 @@ The folds, classifiers and diffusion models are those of `benchmarks.purificatio
 trained twice. Beside each classifier stands one that was trained further on adversarial examples. Every fold's
 test part gives its share of the preset's images, one for each near-duplicate group; all defences of a fold are
 attacked on the same ones. Every finished rung is kept, so a run that was stopped goes on; the table is drawn from
-the folds that are named.
+the folds that are named, and from those in the results.json of an earlier run, which may be another machine's.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from medfedpure.core.defense import DefendedClassifier
 from medfedpure.core.detector import ScoreContext
 from medfedpure.core.evaluation import evaluate
 from medfedpure.core.evaluation_merge import merge
+from medfedpure.core.evaluation_results import Evaluation
 from medfedpure.core.ladder import PRESETS, preset_of
 from medfedpure.core.training import TrainingConfig, train
 from medfedpure.reporting.evaluation_files import write_report
@@ -107,6 +108,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=precisions, default=precisions[0], help="of arms with a diffusion model")
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS))
     parser.add_argument("--report", type=Path, help="folder for the page, the tables and every number")
+    parser.add_argument("--merge", nargs="*", type=Path, default=[], help="results.json of other folds")
     given = parser.parse_args()
     say = progress()
     data, setting = open_data(given)
@@ -114,7 +116,7 @@ def main() -> None:
     preset = preset_of(given.preset)
     share = -(-(given.images or preset.images) // given.folds)
     preset = replace(preset, images=share, checked=-(-preset.checked // given.folds))
-    found = []
+    found = [Evaluation.model_validate_json(path.read_text(encoding="utf-8")) for path in given.merge]
     for number in given.only if given.only is not None else range(given.folds):
         fold = prepare(setting, data, number, given.out, say)
         arms = defences(fold, lambda fold=fold: adversarially_trained(fold, given.robust_steps), speed)
@@ -123,11 +125,13 @@ def main() -> None:
             out = fold.folder / f"ladder_{preset.name}_{share}_{given.precision}" / name.replace(" ", "_")
             chain, test = arms[name](), fold.parts["test"]
             parts.append(evaluate({name: chain}, test, preset=preset, eps=given.eps, out=out, seed=fold.seed, say=say))
-        found.append(parts[0].model_copy(update={"arms": [part.arms[0] for part in parts]}))
-    whole = merge(found)
+        digests = {name: digest for part in parts for name, digest in part.setting["arms"].items()}
+        update = {"arms": [part.arms[0] for part in parts], "setting": {**parts[0].setting, "arms": digests}}
+        found.append(parts[0].model_copy(update=update))
+    merged = merge(found)
     if given.report is not None:
-        write_report(whole, given.report, headline="full chain" if "full chain" in given.arms else None)
-    print(markdown(summarize(whole)))
+        write_report(merged, given.report, headline="full chain" if "full chain" in given.arms else None)
+    print(markdown(summarize(merged)))
 
 
 if __name__ == "__main__":

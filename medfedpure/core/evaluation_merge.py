@@ -23,10 +23,15 @@ def merge(parts: Sequence[Evaluation]) -> Evaluation:
     The images that self-checks looked at come first, part after part, then the others. Rungs and checks are compared
     over all images together; what was probed in one part keeps its number.
 
+    What was merged before can be merged with more, as with folds that another machine measured.
+
     Raises:
-        ConfigError: parts that differ in defences, rungs, checks, eps or strength.
+        ConfigError: parts that differ in defences, rungs, checks, eps or strength, or two of the same images.
     """
     first = parts[0]
+    images = [setting["images"] for part in parts for setting in part.setting.get("merged", [part.setting])]
+    if len(set(images)) < len(images):
+        raise ConfigError("two of the evaluations are of the same images: merge each fold once")
     for part in parts[1:]:
         same = (part.norm, part.eps, part.note, part.class_names) == (
             first.norm,
@@ -40,7 +45,7 @@ def merge(parts: Sequence[Evaluation]) -> Evaluation:
     labels = joined([part.labels for part in parts])
     return first.model_copy(
         update={
-            "setting": {"merged": [part.setting for part in parts]},
+            "setting": {"merged": _in_turn([part.setting.get("merged", [part.setting]) for part in parts])},
             "labels": labels,
             "groups": joined([part.groups for part in parts]),
             "arms": [_arm(arms, parts, labels, joined) for arms in zip(*(part.arms for part in parts), strict=True)],

@@ -89,7 +89,7 @@ def make_gallery(
         attacked = kept[1]["images"][chosen]
         seen = None
         if chain is not None:
-            seed = derive_seed(derive_seed(summary.seed, arm.name, "read"), "draw", 0)
+            seed = derive_seed(derive_seed(evaluation.setting["seed"], arm.name, "read"), "draw", 0)
             moved = attacked.to(device_of(chain))
             seen = on_cpu(chain.predict(moved, ids=benign.ids[chosen], seed=seed, explain=True))
         places = chosen.tolist()

@@ -121,6 +121,7 @@ class Summary(Record):
 
     Attributes:
         rounded: the precision of defences that do not compute in float32.
+        seeds: the seed in words, or that there are several.
     """
 
     data: str
@@ -131,7 +132,7 @@ class Summary(Record):
     norm: str
     eps: list[float]
     note: str
-    seed: int
+    seeds: str
     headline: str
     reference: str | None
     anchor: Anchor
@@ -168,7 +169,7 @@ def summarize(evaluation: Evaluation, *, headline: str | None = None) -> Summary
         norm=evaluation.norm,
         eps=evaluation.eps,
         note=evaluation.note,
-        seed=evaluation.setting.get("seed", 0),
+        seeds=_seeds(evaluation.setting),
         headline=headline or names[-1],
         reference=UNDEFENDED if UNDEFENDED in names else None,
         anchor=_anchor(counter.labels, evaluation.class_names),
@@ -186,6 +187,11 @@ def summarize(evaluation: Evaluation, *, headline: str | None = None) -> Summary
         versions=evaluation.versions,
         setting=evaluation.setting,
     )
+
+
+def _seeds(setting: dict[str, Any]) -> str:
+    merged = setting.get("merged")
+    return f"seed {setting['seed']}" if merged is None else f"{len(merged)} parts, each with a seed of its own"
 
 
 def counted(arm: ArmResult, eps: float) -> list[RungResult]:

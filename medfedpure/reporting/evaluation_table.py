@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MARK = "UNRELIABLE"
+KINDS = ("replayed", "white-box", "black-box", "control")
 TRANSFER = "static: crafted on a client's bare classifier and replayed on the victim's defence"
 
 
@@ -154,7 +156,36 @@ def markdown(summary: Summary) -> str:
         for row, marked in zip(section.rows, section.unreliable, strict=True):
             cells = [_cell(cell) for cell in row]
             lines.append("| " + " | ".join([f"{cells[0]} **{MARK}**" if marked else cells[0], *cells[1:]]) + " |")
-    return "\n".join([*lines, "", *[f"- {_cell(text)}" for text in conditions(summary)]]) + "\n"
+    lines += ["", *[f"- {_cell(text)}" for text in conditions(summary)]]
+    return "\n".join([*lines, "", *_by_attack(summary)]) + "\n"
+
+
+def _by_attack(summary: Summary) -> list[str]:
+    """How many images each attack leaves right, and the share that a detector flags: where a worst case comes from."""
+    shown = [row for row in summary.rungs if row.role in ("counted", "control") and row.right is not None]
+    faced = Counter(row.arm for row in shown)
+    in_turn = sorted(shown, key=lambda row: (KINDS.index(row.kind), -faced[row.arm]))
+    heads = list(dict.fromkeys(row.rung for row in in_turn))
+    lines = [
+        f"Right of {summary.images} under each attack alone, norm {summary.norm}, settings as above, in one draw; in "
+        "brackets the share that was flagged. A dash: that attacker makes no sense there, or failed.",
+        "",
+        "| eps | defence | " + " | ".join(map(_cell, heads)) + " |",
+        "|---" * (len(heads) + 2) + "|",
+    ]
+    for eps in summary.eps:
+        for arm in dict.fromkeys(row.arm for row in shown):
+            own = {row.rung: row for row in shown if (row.arm, row.eps) == (arm, eps)}
+            detects = summary.line(arm, eps).policy in ("purify_flagged", "abstain")
+            cells = [_alone(own.get(head), detects) for head in heads]
+            lines.append(f"| {eps:.4g} | {_cell(arm)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _alone(row: RungRow | None, detects: bool) -> str:
+    if row is None:
+        return "-"
+    return f"{row.right} ({_share(row.flagged)})" if detects else str(row.right)
 
 
 def results_csv(summary: Summary) -> str:

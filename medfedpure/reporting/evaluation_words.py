@@ -125,7 +125,7 @@ def footnotes(summary: Summary) -> list[str]:
     """What the columns mean, and what the figures rest on."""
     draws = max(line.draws for line in summary.lines)
     lines = [
-        f"{summary.images} images of {summary.groups} near-duplicate groups of {summary.data!r}; seed {summary.seed}; "
+        f"{summary.images} images of {summary.groups} near-duplicate groups of {summary.data!r}; {summary.seeds}; "
         "intervals: 95 %, of differences by bootstrap over groups.",
         "Attacked rows are worst cases: right = accepted and read correctly under every counted attack, fooled = a "
         "wrong reading accepted under one or more, refused = neither. One draw of the noise. Uniform noise counts as a "

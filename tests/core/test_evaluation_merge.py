@@ -7,6 +7,7 @@ from medfedpure.core.defense import DefendedClassifier
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.evaluation import evaluate
 from medfedpure.core.evaluation_merge import merge
+from medfedpure.core.evaluation_results import Evaluation
 from medfedpure.core.findings import compare
 from medfedpure.core.ladder import Preset
 from medfedpure.testing import tiny_classifier, tiny_dataset
@@ -34,6 +35,20 @@ def test_folds_are_merged_image_by_image_the_checked_ones_first():
     other = evaluate(bare, tiny_dataset(40, seed=22), preset=BRIEF, eps=(0.1,))
     with pytest.raises(ConfigError, match="the same defences"):
         merge([parts[0], other])
+
+
+def test_what_was_merged_is_merged_with_more_and_no_fold_counts_twice():
+    bare = {"bare": DefendedClassifier(tiny_classifier(), policy="none")}
+    one, two, three = (evaluate(bare, tiny_dataset(40, seed=seed), preset=BRIEF, eps=(0.05,)) for seed in (21, 22, 23))
+    read_back = Evaluation.model_validate_json(merge([one, two]).model_dump_json())
+    later, at_once = merge([read_back, three]), merge([one, two, three])
+    assert later.labels == at_once.labels
+    assert later.setting == at_once.setting
+    for first, second in zip(later.arms[0].rungs, at_once.arms[0].rungs, strict=True):
+        assert first.reading.verdicts == second.reading.verdicts
+        assert first.success == second.success
+    with pytest.raises(ConfigError, match="the same images"):
+        merge([read_back, two])
 
 
 def test_what_no_fold_alone_shows_is_found_in_the_whole():

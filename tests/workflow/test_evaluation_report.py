@@ -213,6 +213,15 @@ def test_rounding_is_said(evaluation, summary):
         assert "Computed in bfloat16" in text
 
 
+def test_each_attack_alone_stands_under_the_table(summary):
+    text = markdown(summary).partition("Right of 4 under each attack alone, norm linf")[2]
+    heads, _, *rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert heads[2:] == ["transfer from client\\_9", "static", "exact", "square", "uniform noise"]
+    assert rows[0] == ["0.1", "undefended", "-", "1", "-", "-", "-"]
+    assert rows[1][-5:] == ["3 (0.00)", "-", "2 (1.00)", "2 (0.00)", "0 (0.00)"]
+    assert rows[3][-5:] == ["-"] * 5
+
+
 def test_csv_lines_carry_their_threat(summary):
     lines = list(csv.DictReader(io.StringIO(results_csv(summary))))
     assert len(lines) == 2 + 9
