@@ -56,7 +56,7 @@ class ClassifierContract(ImageContract):
         assert any(not torch.equal(one[key], other[key]) for key in one), "another seed gives equal weights"
 
     def test_it_learns(self, component: Classifier, setting: Setting) -> None:
-        """Some steps of the ordinary loop lower the loss on the images that it was trained on."""
+        """Some steps of the ordinary loop lower the loss, by 1 % or more, on the images that it was trained on."""
         model = model_of(component, setting)
         some = setting.train.select(torch.arange(len(setting.train)) < 8)
         before = _loss(model, some)
@@ -68,7 +68,7 @@ class ClassifierContract(ImageContract):
             seed=0,
         )
         after = _loss(model, some)
-        assert after < before, (
+        assert after < 0.99 * before, (  # weight decay alone moves it by a millionth
             f"8 steps took the loss from {before:.3g} to {after:.3g}: do gradients reach the weights?"
         )
 

@@ -48,13 +48,13 @@ def test_every_pair_is_attacked_at_every_eps(result):
 
 
 def test_who_shares_a_classifier_shares_its_weakness(result):
-    found = {(one.crafted_on, one.victim): one for one in result.transfers if one.eps in (0.0, 0.1)}
+    found = {(one.crafted_on, one.victim): one for one in result.transfers if one.eps in (0.0, 0.05)}
     for victim in "ab":
         misread = found[None, victim].bare_fooled
         assert misread <= 1
         assert found["a", victim].bare_fooled == found["b", victim].bare_fooled > 8
         assert found["c", victim].bare_fooled <= misread, "fooling the opposite helps who reads rightly"
-    assert found["a", "b"].fooled != found["a", "b"].bare_fooled, "the defence answers, not its classifier"
+    assert found["a", "b"].fooled < found["a", "b"].bare_fooled, "the defence answers, not its classifier"
     assert found["a", "a"].fooled == found["a", "a"].bare_fooled
 
 

@@ -164,7 +164,7 @@ def test_square_needs_scores_alone_and_keeps_to_its_queries(model):
     hidden = Counting(model)
     result = medfedpure.create("attack", "square", eps=0.1, queries=200)(hidden, IMAGES, LABELS)
     assert share(result) > 0.8
-    assert hidden.shown <= len(IMAGES) * (3 * 200 + 5)
+    assert hidden.shown <= len(IMAGES) * (2 * 200 + 5)
     few = medfedpure.create("attack", "square", eps=0.1, queries=2)(model, IMAGES, LABELS)
     assert share(few) < share(result)
 
