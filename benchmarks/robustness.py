@@ -1,9 +1,9 @@
 """The whole ladder against seven defences: `python -m benchmarks.robustness --data FOLDER --out DIR`.
 
 The folds, classifiers and diffusion models are those of `benchmarks.purification`: give the same DIR, and nothing is
-trained twice. Beside each classifier stands one that was trained further on adversarial examples. Every fold's
-test part gives its share of the preset's images, one for each near-duplicate group; all defences of a fold are
-attacked on the same ones. Every finished rung is kept, so a run that was stopped goes on; the table is drawn from
+trained twice. Beside each classifier stands one that was trained further on adversarial examples. The folds that are
+named share the preset's images, one for each near-duplicate group of their test parts; all defences of a fold
+are attacked on the same ones. Every finished rung is kept, so a run that was stopped goes on; the table is drawn from
 the folds that are named, and from those in the results.json of an earlier run, which may be another machine's.
 """
 
@@ -102,7 +102,7 @@ def main() -> None:
     parser.set_defaults(**ADAPTED)
     parser.add_argument("--preset", choices=tuple(PRESETS), default="standard")
     parser.add_argument("--eps", nargs="*", type=float, default=[0.015, 8 / 255])
-    parser.add_argument("--images", type=int, help="fewer than the preset's, over all folds")
+    parser.add_argument("--images", type=int, help="over all folds named; the preset's otherwise")
     parser.add_argument("--robust-steps", type=int, default=300, help="adversarial training steps")
     precisions = ("bfloat16", "float32")
     parser.add_argument("--precision", choices=precisions, default=precisions[0], help="of arms with a diffusion model")
@@ -114,10 +114,11 @@ def main() -> None:
     data, setting = open_data(given)
     speed = Acceleration(autocast=given.precision == "bfloat16")
     preset = preset_of(given.preset)
-    share = -(-(given.images or preset.images) // given.folds)
-    preset = replace(preset, images=share, checked=-(-preset.checked // given.folds))
+    folds = given.only if given.only is not None else range(given.folds)
+    share = -(-(given.images or preset.images) // len(folds))
+    preset = replace(preset, images=share, checked=-(-preset.checked * share // preset.images))
     found = [Evaluation.model_validate_json(path.read_text(encoding="utf-8")) for path in given.merge]
-    for number in given.only if given.only is not None else range(given.folds):
+    for number in folds:
         fold = prepare(setting, data, number, given.out, say)
         arms = defences(fold, lambda fold=fold: adversarially_trained(fold, given.robust_steps), speed)
         parts = []
