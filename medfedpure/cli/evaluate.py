@@ -30,7 +30,8 @@ def evaluate(
     client: Annotated[str | None, typer.Option("--client", help="Of a run, whose defence; default: the first.")] = None,
     preset: Annotated[str, typer.Option("--preset", help="quick, standard or headline.")] = "quick",
     eps: Annotated[
-        list[str] | None, typer.Option("--eps", help="Perturbation size, e.g. 0.015 or 8/255; may be repeated.")
+        list[str] | None,
+        typer.Option("--eps", help="Perturbation size, e.g. 0.015 or 8/255; again for more."),
     ] = None,
     norm: Annotated[str, typer.Option("--norm", help="linf or l2.")] = "linf",
     attacker: Annotated[
@@ -44,12 +45,11 @@ def evaluate(
 ) -> None:
     """Attack a saved defence with the whole ladder of attackers, check the result against itself, and report."""
     from medfedpure.cli.bars import Bars
-    from medfedpure.core.evaluation import EPS
     from medfedpure.core.evaluation import evaluate as run
     from medfedpure.core.progress import listening
     from medfedpure.workflow.subject import load_subject
 
-    sizes = [_fraction(text) for text in eps] if eps else list(EPS)
+    sizes = [_fraction(text) for text in eps] if eps else None
     options = _options(data_config)
     talk = Console(stderr=as_json, quiet=quiet)
 

@@ -17,6 +17,8 @@ from medfedpure.core.streams import Streams
 from medfedpure.core.threats import ThreatView, as_view
 
 Norm = Literal["linf", "l2"]
+VERDICTS = 64
+"""Attacked images that are read at a time, to see which have fallen."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Attack(Component):
         adversarial = self.generate(threat, images, labels, mask=mask, targets=targets, streams=source).detach()
         distance = audit(images, adversarial, self.budget(), mask=mask, who=self.describe())
         with torch.no_grad():
-            verdict = threat(adversarial).argmax(1)
+            verdict = torch.cat([threat(part).argmax(1) for part in adversarial.split(VERDICTS)])
         success = verdict == targets if targets is not None else verdict != labels
         return AttackResult(adversarial, success, distance, self.describe())
 

@@ -58,3 +58,6 @@ def _parse_fraction(value: object) -> object:
 
 Eps = Annotated[float, BeforeValidator(_parse_fraction), Field(ge=0.0, le=1.0)]
 """A perturbation size in [0, 1] image units; the text "8/255" is accepted."""
+
+Radius = Annotated[float, BeforeValidator(_parse_fraction), Field(ge=0.0, allow_inf_nan=False)]
+"""A perturbation size of images in [0, 1], by a norm: 1 is the most in linf, and l2 has room for more."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,9 @@ from medfedpure.core.errors import (
     MissingRequirementError,
     UnknownPluginError,
 )
+from medfedpure.core.evaluation_cost import in_words, peak_memory_mb, seconds_per_gradient
 from medfedpure.core.evaluation_results import ArmResult, Evaluation, RungResult
-from medfedpure.core.evaluation_store import Store, digest, digest_of
+from medfedpure.core.evaluation_store import Store, digest_of, digest_of_network
 from medfedpure.core.findings import compare
 from medfedpure.core.ladder import Preset, Rung, checks, preset_of, rungs
 from medfedpure.core.progress import track
@@ -45,7 +46,7 @@ def evaluate(
     data: ImageDataset,
     *,
     preset: str | Preset = "quick",
-    eps: Sequence[float] = EPS,
+    eps: Sequence[float] | None = None,
     norm: Norm = "linf",
     attackers: Mapping[str, nn.Module] | None = None,
     federation: Victims | None = None,
@@ -60,7 +61,7 @@ def evaluate(
         arms: defences by name, calibrated; one alone is evaluated beside itself undefended.
         data: labelled benign images that nothing was trained, tuned or calibrated on.
         preset: "quick", "standard" or "headline": how hard the attackers try.
-        eps: perturbation sizes in [0, 1] units.
+        eps: perturbation sizes of images in [0, 1]; by default 0.015 and 8/255 in linf, to be given in l2.
         norm: "linf" or "l2".
         attackers: other models by name, to craft transfer attacks on.
         federation: every client's defence and test images: attacks crafted on each classifier are replayed on each.
@@ -70,14 +71,16 @@ def evaluate(
         say: is told what happens.
 
     Raises:
-        ConfigError: no such preset; an eps that is not positive; `out` holds an evaluation of something else.
+        ConfigError: no such preset or norm; an eps that is not positive, or above 1 in linf; `out` holds
+            something else.
         DataError: too few images.
         NotFittedError, NotCalibratedError: a defence is not ready.
     """
     strength = preset_of(preset)
     chains = arms if isinstance(arms, Mapping) else beside_itself(arms)
-    if not chains or not eps or min(eps) <= 0:
-        raise ConfigError(f"one defence or more and eps > 0 are wanted; got {list(chains)} and {list(eps)}")
+    if not chains:
+        raise ConfigError("one defence or more is wanted; got none")
+    sizes = _sizes(norm, eps)
     chosen = choose(data, strength.images, seed)
     attacks = dict(attackers or {})
     setting = {
@@ -85,9 +88,11 @@ def evaluate(
         "seed": seed,
         "images": chosen.fingerprint(),
         "arms": {name: digest_of(chain) for name, chain in chains.items()},
-        "attackers": {name: digest(model.state_dict()) for name, model in attacks.items()},
-        "eps": [float(value) for value in eps],
+        "attackers": {name: digest_of_network(model) for name, model in attacks.items()},
+        "eps": sizes,
         "norm": norm,
+        "batch_size": batch_size,
+        "versions": _versions(),
     }
     say = say or _silent
     clients = _with_images(federation or {}, strength.images, seed, say)
@@ -95,16 +100,23 @@ def evaluate(
         setting["federation"] = {name: [digest_of(one), own.fingerprint()] for name, (one, own) in clients.items()}
     store = Store(None if out is None else Path(out), setting)
     start = time.perf_counter()
-    job = _Job(chosen, strength, seed, batch_size, store, say)
+    job = _Job(chosen, strength, norm, seed, batch_size, store, say)
     plans = {
-        name: [rung for value in eps for rung in rungs(chain, strength, norm, float(value), attacks)]
+        name: [rung for value in sizes for rung in rungs(chain, strength, norm, value, attacks)]
         for name, chain in chains.items()
     }
-    tests = {name: checks(chain, strength, norm, float(eps[0])) for name, chain in chains.items()}
-    gradients = job.gradients(plans, tests)
-    say(f"{strength.describe()}; {len(chosen)} images, {gradients:,} gradient evaluations of whole defences")
-    results = [job.arm(name, chain, plans[name], tests[name]) for name, chain in chains.items()]
-    transfers = Crossing(strength, norm, seed, batch_size, store, say).all_pairs(clients, eps)
+    tests = {name: checks(chain, strength, norm, sizes[0]) for name, chain in chains.items()}
+    counts = {name: job.gradients(plans[name], tests[name]) for name in chains}
+    at_most = sum(
+        count * seconds_per_gradient(chains[name], chosen.images, seed=seed) for name, count in counts.items()
+    )
+    say(
+        f"{strength.describe()}; {len(chosen)} images, {sum(counts.values()):,} gradient evaluations of whole "
+        f"defences, at most {in_words(at_most)} here (less where images fall early or attacks are finished), and tries"
+    )
+    with _as_they_answer(attacks.values()):
+        results = [job.arm(name, chain, plans[name], tests[name]) for name, chain in chains.items()]
+    transfers = Crossing(strength, norm, seed, batch_size, store, say).all_pairs(clients, sizes)
     return Evaluation(
         setting=setting,
         data=data.name,
@@ -116,15 +128,42 @@ def evaluate(
         note=strength.note,
         arms=results,
         transfers=transfers,
-        gradients=gradients,
+        gradients=sum(counts.values()),
         seconds=time.perf_counter() - start,
-        peak_memory_mb=_peak_memory_mb(chains),
-        versions=_versions(),
+        peak_memory_mb=peak_memory_mb(chains.values()),
+        versions=setting["versions"],
     )
 
 
+def _sizes(norm: str, eps: Sequence[float] | None) -> list[float]:
+    if norm not in get_args(Norm):
+        raise ConfigError(f"the norms are {', '.join(get_args(Norm))}; got {norm!r}")
+    if eps is None and norm != "linf":
+        raise ConfigError(f"eps is wanted in {norm}: the usual sizes are those of linf, and next to nothing here")
+    sizes = [float(value) for value in (EPS if eps is None else eps)]
+    if not sizes or not min(sizes) > 0 or (norm == "linf" and max(sizes) > 1):
+        raise ConfigError(f"eps > 0 is wanted, and eps <= 1 in linf, of images in [0, 1]; got {sizes}")
+    return sizes
+
+
+@contextmanager
+def _as_they_answer(models: Iterable[nn.Module]) -> Iterator[None]:
+    """In evaluation mode inside the block, as they were after it."""
+    training = [part for model in models for part in model.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
 def beside_itself(chain: DefendedClassifier) -> dict[str, DefendedClassifier]:
-    """The anchors that need nothing new: undefended, a median filter for all, purify all, detector only, the chain."""
+    """The anchors that need nothing new: undefended, a median filter for all, purify all, detector only, the chain.
+
+    All compute as the chain does: its threshold has seen such scores.
+    """
     found = {"undefended": DefendedClassifier(chain.classifier, policy="none")}
     median = create("purifier", "median")
     found["median, all"] = DefendedClassifier(chain.classifier, purifier=median, policy="purify_all")
@@ -135,6 +174,8 @@ def beside_itself(chain: DefendedClassifier) -> dict[str, DefendedClassifier]:
         )
     if chain.detector is not None and chain.policy != "abstain":
         found["detector only"] = DefendedClassifier(chain.classifier, policy="abstain", **parts)
+    for anchor in found.values():
+        anchor.acceleration = chain.acceleration
     return {**found, f"chain ({chain.policy})": chain}
 
 
@@ -175,20 +216,21 @@ class _Job:
         self,
         data: ImageDataset,
         preset: Preset,
+        norm: Norm,
         seed: int,
         batch_size: int,
         store: Store,
         say: Callable[[str], None],
     ) -> None:
-        self.data, self.preset, self.seed = data, preset, seed
+        self.data, self.preset, self.norm, self.seed = data, preset, norm, seed
         self.batch_size, self.store, self.say = batch_size, store, say
         self.crafted: dict[str, tuple[RungResult, Tensor]] = {}
 
-    def gradients(self, plans: Mapping[str, Sequence[Rung]], tests: Mapping[str, Sequence[Rung]]) -> int:
+    def gradients(self, plan: Sequence[Rung], tests: Sequence[Rung]) -> int:
         """Gradient evaluations of one image each that the rungs may take, early stops not counted."""
         few = min(self.preset.checked, len(self.data))
-        through = sum(rung.gradients for plan in plans.values() for rung in plan if rung.kind != "replayed")
-        return through * len(self.data) + sum(rung.gradients for plan in tests.values() for rung in plan) * few
+        through = sum(rung.gradients for rung in plan if rung.kind != "replayed")
+        return through * len(self.data) + sum(rung.gradients for rung in tests) * few
 
     def arm(self, name: str, chain: DefendedClassifier, plan: Sequence[Rung], tests: Sequence[Rung]) -> ArmResult:
         """All of one defence."""
@@ -217,8 +259,9 @@ class _Job:
     def _clean(self, name: str, chain: DefendedClassifier, draws: int) -> tuple[Reading, list[bool]]:
         kept = self.store.load(name, "clean")
         if kept is None:
+            portions = self.data.images.to(device_of(chain)).split(self.batch_size)
             with torch.no_grad():
-                wrong = chain.classifier(self.data.images.to(device_of(chain))).argmax(1).cpu() != self.data.labels
+                wrong = torch.cat([chain.classifier(part).argmax(1) for part in portions]).cpu() != self.data.labels
             reading = self._read(name, chain, self.data, self.data.images, draws)
             kept = ({"reading": reading.model_dump(), "bare_wrong": wrong.tolist()}, {})
             self.store.keep(*kept, name, "clean")
@@ -236,9 +279,9 @@ class _Job:
         result, images = self._craft(name, chain, rung, data)
         if images is not None and not result.problem:
             result = result.model_copy(update={"reading": self._read(name, chain, data, images, draws)})
-        self.store.keep(
-            {"result": result.model_dump()}, {} if images is None else {"images": images}, name, rung.label()
-        )
+        if not result.skipped:  # what was missing may be there next time
+            attacked = {} if images is None else {"images": images}
+            self.store.keep({"result": result.model_dump()}, attacked, name, rung.label())
         return result
 
     def _craft(
@@ -246,17 +289,20 @@ class _Job:
     ) -> tuple[RungResult, Tensor | None]:
         """The attack; one that does not depend on the chain is crafted once for all that share a classifier."""
         replayed = rung.kind == "replayed"
-        key = f"{rung.label()} {digest(chain.classifier.state_dict()) if replayed else name}"
+        key = f"{rung.label()} {id(chain.classifier) if replayed else name}"
         if replayed and key in self.crafted:
             return self.crafted[key]
         self.say(f"{'crafted once' if replayed else name}: {rung.label()}")
         blank: dict[str, Any] = {"rung": rung.name, "kind": rung.kind, "norm": rung.norm, "eps": rung.eps}
         blank |= {"view": "", "attack": rung.attack, "eot": int(rung.options.get("eot", 1)), "seconds": 0.0}
+        if rung.absent:
+            return RungResult(**blank, skipped=rung.absent), None
         seed = derive_seed(self.seed, "all" if replayed else name, rung.label())
         start = time.perf_counter()
         device = device_of(chain)
         try:
-            attack = create("attack", rung.attack, **rung.options)
+            portion = {"batch_size": self.batch_size} if "batch_size" in rung.options else {}
+            attack = create("attack", rung.attack, **{**rung.options, **portion})
             with chain.noise_sequence(seed):
                 view = rung.view(chain)
                 images, labels = data.images.to(device), data.labels.to(device)
@@ -279,32 +325,22 @@ class _Job:
             return RungResult(**kept[0]["result"])
         data = self.data
         noise = 2 * Streams(derive_seed(self.seed, CONTROL), data.ids).uniform(data.image_shape, stage="control") - 1
+        if self.norm == "l2":
+            noise = noise / noise.flatten(1).norm(dim=1)[:, None, None, None]
         images = (data.images + eps * noise).clamp(0, 1)
         result = RungResult(
             rung=CONTROL,
             kind="control",
-            norm="linf",
+            norm=self.norm,
             eps=eps,
             view="none",
-            attack=f"{CONTROL}: norm linf, eps {eps:g}",
+            attack=f"{CONTROL}: norm {self.norm}, eps {eps:g}",
             eot=1,
             seconds=0.0,
             reading=self._read(name, chain, data, images, draws),
         )
         self.store.keep({"result": result.model_dump()}, {"images": images}, name, f"{CONTROL} {eps:g}")
         return result
-
-
-def _peak_memory_mb(chains: Mapping[str, DefendedClassifier]) -> float | None:
-    """The most that was held at once: by tensors on the GPU, or on the CPU by this process since it started."""
-    if any(device_of(chain).type == "cuda" for chain in chains.values()):
-        return torch.cuda.max_memory_allocated() / 2**20
-    try:
-        import resource
-    except ImportError:  # not on this platform
-        return None
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _versions() -> dict[str, str]:

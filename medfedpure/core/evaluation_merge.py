@@ -23,13 +23,18 @@ def merge(parts: Sequence[Evaluation]) -> Evaluation:
     The images that self-checks looked at come first, part after part, then the others. Rungs and checks are compared
     over all images together; what was probed in one part keeps its number.
 
-    What was merged before can be merged with more, as with folds that another machine measured.
+    What was merged before can be merged with more, as with folds that another machine measured. Checks that one part
+    lacks are left out. Each fold has a detector of its own, so that scores become the share of the fold's benign images
+    that score lower, equal ones counted half: AUROC is then a mean over folds.
 
     Raises:
-        ConfigError: parts that differ in defences, rungs, checks, eps or strength, or two of the same images.
+        ConfigError: parts that differ in defences, rungs, eps or strength, two of the same images, or pairs of a
+            federation, which have no folds.
     """
     first = parts[0]
     images = [setting["images"] for part in parts for setting in part.setting.get("merged", [part.setting])]
+    if len(parts) > 1 and any(part.transfers for part in parts):
+        raise ConfigError("attackers and victims of a federation were paired: such evaluations cannot be merged")
     if len(set(images)) < len(images):
         raise ConfigError("two of the evaluations are of the same images: merge each fold once")
     for part in parts[1:]:
@@ -39,8 +44,12 @@ def merge(parts: Sequence[Evaluation]) -> Evaluation:
             first.note,
             first.class_names,
         )
-        if not same or [_shape(arm) for arm in part.arms] != [_shape(arm) for arm in first.arms]:
-            raise ConfigError("only evaluations of the same defences, rungs, checks, eps and strength can be merged")
+        alike = len(part.arms) == len(first.arms) and all(map(_alike, part.arms, first.arms))
+        if not same or not alike:
+            raise ConfigError("only evaluations of the same defences, rungs, eps and strength can be merged")
+    parts = [_with_common_checks(part, parts) for part in parts]
+    if len(parts) > 1:
+        parts = [_ranked(part) for part in parts]
     joined = _joiner([len(part.labels) for part in parts], [_checked(part) for part in parts])
     labels = joined([part.labels for part in parts])
     return first.model_copy(
@@ -56,9 +65,56 @@ def merge(parts: Sequence[Evaluation]) -> Evaluation:
     )
 
 
-def _shape(arm: ArmResult) -> list[Any]:
-    attacks = [(found.rung, found.norm, found.eps) for found in (*arm.rungs, *arm.checks)]
-    return [arm.name, arm.policy, arm.parts, arm.precision, *attacks]
+def _alike(one: ArmResult, other: ArmResult) -> bool:
+    """Whether two parts attacked the same kind of defence equally hard."""
+    kinds = [[arm.name, arm.policy, arm.parts, arm.precision, len(arm.clean.verdicts)] for arm in (one, other)]
+    if kinds[0] != kinds[1] or [_place(r) for r in one.rungs] != [_place(r) for r in other.rungs]:
+        return False
+    pairs = zip(one.rungs, other.rungs, strict=True)
+    return all(_strength(a) == _strength(b) for a, b in pairs if a.reading is not None and b.reading is not None)
+
+
+def _place(found: RungResult) -> tuple[str, str, float]:
+    return found.rung, found.norm, found.eps
+
+
+def _strength(found: RungResult) -> tuple[str, str, int]:
+    return found.view, found.attack, found.eot
+
+
+def _with_common_checks(part: Evaluation, parts: Sequence[Evaluation]) -> Evaluation:
+    """Without the checks that another part does not have."""
+    arms = []
+    for number, arm in enumerate(part.arms):
+        common = set.intersection(*({_place(check) for check in other.arms[number].checks} for other in parts))
+        arms.append(arm.model_copy(update={"checks": [check for check in arm.checks if _place(check) in common]}))
+    return part.model_copy(update={"arms": arms})
+
+
+def _ranked(part: Evaluation) -> Evaluation:
+    """Scores as shares of benign images that score lower; those of a part that was merged before are such already."""
+    if len(part.setting.get("merged", [])) > 1:
+        return part
+    return part.model_copy(update={"arms": [_ranked_arm(arm) for arm in part.arms]})
+
+
+def _ranked_arm(arm: ArmResult) -> ArmResult:
+    if arm.clean.scores is None:
+        return arm
+    benign = torch.tensor(arm.clean.scores, dtype=torch.float64).sort().values
+
+    def ranked(reading: Reading) -> Reading:
+        if reading.scores is None:
+            return reading
+        scores = torch.tensor(reading.scores, dtype=torch.float64)
+        below, up_to = (torch.searchsorted(benign, scores, right=right) for right in (False, True))
+        return reading.model_copy(update={"scores": ((below + up_to) / (2 * len(benign))).tolist()})
+
+    def rung(found: RungResult) -> RungResult:
+        return found if found.reading is None else found.model_copy(update={"reading": ranked(found.reading)})
+
+    update = {"rungs": list(map(rung, arm.rungs)), "checks": list(map(rung, arm.checks)), "clean": ranked(arm.clean)}
+    return arm.model_copy(update=update)
 
 
 def _checked(part: Evaluation) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from medfedpure.core.acceleration import Acceleration
 from medfedpure.core.defense import DefendedClassifier
@@ -22,7 +22,7 @@ class Store:
     """Finished rungs in a folder, or nowhere.
 
     Raises:
-        ConfigError: the folder holds an evaluation of something else.
+        ConfigError: the folder holds an evaluation of something else, or another run's results.
     """
 
     def __init__(self, out: Path | None, setting: dict[str, Any]) -> None:
@@ -36,6 +36,8 @@ class Store:
                 differing = ", ".join(key for key in setting if found.get(key) != setting[key])
                 raise ConfigError(f"{out} holds another evaluation ({differing} differ): choose another folder")
         else:
+            if (out / "results.json").exists() or (out / "config.toml").exists():
+                raise ConfigError(f"{out} holds another run's results, which this would replace: choose another folder")
             out.mkdir(parents=True, exist_ok=True)
             write_json(path, setting)
 
@@ -65,7 +67,7 @@ def folder_name(text: str) -> str:
 def digest_of(chain: DefendedClassifier) -> str:
     """SHA-256 of everything that decides what a chain answers."""
     parts = [part for part in (chain.detector, chain.purifier) if part is not None]
-    plain: dict[str, Any] = {"policy": chain.policy, "vote": asdict(chain.vote)}
+    plain: dict[str, Any] = {"policy": chain.policy, "vote": asdict(chain.vote), "classifier": recipe(chain.classifier)}
     plain["calibration"] = None if chain.calibration is None else chain.calibration.describe()
     if chain.acceleration != Acceleration():
         plain["acceleration"] = asdict(chain.acceleration)
@@ -81,6 +83,24 @@ def digest_of(chain: DefendedClassifier) -> str:
     if chain.calibration is not None:
         tensors["calibration"] = chain.calibration.scores
     return digest(tensors, json.dumps(plain, sort_keys=True, default=str))
+
+
+def recipe(module: nn.Module) -> list[Any]:
+    """What tensors do not say of a network: the class and the plain settings of each of its modules."""
+    found = []
+    for name, part in module.named_modules():
+        settings = {
+            key: value
+            for key, value in vars(part).items()
+            if not key.startswith("_") and key != "training" and isinstance(value, bool | int | float | str | tuple)
+        }
+        found.append([name, f"{type(part).__module__}.{type(part).__qualname__}", dict(sorted(settings.items()))])
+    return found
+
+
+def digest_of_network(module: nn.Module) -> str:
+    """SHA-256 of a network's tensors and settings."""
+    return digest(module.state_dict(), json.dumps(recipe(module), default=str))
 
 
 def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:

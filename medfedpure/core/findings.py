@@ -23,6 +23,8 @@ def compare(rungs: Sequence[RungResult], checks: Sequence[RungResult], labels: T
     found = [f"{result.rung}: {result.problem}" for result in (*rungs, *checks) if result.problem]
     for eps in dict.fromkeys(result.eps for result in rungs):
         found += _within({result.rung: result for result in rungs if result.eps == eps and result.reading}, labels, eps)
+    unseen = [r for r in rungs if r.kind == "white-box" and r.skipped and r.rung in ("orthogonal", "joint")]
+    found += [f"no attacker who knows the detector: {r.rung} at eps {r.eps:.4g}: {r.skipped}" for r in unseen[:1]]
     if stochastic:
         blind = [r.rung for r in rungs if r.kind == "white-box" and r.reading is not None and r.eot == 1]
         if blind:
@@ -57,7 +59,7 @@ def _sweep(rungs: Sequence[RungResult], checks: Sequence[RungResult], labels: Te
     if not checks or not rungs:
         return []
     base = checks[0].rung.split(",")[0]
-    main = next((r for r in rungs if r.rung == base and r.reading is not None), None)
+    main = next((r for r in rungs if r.rung == base and r.eps == rungs[0].eps and r.reading is not None), None)
     size = max((len(r.reading.flagged) for r in checks if r.reading is not None), default=0)
     fell = {r.rung.split(", ", 1)[1]: r.reading.fooled(labels[:size]) for r in checks if r.reading is not None}
     reasons = []
@@ -73,6 +75,12 @@ def _sweep(rungs: Sequence[RungResult], checks: Sequence[RungResult], labels: Te
             reasons.append(
                 f"{what} helps the defender: {base} fools {int(fell[weaker].sum())} images with {weaker}, "
                 f"{int(fell[stronger].sum())} with {stronger}"
+            )
+    for width in (name for name in fell if name.startswith("gate bandwidth")):
+        if "the attack itself" in fell and clearly_more(fell[width], fell["the attack itself"]):
+            reasons.append(
+                f"{base} with {width} fools {int(fell[width].sum())} images, with 1 "
+                f"{int(fell['the attack itself'].sum())}: its gradient through the gate is not the best one"
             )
     large = fell.get("large eps")
     if large is not None and len(large):

@@ -67,6 +67,37 @@ def wilson(hits: int, total: int, *, level: float = 0.95) -> Interval:
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
+def paired_difference(one: Tensor, other: Tensor, *, level: float = 0.95) -> Interval:
+    """Interval of the difference of two shares of the same independent images (Newcombe 1998, his method 10).
+
+    With p1, p2 the shares, l and u Wilson's limits of each, and phi the correlation of the pairs, corrected for
+    continuity:
+
+        d - sqrt( (p1 - l1)^2 - 2 phi (p1 - l1) (u2 - p2) + (u2 - p2)^2 )  to
+        d + sqrt( (u1 - p1)^2 - 2 phi (u1 - p1) (p2 - l2) + (p2 - l2)^2 )
+
+    A bootstrap of few images that all agree, or all differ, would claim to be certain.
+
+    Args:
+        one: `(N,)` bool.
+        other: `(N,)` bool, of the same images.
+        level: probability that the interval should cover.
+    """
+    total, both = len(one), int((one & other).sum())
+    first, second = int(one.sum()), int(other.sum())
+    neither = total - first - second + both
+    (low1, high1), (low2, high2) = wilson(first, total, level=level), wilson(second, total, level=level)
+    p1, p2 = first / total, second / total
+    scale = first * (total - first) * second * (total - second)
+    phi = 0.0
+    if scale:
+        agreement = both * neither - (first - both) * (second - both)
+        phi = (max(agreement - total / 2, 0.0) if agreement > 0 else agreement) / math.sqrt(scale)
+    below = (p1 - low1) ** 2 - 2 * phi * (p1 - low1) * (high2 - p2) + (high2 - p2) ** 2
+    above = (high1 - p1) ** 2 - 2 * phi * (high1 - p1) * (p2 - low2) + (p2 - low2) ** 2
+    return p1 - p2 - math.sqrt(max(below, 0.0)), p1 - p2 + math.sqrt(max(above, 0.0))
+
+
 def realised_fpr_interval(images: int, *, rank: int, calibration: int, level: float = 0.95) -> Interval:
     """Where the realised false-positive rate of a calibrated detector should lie.
 

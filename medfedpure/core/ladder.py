@@ -7,7 +7,7 @@ defence, from an attacker who ignores it to one who differentiates all of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
@@ -31,6 +31,11 @@ Kind = Literal["replayed", "white-box", "black-box", "control"]
 LARGE = {"linf": 0.5, "l2": 20.0}
 """A perturbation that nothing can survive: where a defence does, its gradients are masked."""
 
+BANDWIDTHS = (0.25, 4.0)
+"""Of the gate's sigmoid, in the checks of exact attacks, which have 1: see `exact_view`."""
+
+View = Callable[[DefendedClassifier], ThreatView]
+
 PATIENCE = 5
 """Steps in a row whose every look must have fallen before an image leaves: one may have been lucky."""
 
@@ -45,7 +50,7 @@ class Preset:
         eot: looks at each step, for stochastic chains.
         restarts: starts of every PGD.
         draws: readings of every attacked image by a stochastic chain.
-        queries: of the black-box attack for each image.
+        queries: squares that the black-box attack tries on each image.
         checked: images of the self-checks.
         note: what stands beside every number.
     """
@@ -65,7 +70,7 @@ class Preset:
         starts = "1 start" if self.restarts == 1 else f"{self.restarts} starts"
         return (
             f"{self.name}: {self.steps} steps, {starts}, EoT {self.eot}, "
-            f"{self.queries} black-box queries, {self.draws} draws; {self.note}"
+            f"{self.queries} black-box tries, {self.draws} draws; {self.note}"
         )
 
 
@@ -87,16 +92,19 @@ class Rung:
         attack: name of the attack plugin.
         options: of the plugin.
         norm, eps: the budget, which every result is audited against.
+        gradients: evaluations of each image at the most.
+        absent: why there is no such attacker, or "".
     """
 
     name: str
     kind: Kind
-    view: Callable[[DefendedClassifier], ThreatView]
+    view: View
     attack: str
     options: Mapping[str, Any]
     norm: Norm
     eps: float
-    gradients: int = field(default=0)
+    gradients: int = 0
+    absent: str = ""
 
     def label(self) -> str:
         """Unique within an arm."""
@@ -133,15 +141,15 @@ def rungs(
         found.append(Rung("exact", "white-box", exact_view, "pgd_eot", through, norm, eps, cost))
         if isinstance(chain.purifier, Shortenable) and preset.name != "quick":
             found.append(Rung("surrogate", "white-box", _surrogate, "pgd_eot", through, norm, eps, cost))
-    aware = {key: through[key] for key in ("norm", "eps", "step", "steps", "eot", "patience", "batch_size")}
+    aware = {key: value for key, value in through.items() if key != "loss"}
     aware["early_stop"] = True
     if chain.detector is not None and chain.policy == "purify_flagged":
         found.append(Rung("joint", "white-box", exact_view, "joint_pgd", aware, norm, eps, cost))
     if chain.detector is not None and chain.policy in ("purify_flagged", "abstain"):
         found.append(Rung("orthogonal", "white-box", detector_view, "orthogonal_pgd", aware, norm, eps, cost))
-    if norm == "linf":
-        queries = {"eps": eps, "queries": preset.queries}
-        found.append(Rung("square", "black-box", answers_view, "square", queries, norm, eps))
+    queries = {"eps": eps, "queries": preset.queries}
+    absent = "" if norm == "linf" else "ART's Square works in linf only"
+    found.append(Rung("square", "black-box", answers_view, "square", queries, norm, eps, absent=absent))
     return found
 
 
@@ -155,11 +163,12 @@ def checks(chain: DefendedClassifier, preset: Preset, norm: Norm, eps: float) ->
     purifies = chain.policy in ("purify_flagged", "purify_all")
     view, stochastic = (exact_view if purifies else static_view), is_stochastic(chain)
     name = "exact" if purifies else "static"
-    eot = preset.eot if stochastic else 1
+    eot, starts = (preset.eot if stochastic else 1), preset.restarts
 
-    def made(suffix: str, radius: float, *, steps: int = preset.steps, looks: int = eot) -> Rung:
-        options = {**_pgd(preset, norm, radius, looks), "steps": steps, "step": 2.5 * radius / steps}
-        return Rung(f"{name}, {suffix}", "white-box", view, "pgd_eot", options, norm, radius, steps * looks)
+    def made(suffix: str, radius: float, *, steps: int = preset.steps, looks: int = eot, seen: View = view) -> Rung:
+        options = {**_pgd(preset, norm, radius, looks), "steps": steps, "step": _step(norm, radius, steps)}
+        cost = steps * looks * starts
+        return Rung(f"{name}, {suffix}", "white-box", seen, "pgd_eot", options, norm, radius, cost)
 
     found = [
         made("half eps", eps / 2),
@@ -167,7 +176,11 @@ def checks(chain: DefendedClassifier, preset: Preset, norm: Norm, eps: float) ->
         made("large eps", LARGE[norm], steps=max(preset.steps, 40)),
         made("a quarter of the steps", eps, steps=max(preset.steps // 4, 1)),
     ]
-    return [*found, made("EoT 1", eps, looks=1)] if stochastic and eot > 1 else found
+    if stochastic and eot > 1:
+        found.append(made("EoT 1", eps, looks=1))
+    if chain.policy == "purify_flagged":
+        found += [made(f"gate bandwidth {width:g}", eps, seen=_gated(width)) for width in BANDWIDTHS]
+    return found
 
 
 def replayed_options(preset: Preset, norm: Norm, eps: float) -> dict[str, Any]:
@@ -179,7 +192,7 @@ def _pgd(preset: Preset, norm: Norm, eps: float, eot: int) -> dict[str, Any]:
     return {
         "norm": norm,
         "eps": eps,
-        "step": min(2.5 * eps / preset.steps, 1.0),
+        "step": _step(norm, eps, preset.steps),
         "steps": preset.steps,
         "restarts": preset.restarts,
         "eot": eot,
@@ -189,8 +202,17 @@ def _pgd(preset: Preset, norm: Norm, eps: float, eot: int) -> dict[str, Any]:
     }
 
 
-def _transfer(model: nn.Module, name: str) -> Callable[[DefendedClassifier], ThreatView]:
+def _step(norm: Norm, eps: float, steps: int) -> float:
+    """Large enough to cross the ball and come back."""
+    return min(2.5 * eps / steps, 1.0) if norm == "linf" else 2.5 * eps / steps
+
+
+def _transfer(model: nn.Module, name: str) -> View:
     return lambda _: transfer_view(model, name)
+
+
+def _gated(width: float) -> View:
+    return lambda chain: exact_view(chain, bandwidth=width)
 
 
 def _surrogate(chain: DefendedClassifier) -> ThreatView:
@@ -198,5 +220,6 @@ def _surrogate(chain: DefendedClassifier) -> ThreatView:
 
 
 def answers_view(chain: DefendedClassifier) -> ThreatView:
-    """What a black-box attacker asks: one answer of the chain at a time, noise and all."""
-    return ThreatView(chain, name="black-box: answers of the chain", stochastic=is_stochastic(chain))
+    """What a black-box attacker asks: one answer of the chain at a time, noise and all; never that it was refused."""
+    blind = "; refusals are not seen" if chain.policy == "abstain" or chain.vote.min_agreement > 0 else ""
+    return ThreatView(chain, name=f"black-box: answers of the chain{blind}", stochastic=is_stochastic(chain))

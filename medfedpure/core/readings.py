@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from medfedpure.core.defense import DefendedClassifier
-from medfedpure.core.intervals import Interval, cluster_bootstrap, wilson
+from medfedpure.core.intervals import Interval, cluster_bootstrap, paired_difference, wilson
 from medfedpure.core.metrics import expected_calibration_error
 from medfedpure.core.streams import derive_seed
 
@@ -123,6 +123,33 @@ def balanced(right: Tensor, labels: Tensor) -> float:
     """Mean over classes of the share of `(N,)` bool that hold; NaN without images."""
     shares = [float(right[labels == label].double().mean()) for label in labels.unique()]
     return sum(shares) / len(shares) if shares else float("nan")
+
+
+def balanced_difference(one: Tensor, other: Tensor, labels: Tensor, groups: Tensor) -> Interval | None:
+    """95 % interval of the difference of two `balanced` on the same `(N,)` images; None with a single group.
+
+    Where every group has one image, Newcombe's paired intervals of the classes, their distances added in squares;
+    otherwise the same near-duplicate groups are drawn for both.
+    """
+    present = labels.unique()
+    if len(groups.unique()) < 2:
+        return None
+
+    def gap(rows: Tensor) -> float:
+        if len(labels[rows].unique()) < len(present):
+            return float("nan")
+        return balanced(one[rows], labels[rows]) - balanced(other[rows], labels[rows])
+
+    if len(groups.unique()) < len(groups):
+        return cluster_bootstrap(gap, groups)
+    below = above = 0.0
+    for label in present:
+        first, second = one[labels == label], other[labels == label]
+        low, high = paired_difference(first, second)
+        middle = float(first.double().mean() - second.double().mean())
+        below, above = below + (middle - low) ** 2, above + (high - middle) ** 2
+    middle = gap(torch.arange(len(labels)))
+    return max(-1.0, middle - math.sqrt(below) / len(present)), min(1.0, middle + math.sqrt(above) / len(present))
 
 
 def balanced_interval(right: Tensor, labels: Tensor, groups: Tensor, *, draws: int = 1000) -> Interval | None:

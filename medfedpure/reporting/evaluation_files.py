@@ -38,10 +38,11 @@ def write_report(
         MissingExtraError: jinja2 is not installed; all but the page was written.
         InputError: the benign images are not those that were evaluated.
     """
-    if benign is not None and benign.labels.tolist() != evaluation.labels:
+    evaluated = evaluation.setting.get("images")
+    if benign is not None and (benign.labels.tolist() != evaluation.labels or benign.fingerprint() != evaluated):
         raise InputError(
-            f"{len(benign)} benign images came, and {len(evaluation.labels)} were evaluated, or in another order: pass "
-            "what medfedpure.core.evaluation.choose gives"
+            f"{len(benign)} benign images came that are not the {len(evaluation.labels)} evaluated ones, or in another "
+            "order: pass what medfedpure.core.evaluation.choose gives for the same seed"
         )
     folder = Path(folder)
     summary = summarize(evaluation, headline=headline)

@@ -9,9 +9,16 @@ import torch
 from torch import Tensor
 
 from medfedpure.core.evaluation_results import ArmResult, Evaluation, RungResult
-from medfedpure.core.intervals import cluster_bootstrap
 from medfedpure.core.metrics import auroc, true_positive_rate
-from medfedpure.core.readings import ABSTAINED, Count, Reading, Record, balanced, balanced_interval
+from medfedpure.core.readings import (
+    ABSTAINED,
+    Count,
+    Reading,
+    Record,
+    balanced,
+    balanced_difference,
+    balanced_interval,
+)
 from medfedpure.reporting.evaluation_words import gradient_mode, threat
 
 UNDEFENDED = "undefended"
@@ -332,20 +339,12 @@ class _Counter:
         return self.known[key]
 
     def difference(self, one: Tensor, other: Tensor) -> Figure:
-        """Of two balanced accuracies on the same images: the same groups are drawn for both."""
+        """Of two balanced accuracies on the same images, in pairs."""
         key = (bytes(one.tolist()), bytes(other.tolist()))
         if key not in self.known:
-            classes = len(self.labels.unique())
-
-            def gap(rows: Tensor) -> float:
-                labels = self.labels[rows]
-                if len(labels.unique()) < classes:
-                    return float("nan")
-                return balanced(one[rows], labels) - balanced(other[rows], labels)
-
-            several = len(self.groups.unique()) > 1
-            low, high = cluster_bootstrap(gap, self.groups) if several else (None, None)
-            self.known[key] = Figure(value=gap(torch.arange(len(one))), low=low, high=high)
+            low, high = balanced_difference(one, other, self.labels, self.groups) or (None, None)
+            value = balanced(one, self.labels) - balanced(other, self.labels)
+            self.known[key] = Figure(value=value, low=low, high=high)
         return self.known[key]
 
 

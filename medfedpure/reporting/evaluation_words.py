@@ -121,12 +121,18 @@ def figure(value: Figure | None, *, words: bool = False, signed: bool = False) -
     return f"{point} [{value.low:{sign}.2f}, {value.high:{sign}.2f}]"
 
 
+def _method(summary: Summary) -> str:
+    if summary.groups == summary.images:
+        return "after Wilson, of differences after Newcombe, of the classes together after Zou and Donner"
+    return "by bootstrap over groups"
+
+
 def footnotes(summary: Summary) -> list[str]:
     """What the columns mean, and what the figures rest on."""
     draws = max(line.draws for line in summary.lines)
     lines = [
         f"{summary.images} images of {summary.groups} near-duplicate groups of {summary.data!r}; {summary.seeds}; "
-        "intervals: 95 %, of differences by bootstrap over groups.",
+        f"intervals: 95 %, {_method(summary)}.",
         "Attacked rows are worst cases: right = accepted and read correctly under every counted attack, fooled = a "
         "wrong reading accepted under one or more, refused = neither. One draw of the noise. Uniform noise counts as a "
         "control, not as an attack.",

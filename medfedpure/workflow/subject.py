@@ -90,7 +90,11 @@ def load_subject(
         if data is None:
             raise ConfigError(f"images are wanted: {_HINT}")
         own, told = _read(data, options or {}, chain.classifier), f"{data}: make sure that nothing was trained on it"
-    others |= {_named(folder, others): _classifier(folder) for folder in attackers}
+    for folder in attackers:
+        name = _named(folder, others)
+        if name in others:
+            raise ConfigError(f"two attackers would be named {name}: copy or rename the folder {folder}")
+        others[name] = _classifier(folder)
     for name, model in {defence.name: chain.classifier, **others}.items():
         _check_fits(name, model, own)
     return Subject(defence.name, chain, own, others, told, federation if len(federation) > 1 else {})

@@ -1,7 +1,10 @@
 """Folds as one evaluation: image by image, and doubted as a whole."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from chains import chain_of
 
 from medfedpure.core.defense import DefendedClassifier
 from medfedpure.core.errors import ConfigError
@@ -10,6 +13,7 @@ from medfedpure.core.evaluation_merge import merge
 from medfedpure.core.evaluation_results import Evaluation
 from medfedpure.core.findings import compare
 from medfedpure.core.ladder import Preset
+from medfedpure.core.metrics import auroc
 from medfedpure.testing import tiny_classifier, tiny_dataset
 
 BRIEF = Preset("brief", 16, 8, 2, 1, 2, 2, 12, "for tests")
@@ -76,3 +80,53 @@ def test_what_no_fold_alone_shows_is_found_in_the_whole():
     reasons = merge(parts).arms[0].unreliable
     assert reasons[:2] == ["part 0: probed", "part 1: probed"]
     assert any("8 images with half eps, 0 with the attack itself" in reason for reason in reasons[2:]), reasons
+
+
+def test_parts_that_were_attacked_less_hard_are_refused():
+    bare = {"bare": DefendedClassifier(tiny_classifier(), policy="none")}
+    one = evaluate(bare, tiny_dataset(40, seed=21), preset=BRIEF, eps=(0.05,))
+    for weaker in (replace(BRIEF, steps=2), replace(BRIEF, queries=1)):
+        other = evaluate(bare, tiny_dataset(40, seed=22), preset=weaker, eps=(0.05,))
+        with pytest.raises(ConfigError, match="strength"):
+            merge([one, other])
+
+
+def test_a_check_that_one_part_lacks_is_left_out():
+    bare = {"bare": DefendedClassifier(tiny_classifier(), policy="none")}
+    one, two = (evaluate(bare, tiny_dataset(40, seed=seed), preset=BRIEF, eps=(0.05,)) for seed in (21, 22))
+    arm = two.arms[0].model_copy(update={"checks": two.arms[0].checks[1:]})
+    whole = merge([one, two.model_copy(update={"arms": [arm]})])
+    assert [check.rung for check in whole.arms[0].checks] == [check.rung for check in arm.checks]
+
+
+def test_scores_of_folds_are_compared_within_each_fold():
+    """Detectors whose scores differ by a factor of 100, each perfect in its own fold."""
+    chain = {"it": chain_of()}
+    parts = [evaluate(chain, tiny_dataset(40, seed=seed), preset=BRIEF, eps=(0.05,)) for seed in (21, 22)]
+    scaled = []
+    for part, factor in zip(parts, (1.0, 100.0), strict=True):
+        arm, size = part.arms[0], len(part.labels)
+
+        def scored(reading, scores):
+            return reading.model_copy(update={"scores": scores})
+
+        benign = [factor * (1 + place / size) for place in range(size)]
+        rungs = [
+            rung.model_copy(update={"reading": scored(rung.reading, [3 * score for score in benign])})
+            for rung in arm.rungs
+        ]
+        arm = arm.model_copy(update={"clean": scored(arm.clean, benign), "rungs": rungs, "checks": []})
+        scaled.append(part.model_copy(update={"arms": [arm]}))
+    whole = merge(scaled).arms[0]
+    assert auroc(torch.tensor(whole.clean.scores), torch.tensor(whole.rungs[0].reading.scores)) == 1
+    assert merge(scaled[:1]).arms[0].clean.scores == pytest.approx(scaled[0].arms[0].clean.scores)
+
+
+def test_pairs_of_a_federation_have_no_folds():
+    bare = DefendedClassifier(tiny_classifier(), policy="none")
+    one, two = (
+        evaluate({"it": bare}, data, preset=BRIEF, eps=(0.05,), federation={"a": (bare, data)})
+        for data in (tiny_dataset(40, seed=21), tiny_dataset(40, seed=22))
+    )
+    with pytest.raises(ConfigError, match="were paired"):
+        merge([one, two])

@@ -210,6 +210,19 @@ def test_attackers_who_know_a_weak_detector_pass_it(name):
     assert caught(aware) < caught(plain) - 0.4
 
 
+@pytest.mark.parametrize("name", ["orthogonal_pgd", "joint_pgd"])
+def test_more_starts_do_not_weaken_attackers_who_know_the_detector(name):
+    view, reached = weak_view(), []
+    for restarts in (1, 3):
+        found = attack(name, eps=0.05, step=0.01, steps=6, restarts=restarts, early_stop=True)(view, IMAGES, LABELS)
+        hidden = view.score(found.images) <= view.threshold
+        reached.append(float((found.success & hidden).float().mean()))
+    assert reached[1] >= reached[0]
+    once = attack(name, eps=0.05, step=0.01, steps=6, restarts=1)(view, IMAGES, LABELS)
+    thrice = attack(name, eps=0.05, step=0.01, steps=6, restarts=3)(view, IMAGES, LABELS)
+    assert not torch.equal(once.images, thrice.images)
+
+
 def test_insider_defaults_run_to_the_end():
     made = medfedpure.create("attack", "internal")
     assert (made.config.norm, made.config.steps, made.config.early_stop) == ("l2", 10, False)

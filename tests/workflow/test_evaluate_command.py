@@ -1,6 +1,7 @@
 """`medfedpure evaluate` on tiny defences: it finds its images, refuses what does not fit, resumes, and reports."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -13,8 +14,10 @@ import medfedpure
 from medfedpure.cli.app import app
 from medfedpure.core import ladder
 from medfedpure.core.defense import DefendedClassifier
-from medfedpure.core.errors import ConfigError, DataError
+from medfedpure.core.errors import ConfigError, DataError, InputError
+from medfedpure.core.evaluation import choose
 from medfedpure.core.evaluation_results import Evaluation
+from medfedpure.reporting.evaluation_files import write_report
 from medfedpure.testing import tiny_classifier, tiny_dataset
 from medfedpure.workflow.config import RunConfig
 from medfedpure.workflow.parts import divide
@@ -112,6 +115,26 @@ def test_a_run_brings_its_own_test_images_and_attackers(run_folder):
         load_subject(run_folder, client="client_7")
 
 
+def test_attackers_of_one_name_are_all_kept_or_refused(run_folder, tmp_path):
+    others = []
+    for parent in ("one", "two"):
+        shutil.copytree(run_folder / "defences" / "client_1", tmp_path / parent / "client_1")
+        others.append(tmp_path / parent / "client_1")
+    found = load_subject(run_folder, client="client_0", attackers=others)
+    assert list(found.attackers) == ["client_1", "one/client_1", "two/client_1"]
+    with pytest.raises(ConfigError, match="two attackers would be named one/client_1"):
+        load_subject(run_folder, client="client_0", attackers=[others[0], others[0]])
+
+
+def test_a_run_is_not_overwritten_by_its_report(run_folder, monkeypatch):
+    monkeypatch.setitem(ladder.PRESETS, "quick", TINY)
+    before = (run_folder / "results.json").read_text()
+    answer = CliRunner().invoke(app, ["evaluate", str(run_folder), "--report", str(run_folder)])
+    assert answer.exit_code != 0
+    assert "another run's results" in answer.output + str(answer.exception)
+    assert (run_folder / "results.json").read_text() == before
+
+
 def test_a_run_is_reported_with_all_pairs_of_its_clients(run_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(ladder.PRESETS, "tiny", TINY)
     command = ["evaluate", str(run_folder), "--report", str(tmp_path), "--preset", "tiny", "--eps", "0.05", "--quiet"]
@@ -174,3 +197,14 @@ def test_evaluate_is_public_and_lazy():
     code = "import sys, medfedpure; assert 'evaluate' in dir(medfedpure); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     assert medfedpure.evaluate.__module__ == "medfedpure.core.evaluation"
+
+
+def test_pictures_of_other_images_are_refused(tmp_path):
+    """Classes in turn: another choice of images has equal labels."""
+    data, bare = tiny_dataset(60, seed=4), DefendedClassifier(tiny_classifier(), policy="none")
+    found = medfedpure.evaluate({"it": bare}, data, preset=TINY, eps=(0.05,), out=tmp_path, seed=1)
+    other = choose(data, TINY.images, seed=0)
+    assert other.labels.tolist() == found.labels
+    with pytest.raises(InputError, match="not the 6 evaluated ones"):
+        write_report(found, tmp_path, benign=other)
+    write_report(found, tmp_path, benign=choose(data, TINY.images, seed=1))

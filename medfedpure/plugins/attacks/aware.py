@@ -19,15 +19,20 @@ from medfedpure.plugins.attacks.gradient import (
     looks,
     loss_of,
     project,
+    random_start,
     slope,
     step_along,
 )
+
+UNSEEN = 6.0
+"""The lowest rank of an iterate that is fooled and unseen in every look."""
 
 
 class AwareConfig(GradientConfig):
     """A budget, and a loss beside the score."""
 
-    steps: int = Field(40, ge=1, description="gradient steps")
+    steps: int = Field(40, ge=1, description="gradient steps of each start")
+    restarts: int = Field(1, ge=1, description="starts; the first at the image itself, the others random in the ball")
     loss: Loss = Field("cw", description='what is raised: cross-entropy, "cw" margin, or "dlr" (3 classes or more)')
     early_stop: bool = Field(False, description="an image leaves when it has fallen unseen, see patience")
     slack: float = Field(
@@ -73,23 +78,38 @@ class AwareAttack(Attack):
         *,
         mask: Tensor | None = None,
         targets: Tensor | None = None,
-        streams: Streams,  # noqa: ARG002
+        streams: Streams,
     ) -> Tensor:
-        """Adversarial images `(N, C, H, W)` within the budget."""
-        found = images.clone()
+        """Adversarial images `(N, C, H, W)` within the budget; the best of all starts for each image."""
+        c, found, reached = self.config, images.clone(), images.new_full((len(images),), -torch.inf)
         with frozen(view):
-            for rows in torch.arange(len(images), device=images.device).split(self.config.batch_size):
-                given = [None if item is None else item[rows] for item in (mask, targets)]
-                found[rows] = self._climb(view, images[rows], labels[rows], *given)
+            for start in range(c.restarts):
+                waiting = torch.nonzero(reached < UNSEEN if c.early_stop else reached < torch.inf).squeeze(1)
+                for rows in waiting.split(c.batch_size) if len(waiting) else ():
+                    limit, wanted = (None if item is None else item[rows] for item in (mask, targets))
+                    first = images[rows]
+                    if start:
+                        first = random_start(first, c.norm, c.eps, streams.select(rows), start)
+                        first = project(first, images[rows], c.norm, c.eps, limit)
+                    moved, rank = self._climb(view, images[rows], first, labels[rows], limit, wanted)
+                    better = rank > reached[rows]
+                    found[rows[better]], reached[rows[better]] = moved[better], rank[better]
         return found
 
     def _climb(
-        self, view: ThreatView, images: Tensor, labels: Tensor, mask: Tensor | None, targets: Tensor | None
-    ) -> Tensor:
+        self,
+        view: ThreatView,
+        images: Tensor,
+        start: Tensor,
+        labels: Tensor,
+        mask: Tensor | None,
+        targets: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The best iterate `(N, C, H, W)` on the way from a start, and its rank `(N,)`."""
         c = self.config
-        best, reached = images.clone(), images.new_full((len(images),), -torch.inf)
+        best, reached = start.clone(), images.new_full((len(images),), -torch.inf)
         active = torch.arange(len(images), device=images.device)
-        current, streak = images, torch.zeros_like(labels)
+        current, streak = start, torch.zeros_like(labels)
         for step in range(c.steps + 1):
             of_loss, of_score, fooled, seen, flagged, loss = self._sight(view, current, labels, targets)
             rank = 4 * fooled * (1 - seen) + 2 * fooled + torch.sigmoid(loss)
@@ -110,7 +130,7 @@ class AwareAttack(Attack):
                 mask, targets = (None if item is None else item[stay] for item in (mask, targets))
                 if not len(active):
                     break
-        return best
+        return best, reached
 
     def _sight(self, view: ThreatView, images: Tensor, labels: Tensor, targets: Tensor | None) -> tuple[Tensor, ...]:
         """Both gradients; the shares of looks that are fooled, seen and flagged; and the mean loss."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from medfedpure.core.config import Config, Eps
+from medfedpure.core.config import Config, Radius
 from medfedpure.core.errors import ConfigError, MissingRequirementError
 from medfedpure.core.streams import Streams
 from medfedpure.core.threats import ThreatView
@@ -22,10 +22,18 @@ class StepsConfig(Config):
     """Budget and steps: what every gradient attack of ours has."""
 
     norm: Literal["linf", "l2"] = Field("linf", description="in which the perturbation is bounded")
-    eps: Eps = Field(0.015, description='largest perturbation in [0, 1] units; "8/255" is accepted')
-    step: Eps = Field(0.003, description="size of one step in [0, 1] units")
+    eps: Radius = Field(
+        0.015, description='largest perturbation of images in [0, 1]; "8/255" is accepted; at most 1 in linf'
+    )
+    step: Radius = Field(0.003, description="size of one step, in the same norm")
     steps: int = Field(20, ge=1, description="gradient steps of each start")
     batch_size: int = Field(64, ge=1, description="rows at a time, every look a row")
+
+    @model_validator(mode="after")
+    def _within_the_range(self) -> Self:
+        if self.norm == "linf" and max(self.eps, self.step) > 1:
+            raise ValueError("in linf no image in [0, 1] can change by more than 1")
+        return self
 
 
 class GradientConfig(StepsConfig):

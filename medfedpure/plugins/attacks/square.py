@@ -62,7 +62,7 @@ class Square(ArtAttack):
         }
 
 
-class _ToldOnce(PyTorchClassifier):
+class _ToldOnce(PyTorchClassifier):  # type: ignore[misc]
     """Answers what was asked in the call before from memory.
 
     ART asks whether an image still resists, and at once again for its margin. Every square begins with a fresh
@@ -77,8 +77,8 @@ class _ToldOnce(PyTorchClassifier):
         """Logits `(N, K)` of `(N, C, H, W)`."""
         keys = [row.tobytes() for row in x]
         if len(keys) and all(key in self._told for key in keys):
-            answers, self._told = np.stack([self._told[key] for key in keys]), {}
-            return answers
-        answers = super().predict(x, batch_size=batch_size, training_mode=training_mode, **options)
+            known, self._told = np.stack([self._told[key] for key in keys]), {}
+            return known
+        answers: np.ndarray = super().predict(x, batch_size=batch_size, training_mode=training_mode, **options)
         self._told = dict(zip(keys, answers, strict=True))
         return answers
