@@ -84,6 +84,28 @@ class _InOnePrecision(nn.Module):
         return logits
 
 
+class ToldOnce(PyTorchClassifier):  # type: ignore[misc]
+    """Answers from memory what was asked in the call before.
+
+    ART's Square asks whether an image still resists, and at once again for its margin. Every square begins with a
+    fresh question, so that one lucky answer of a noisy defence does not end the search.
+    """
+
+    def __init__(self, estimator: PyTorchClassifier) -> None:
+        self.__dict__ = dict(estimator.__dict__)
+        self._told: dict[bytes, np.ndarray] = {}
+
+    def predict(self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **options: Any) -> np.ndarray:
+        """Logits `(N, K)` of `(N, C, H, W)`."""
+        keys = [row.tobytes() for row in x]
+        if len(keys) and all(key in self._told for key in keys):
+            known, self._told = np.stack([self._told[key] for key in keys]), {}
+            return known
+        answers: np.ndarray = super().predict(x, batch_size=batch_size, training_mode=training_mode, **options)
+        self._told = dict(zip(keys, answers, strict=True))
+        return answers
+
+
 class ArtAttack(Attack):
     """Names an ART attack and its options; the bridge does the rest.
 

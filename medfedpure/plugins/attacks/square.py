@@ -12,12 +12,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import numpy as np
-from art.estimators.classification import PyTorchClassifier
 from pydantic import Field
 
 from medfedpure.core.config import Config, Eps
-from medfedpure.plugins.attacks.art import ArtAttack, build, largest_share
+from medfedpure.plugins.attacks.art import ArtAttack, ToldOnce, build, largest_share
 
 
 class SquareConfig(Config):
@@ -47,8 +45,8 @@ class Square(ArtAttack):
     def make(self, estimator: Any, *, targeted: bool) -> Any:  # noqa: ARG002
         """The ART attack, its first square cut to the image."""
         share = largest_share(self.config.first_share, estimator.input_shape)
-        told_once = _ToldOnce(estimator)
-        return build(self.art_class, told_once, norm=self.art_norm(), p_init=share, **self.art_options())
+        once = ToldOnce(estimator)
+        return build(self.art_class, once, norm=self.art_norm(), p_init=share, **self.art_options())
 
     def art_options(self) -> dict[str, Any]:
         """Queries and rounds under ART's names."""
@@ -60,25 +58,3 @@ class Square(ArtAttack):
             "batch_size": c.batch_size,
             "verbose": False,
         }
-
-
-class _ToldOnce(PyTorchClassifier):  # type: ignore[misc]
-    """Answers what was asked in the call before from memory.
-
-    ART asks whether an image still resists, and at once again for its margin. Every square begins with a fresh
-    question, so that one lucky answer of a noisy defence does not end the search.
-    """
-
-    def __init__(self, estimator: PyTorchClassifier) -> None:
-        self.__dict__ = dict(estimator.__dict__)
-        self._told: dict[bytes, np.ndarray] = {}
-
-    def predict(self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **options: Any) -> np.ndarray:
-        """Logits `(N, K)` of `(N, C, H, W)`."""
-        keys = [row.tobytes() for row in x]
-        if len(keys) and all(key in self._told for key in keys):
-            known, self._told = np.stack([self._told[key] for key in keys]), {}
-            return known
-        answers: np.ndarray = super().predict(x, batch_size=batch_size, training_mode=training_mode, **options)
-        self._told = dict(zip(keys, answers, strict=True))
-        return answers
