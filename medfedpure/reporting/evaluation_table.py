@@ -121,7 +121,20 @@ def conditions(summary: Summary) -> list[str]:
     return [
         summary.note,
         *threat_notes(summary),
+        *_not_made(summary),
         *footnotes(summary),
+    ]
+
+
+def _not_made(summary: Summary) -> list[str]:
+    """Attacks that there were none of, or that must not count: a worst case without them is a milder one."""
+    arms: dict[tuple[str, str], list[str]] = {}
+    for row in summary.rungs:
+        if row.role in ("skipped", "problem"):
+            arms.setdefault((row.rung, row.note), []).append(row.arm)
+    return [
+        f"Not counted: {rung} against {', '.join(dict.fromkeys(map(repr, names)))}: {note}."
+        for (rung, note), names in arms.items()
     ]
 
 

@@ -270,6 +270,13 @@ def test_roc_by_hand():
     assert corners == [(0.0, 0.0), (0.0, 0.5), (0.5, 1.0), (1.0, 1.0)]
 
 
+def test_attacks_that_were_not_made_stand_under_the_table(evaluation):
+    notes = [text for text in conditions(summarize(evaluation)) if text.startswith("Not counted")]
+    assert len(notes) == 3
+    assert any("surrogate" in text and text.endswith("no shorter purifier.") for text in notes)
+    assert any("joint" in text and "budget violated" in text for text in notes)
+
+
 def test_pictures():
     assert png(torch.rand(1, 8, 8)).startswith("data:image/png;base64,")
     coloured = heat(torch.linspace(0, 1, 64).reshape(1, 8, 8))
