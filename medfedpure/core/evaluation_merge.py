@@ -71,15 +71,24 @@ def _alike(one: ArmResult, other: ArmResult) -> bool:
     if kinds[0] != kinds[1] or [_place(r) for r in one.rungs] != [_place(r) for r in other.rungs]:
         return False
     pairs = zip(one.rungs, other.rungs, strict=True)
-    return all(_strength(a) == _strength(b) for a, b in pairs if a.reading is not None and b.reading is not None)
+    return all(_as_hard(a, b) for a, b in pairs if a.reading is not None and b.reading is not None)
 
 
 def _place(found: RungResult) -> tuple[str, str, float]:
     return found.rung, found.norm, found.eps
 
 
-def _strength(found: RungResult) -> tuple[str, str, int]:
-    return found.view, found.attack, found.eot
+def _as_hard(one: RungResult, other: RungResult) -> bool:
+    """The same view, attack and looks; every setting that both name is equal (a later version may name more)."""
+    if (one.view.partition(":")[0], one.eot) != (other.view.partition(":")[0], other.eot):
+        return False
+    (name, mine), (whose, theirs) = _settings(one), _settings(other)
+    return name == whose and all(mine[key] == theirs[key] for key in mine.keys() & theirs.keys())
+
+
+def _settings(found: RungResult) -> tuple[str, dict[str, str]]:
+    name, _, listed = found.attack.partition(":")
+    return name, {key: value for key, _, value in (text.strip().partition(" ") for text in listed.split(","))}
 
 
 def _with_common_checks(part: Evaluation, parts: Sequence[Evaluation]) -> Evaluation:
