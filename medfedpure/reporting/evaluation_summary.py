@@ -197,8 +197,8 @@ def summarize(evaluation: Evaluation, *, headline: str | None = None) -> Summary
 
 
 def _seeds(setting: dict[str, Any]) -> str:
-    merged = setting.get("merged")
-    return f"seed {setting['seed']}" if merged is None else f"{len(merged)} parts, each with a seed of its own"
+    parts = setting.get("merged", [setting])
+    return f"seed {parts[0]['seed']}" if len(parts) == 1 else f"{len(parts)} parts, each with a seed of its own"
 
 
 def counted(arm: ArmResult, eps: float) -> list[RungResult]:
