@@ -112,7 +112,7 @@ def evaluate(
     )
     say(
         f"{strength.describe()}; {len(chosen)} images, {sum(counts.values()):,} gradient evaluations of whole "
-        f"defences, at most {in_words(at_most)} here (less where images fall early or attacks are finished), and tries"
+        f"defences, at most {in_words(at_most)} here: less where images fall early or attacks are finished"
     )
     with _as_they_answer(attacks.values()):
         results = [job.arm(name, chain, plans[name], tests[name]) for name, chain in chains.items()]
