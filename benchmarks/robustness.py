@@ -10,7 +10,7 @@ the folds that are named, and from those in the results.json of an earlier run, 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,20 @@ def defences(
     }
 
 
+def beside(parts: Sequence[Evaluation]) -> Evaluation:
+    """One evaluation of all defences that were attacked each for itself, on the same images."""
+    digests = {name: digest for part in parts for name, digest in part.setting["arms"].items()}
+    peaks = [part.peak_memory_mb for part in parts if part.peak_memory_mb is not None]
+    update = {
+        "arms": [arm for part in parts for arm in part.arms],
+        "setting": {**parts[0].setting, "arms": digests},
+        "gradients": sum(part.gradients for part in parts),
+        "seconds": sum(part.seconds for part in parts),
+        "peak_memory_mb": max(peaks, default=None),
+    }
+    return parts[0].model_copy(update=update)
+
+
 def _purifier(fold: Fold) -> Any:
     purifier: Any = medfedpure.create("purifier", "ddpm", save_memory=False)
     return purifier.adopt(fold.denoiser.network, fold.parts["train"].image_shape)
@@ -126,9 +140,7 @@ def main() -> None:
             out = fold.folder / f"ladder_{preset.name}_{share}_{given.precision}" / name.replace(" ", "_")
             chain, test = arms[name](), fold.parts["test"]
             parts.append(evaluate({name: chain}, test, preset=preset, eps=given.eps, out=out, seed=fold.seed, say=say))
-        digests = {name: digest for part in parts for name, digest in part.setting["arms"].items()}
-        update = {"arms": [part.arms[0] for part in parts], "setting": {**parts[0].setting, "arms": digests}}
-        found.append(parts[0].model_copy(update=update))
+        found.append(beside(parts))
     merged = merge(found)
     if given.report is not None:
         write_report(merged, given.report, headline="full chain" if "full chain" in given.arms else None)

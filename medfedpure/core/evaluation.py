@@ -23,7 +23,7 @@ from medfedpure.core.errors import (
     MissingRequirementError,
     UnknownPluginError,
 )
-from medfedpure.core.evaluation_cost import in_words, peak_memory_mb, seconds_per_gradient
+from medfedpure.core.evaluation_cost import in_words, seconds_per_gradient
 from medfedpure.core.evaluation_results import ArmResult, Evaluation, RungResult
 from medfedpure.core.evaluation_store import Store, digest_of, digest_of_network
 from medfedpure.core.findings import compare
@@ -98,8 +98,7 @@ def evaluate(
     clients = _with_images(federation or {}, strength.images, seed, say)
     if clients:
         setting["federation"] = {name: [digest_of(one), own.fingerprint()] for name, (one, own) in clients.items()}
-    store = Store(None if out is None else Path(out), setting)
-    start = time.perf_counter()
+    store = Store(None if out is None else Path(out), setting, chains.values())
     job = _Job(chosen, strength, norm, seed, batch_size, store, say)
     plans = {
         name: [rung for value in sizes for rung in rungs(chain, strength, norm, value, attacks)]
@@ -129,8 +128,7 @@ def evaluate(
         arms=results,
         transfers=transfers,
         gradients=sum(counts.values()),
-        seconds=time.perf_counter() - start,
-        peak_memory_mb=peak_memory_mb(chains.values()),
+        **store.costs(),
         versions=setting["versions"],
     )
 

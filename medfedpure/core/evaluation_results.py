@@ -80,7 +80,14 @@ class TransferResult(Record):
 
 
 class Evaluation(Record):
-    """Every number of the report can be made from this; a published schema describes it."""
+    """Every number of the report can be made from this; a published schema describes it.
+
+    Attributes:
+        gradients: planned evaluations of a whole defence's gradient, for one image and look each; early stops take
+            fewer.
+        seconds: wall clock of all calls; of one that was killed, until its last finished rung.
+        peak_memory_mb: the most that one call held: tensors on the GPU, or the whole process on the CPU.
+    """
 
     setting: dict[str, Any]
     data: str

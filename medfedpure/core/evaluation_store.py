@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,25 @@ from torch import Tensor, nn
 from medfedpure.core.acceleration import Acceleration
 from medfedpure.core.defense import DefendedClassifier
 from medfedpure.core.errors import ConfigError
+from medfedpure.core.evaluation_cost import peak_memory_mb
 from medfedpure.core.storage import atomic_folder, read_document, write_document, write_json
 
 
 class Store:
-    """Finished rungs in a folder, or nowhere.
+    """Finished rungs in a folder, or nowhere, and what they took.
+
+    Args:
+        out: the folder; None keeps nothing.
+        setting: what is evaluated, and how.
+        modules: whose device's memory is counted.
 
     Raises:
         ConfigError: the folder holds an evaluation of something else, or another run's results.
     """
 
-    def __init__(self, out: Path | None, setting: dict[str, Any]) -> None:
-        self.out = out
+    def __init__(self, out: Path | None, setting: dict[str, Any], modules: Iterable[nn.Module] = ()) -> None:
+        self.out, self.modules, self.start = out, list(modules), time.perf_counter()
+        self.before: dict[str, Any] = {"seconds": 0.0, "peak_memory_mb": None}
         if out is None:
             return
         path = out / "setting.json"
@@ -40,6 +48,14 @@ class Store:
                 raise ConfigError(f"{out} holds another run's results, which this would replace: choose another folder")
             out.mkdir(parents=True, exist_ok=True)
             write_json(path, setting)
+        if (out / "costs.json").exists():
+            self.before = json.loads((out / "costs.json").read_text(encoding="utf-8"))
+
+    def costs(self) -> dict[str, Any]:
+        """Seconds and peak memory of all calls; of one that was killed, until its last finished rung."""
+        peaks = [peak for peak in (self.before["peak_memory_mb"], peak_memory_mb(self.modules)) if peak is not None]
+        seconds = self.before["seconds"] + time.perf_counter() - self.start
+        return {"seconds": seconds, "peak_memory_mb": max(peaks, default=None)}
 
     def load(self, *name: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """What was kept under a name, or None."""
@@ -52,6 +68,7 @@ class Store:
         if self.out is not None:
             with atomic_folder(self._path(name)) as work:
                 write_document(work, {"kind": "evaluation", **document}, tensors)
+            write_json(self.out / "costs.json", self.costs())
 
     def _path(self, name: Sequence[str]) -> Path:
         assert self.out is not None

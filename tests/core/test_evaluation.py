@@ -1,5 +1,7 @@
 """The ladder: figures by hand, resuming, and that every way to deceive oneself is named."""
 
+import json
+
 import pytest
 import torch
 from chains import BENIGN, chain_of, diffusing
@@ -103,8 +105,10 @@ def test_a_killed_evaluation_goes_on_with_the_same_numbers(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(arms, DATA, preset=BRIEF, eps=(0.05,), out=tmp_path, say=killed)
-    again = []
+    again, before = [], json.loads((tmp_path / "costs.json").read_text())
     resumed = evaluate(arms, DATA, preset=BRIEF, eps=(0.05,), out=tmp_path, say=again.append)
+    assert resumed.seconds > before["seconds"] > 0, "what the killed call took is counted"
+    assert resumed.peak_memory_mb >= before["peak_memory_mb"]
     assert not set(seen[1:-1]) & set(again), "what was finished is not attacked again"
     for one, two in zip(whole.arms, resumed.arms, strict=True):
         assert one.clean.verdicts == two.clean.verdicts
