@@ -41,8 +41,10 @@ def defend(
         benign: an ImageDataset, whose groups are never separated, or `(n, C, H, W)` in [0, 1], each
             image a group of its own; kept with 8 bits a value, as scans are stored.
         target_fpr: the share of benign images that may be flagged.
-        detector, purifier: plugin names.
-        detector_config, purifier_config: their configurations.
+        detector: plugin name.
+        purifier: plugin name.
+        detector_config: the detector's configuration.
+        purifier_config: the purifier's configuration.
         policy: what happens to flagged images.
         calibrate_share: share of the images that is held out for the threshold.
         seed: of the split, the training and the calibration.
