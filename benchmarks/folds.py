@@ -43,8 +43,8 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 AT_MOST = {"apgd": 64, "carlini l2": 16}
 NOTES = {"tune": ": defaults are chosen here", "test": ""}
-ADAPTED = {"stem": "medium", "purified_copies": 8}
-"""The classifier where purified images are read: a cheaper one, which has seen such images."""
+ADAPTED = {"stem": "medium", "purified_copies": 8, "out": Path("runs", "adapted")}
+"""The classifier where purified images are read: a cheaper one, which has seen such images; and its folder."""
 MOST_TESTED = 4
 """Images of a group that are tested: more of them would cost time and tell little."""
 AUGMENTATIONS = {
@@ -203,8 +203,8 @@ def _recipe(name: str, data: ImageDataset) -> list[Any]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What every benchmark over folds can be told."""
     parser.add_argument("--data", type=Path, required=True, help="one sub-folder per class, or a MedMNIST .npz")
-    parser.add_argument("--out", type=Path, required=True, help="folder for what is trained and measured")
-    parser.add_argument("--only", type=int, nargs="*", help="these folds only")
+    parser.add_argument("--out", type=Path, default=Path("runs", "folds"), help="keeps what is trained and measured")
+    parser.add_argument("--only", type=int, nargs="+", help="these folds only")
     parser.add_argument("--part", choices=("tune", "test"), default="test", help="where to measure")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--size", type=int, default=64, help="of the images of a folder; a MedMNIST file has its own")

@@ -1,10 +1,11 @@
-"""The whole ladder against seven defences: `python -m benchmarks.robustness --data FOLDER --out DIR`.
+"""The whole ladder against seven defences: `python -m benchmarks.robustness --data FOLDER`.
 
-The folds, classifiers and diffusion models are those of `benchmarks.purification`: give the same DIR, and nothing is
-trained twice. Beside each classifier stands one that was trained further on adversarial examples. The folds that are
-named share the preset's images, one for each near-duplicate group of their test parts; all defences of a fold
-are attacked on the same ones. Every finished rung is kept, so a run that was stopped goes on; the table is drawn from
-the folds that are named, and from those in the results.json of an earlier run, which may be another machine's.
+The folds, classifiers and diffusion models are those of `benchmarks.purification`, in the same folder, and nothing is
+trained twice. Beside each classifier stands one that was trained further on adversarial examples. As many folds as the
+preset needs, or those that are named, share its images, one for each near-duplicate group of their test parts; all
+defences of a fold are attacked on the same ones. What all attacks take is printed before the first of them. Every
+finished rung is kept, so a run that was stopped goes on; the table is drawn from these folds, and from those in the
+results.json of an earlier run, which may be another machine's.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from medfedpure.core.calibration import Calibration
 from medfedpure.core.classifier import ClassificationTask, ClassifierModel
 from medfedpure.core.defense import DefendedClassifier
 from medfedpure.core.detector import ScoreContext
-from medfedpure.core.evaluation import evaluate
+from medfedpure.core.evaluation import choose, evaluate
+from medfedpure.core.evaluation_cost import foresee
 from medfedpure.core.evaluation_merge import merge
 from medfedpure.core.evaluation_results import Evaluation
 from medfedpure.core.ladder import PRESETS, preset_of
@@ -43,6 +45,8 @@ ARMS = (
     "adversarially trained",
     "adversarially trained + chain",
 )
+FROM_A_FOLD = 34
+"""Images that a fold is asked for, where none is named: few folds are taken, since each costs a training."""
 ADVERSARIAL = AdversarialTraining(share=1.0, eps=0.015, step=0.0075, steps=3)
 """With 8/255 a classifier of so few images unlearns to read the benign ones."""
 
@@ -116,7 +120,7 @@ def main() -> None:
     parser.set_defaults(**ADAPTED)
     parser.add_argument("--preset", choices=tuple(PRESETS), default="standard")
     parser.add_argument("--eps", nargs="*", type=float, default=[0.015, 8 / 255])
-    parser.add_argument("--images", type=int, help="over all folds named; the preset's otherwise")
+    parser.add_argument("--images", type=int, help="over all folds; the preset's otherwise")
     parser.add_argument("--robust-steps", type=int, default=300, help="adversarial training steps")
     precisions = ("bfloat16", "float32")
     parser.add_argument("--precision", choices=precisions, default=precisions[0], help="of arms with a diffusion model")
@@ -128,17 +132,22 @@ def main() -> None:
     data, setting = open_data(given)
     speed = Acceleration(autocast=given.precision == "bfloat16")
     preset = preset_of(given.preset)
-    folds = given.only if given.only is not None else range(given.folds)
-    share = -(-(given.images or preset.images) // len(folds))
+    wanted = given.images or preset.images
+    folds = given.only or range(min(given.folds, -(-wanted // FROM_A_FOLD)))
+    share = -(-wanted // len(folds))
     preset = replace(preset, images=share, checked=-(-preset.checked * share // preset.images))
     found = [Evaluation.model_validate_json(path.read_text(encoding="utf-8")) for path in given.merge]
     for number in folds:
         fold = prepare(setting, data, number, given.out, say)
-        arms = defences(fold, lambda fold=fold: adversarially_trained(fold, given.robust_steps), speed)
+        makers = defences(fold, lambda fold=fold: adversarially_trained(fold, given.robust_steps), speed)
+        arms, test = {name: makers[name]() for name in given.arms}, fold.parts["test"]
+        if number == folds[0]:
+            images = choose(test, share, fold.seed).images
+            cost = foresee(arms.values(), images, preset, "linf", given.eps, {}, seed=fold.seed)
+            say(f"attacks on {len(arms)} defences in all {len(folds)} folds: {cost * len(folds)}")
         parts = []
-        for name in given.arms:
+        for name, chain in arms.items():
             out = fold.folder / f"ladder_{preset.name}_{share}_{given.precision}" / name.replace(" ", "_")
-            chain, test = arms[name](), fold.parts["test"]
             parts.append(evaluate({name: chain}, test, preset=preset, eps=given.eps, out=out, seed=fold.seed, say=say))
         found.append(beside(parts))
     merged = merge(found)

@@ -23,7 +23,7 @@ from medfedpure.core.errors import (
     MissingRequirementError,
     UnknownPluginError,
 )
-from medfedpure.core.evaluation_cost import in_words, seconds_per_gradient
+from medfedpure.core.evaluation_cost import foresee
 from medfedpure.core.evaluation_results import ArmResult, Evaluation, RungResult
 from medfedpure.core.evaluation_store import Store, digest_of, digest_of_network
 from medfedpure.core.findings import compare
@@ -105,14 +105,8 @@ def evaluate(
         for name, chain in chains.items()
     }
     tests = {name: checks(chain, strength, norm, sizes[0]) for name, chain in chains.items()}
-    counts = {name: job.gradients(plans[name], tests[name]) for name in chains}
-    at_most = sum(
-        count * seconds_per_gradient(chains[name], chosen.images, seed=seed) for name, count in counts.items()
-    )
-    say(
-        f"{strength.describe()}; {len(chosen)} images, {sum(counts.values()):,} gradient evaluations of whole "
-        f"defences, at most {in_words(at_most)} here: less where images fall early or attacks are finished"
-    )
+    cost = foresee(chains.values(), chosen.images, strength, norm, sizes, attacks, seed=seed)
+    say(f"{strength.describe()}; {len(chosen)} images, {cost}")
     with _as_they_answer(attacks.values()):
         results = [job.arm(name, chain, plans[name], tests[name]) for name, chain in chains.items()]
     transfers = Crossing(strength, norm, seed, batch_size, store, say).all_pairs(clients, sizes)
@@ -127,7 +121,7 @@ def evaluate(
         note=strength.note,
         arms=results,
         transfers=transfers,
-        gradients=sum(counts.values()),
+        gradients=cost.gradients,
         **store.costs(),
         versions=setting["versions"],
     )
@@ -223,12 +217,6 @@ class _Job:
         self.data, self.preset, self.norm, self.seed = data, preset, norm, seed
         self.batch_size, self.store, self.say = batch_size, store, say
         self.crafted: dict[str, tuple[RungResult, Tensor]] = {}
-
-    def gradients(self, plan: Sequence[Rung], tests: Sequence[Rung]) -> int:
-        """Gradient evaluations of one image each that the rungs may take, early stops not counted."""
-        few = min(self.preset.checked, len(self.data))
-        through = sum(rung.gradients for rung in plan if rung.kind != "replayed")
-        return through * len(self.data) + sum(rung.gradients for rung in tests) * few
 
     def arm(self, name: str, chain: DefendedClassifier, plan: Sequence[Rung], tests: Sequence[Rung]) -> ArmResult:
         """All of one defence."""

@@ -4,18 +4,73 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from medfedpure.core.attack import Norm
 from medfedpure.core.defense import DefendedClassifier
 from medfedpure.core.errors import MedFedPureError
+from medfedpure.core.ladder import Preset, checks, rungs
 from medfedpure.core.results import device_of
 from medfedpure.core.threats import ThreatView, exact_view, frozen, static_view
 
 TIMED = 8
 """Images whose gradient is timed, after a first time that is not."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What attacks take at the most: less where images fall early or attacks are finished.
+
+    Attributes:
+        gradients: evaluations of the gradient of a whole defence for one image.
+        seconds: that they take here.
+    """
+
+    gradients: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.gradients + other.gradients, self.seconds + other.seconds)
+
+    def __mul__(self, times: int) -> Cost:
+        return Cost(self.gradients * times, self.seconds * times)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.gradients:,} gradient evaluations of whole defences, at most {in_words(self.seconds)} here: "
+            "less where images fall early or attacks are finished"
+        )
+
+
+def foresee(
+    chains: Iterable[DefendedClassifier],
+    images: Tensor,
+    preset: Preset,
+    norm: Norm,
+    eps: Sequence[float],
+    attackers: Mapping[str, nn.Module],
+    *,
+    seed: int,
+) -> Cost:
+    """What an evaluation takes at the most; a few gradients of every defence are timed.
+
+    Args:
+        chains: the defences, calibrated.
+        images: `(N, C, H, W)` in [0, 1], all that are attacked.
+        preset, norm, eps, attackers: as `evaluate` takes them.
+        seed: of the noise.
+    """
+    cost, few = Cost(), min(preset.checked, len(images))
+    for chain in chains:
+        plan = [rung for size in eps for rung in rungs(chain, preset, norm, size, attackers)]
+        each = sum(rung.gradients for rung in plan if rung.kind != "replayed")
+        count = each * len(images) + few * sum(rung.gradients for rung in checks(chain, preset, norm, eps[0]))
+        cost += Cost(count, count * seconds_per_gradient(chain, images, seed=seed))
+    return cost
 
 
 def seconds_per_gradient(chain: DefendedClassifier, images: Tensor, *, seed: int) -> float:

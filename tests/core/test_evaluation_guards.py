@@ -9,7 +9,7 @@ from medfedpure.core.acceleration import Acceleration
 from medfedpure.core.defense import DefendedClassifier
 from medfedpure.core.errors import ConfigError, MissingExtraError
 from medfedpure.core.evaluation import beside_itself, choose, evaluate
-from medfedpure.core.evaluation_cost import in_words, seconds_per_gradient
+from medfedpure.core.evaluation_cost import foresee, in_words, seconds_per_gradient
 from medfedpure.core.evaluation_store import digest_of, digest_of_network
 from medfedpure.core.intervals import paired_difference
 from medfedpure.core.ladder import Preset
@@ -148,6 +148,9 @@ def test_the_time_of_a_gradient_is_told_and_moves_no_noise():
         assert [first, chain.next_streams(1).seed] == undisturbed
     evaluate({"bare": bare()}, DATA, preset=BRIEF, eps=(0.05,), say=told.append)
     assert "gradient evaluations of whole defences, at most 1 s" in told[0]
+    foreseen = foresee([bare(), bare()], DATA.images[:16], BRIEF, "linf", (0.05,), {}, seed=0)
+    assert foreseen.gradients == 2 * evaluate({"bare": bare()}, DATA, preset=BRIEF, eps=(0.05,)).gradients > 0
+    assert (foreseen * 3).seconds == pytest.approx(foreseen.seconds * 3)
     assert [in_words(seconds) for seconds in (0.2, 80, 600, 9000)] == ["1 s", "80 s", "10 min", "2.5 h"]
 
 
