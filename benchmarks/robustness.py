@@ -144,7 +144,7 @@ def main() -> None:
         if number == folds[0]:
             images = choose(test, share, fold.seed).images
             cost = foresee(arms.values(), images, preset, "linf", given.eps, {}, seed=fold.seed)
-            say(f"attacks on {len(arms)} defences in all {len(folds)} folds: {cost * len(folds)}")
+            say(f"attacks on {len(arms)} defences, {len(folds)} fold(s): {cost * len(folds)}")
         parts = []
         for name, chain in arms.items():
             out = fold.folder / f"ladder_{preset.name}_{share}_{given.precision}" / name.replace(" ", "_")
