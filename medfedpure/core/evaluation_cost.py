@@ -61,7 +61,10 @@ def foresee(
     Args:
         chains: the defences, calibrated.
         images: `(N, C, H, W)` in [0, 1], all that are attacked.
-        preset, norm, eps, attackers: as `evaluate` takes them.
+        preset: how hard the attackers try.
+        norm: "linf" or "l2".
+        eps: perturbation sizes, the first one that of the self-checks.
+        attackers: other models by name, for transfer attacks.
         seed: of the noise.
     """
     cost, few = Cost(), min(preset.checked, len(images))
