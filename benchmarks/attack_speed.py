@@ -21,7 +21,7 @@ from torch.nn import functional
 
 import medfedpure
 from medfedpure.core.classifier import ClassificationTask
-from medfedpure.core.training import TrainingConfig, train
+from medfedpure.training.loop import TrainingConfig, train
 
 PAIRS, BATCH, STEPS, EPS, STEP = 7, 32, 10, 0.03, 0.0075
 CONFIG = {"eps": EPS, "step": STEP, "steps": STEPS}

@@ -15,10 +15,10 @@ import tempfile
 from pathlib import Path
 
 from medfedpure.core.storage import write_bytes
-from medfedpure.reporting.table import ROWS, STRATEGY_ROWS, conditions, markdown_table, strategy_conditions
-from medfedpure.workflow.presets import phantom_demo
-from medfedpure.workflow.results import RunResult
-from medfedpure.workflow.run import run_job
+from medfedpure.job.presets import phantom_demo
+from medfedpure.job.records import RunResult
+from medfedpure.job.run import run_job
+from medfedpure.reporting.job.table import ROWS, STRATEGY_ROWS, conditions, markdown_table, strategy_conditions
 
 TARGETS = (
     ("bare clean >= 95 %", lambda m: m["bare.clean_balanced_accuracy"] - 0.95),

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.folds import AT_MOST, CONTROL, NOTES, Setting
-from medfedpure.core.intervals import cluster_bootstrap, realised_fpr_interval
-from medfedpure.core.metrics import auroc, average_precision, true_positive_rate
+from medfedpure.figures.intervals import cluster_bootstrap, realised_fpr_interval
+from medfedpure.figures.metrics import auroc, average_precision, true_positive_rate
 
 Fold = dict[str, Any]
 PAPER_SHARE = 0.18

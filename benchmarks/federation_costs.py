@@ -18,9 +18,9 @@ from torch import nn
 
 import medfedpure
 from medfedpure.core.classifier import ClassificationTask
-from medfedpure.core.training import TrainingConfig, train
 from medfedpure.federation import FederatedResult, Site, federate
 from medfedpure.federation.run import Runtime
+from medfedpure.training.loop import TrainingConfig, train
 
 CLIENTS, SIZE, IMAGES = 4, 48, 200
 TASK = ClassificationTask()

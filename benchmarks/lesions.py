@@ -20,9 +20,9 @@ import medfedpure
 from benchmarks.folds import InBfloat16, progress
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import FitContext
-from medfedpure.core.intervals import cluster_bootstrap
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.streams import Streams
+from medfedpure.figures.intervals import cluster_bootstrap
 
 RING = 3
 TRAINED = 2000

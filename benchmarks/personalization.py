@@ -24,10 +24,10 @@ import medfedpure
 from benchmarks.personalization_regimes import REGIMES, Arm, Regime
 from benchmarks.personalization_table import markdown, missed
 from medfedpure.core.dataset import ImageDataset
-from medfedpure.core.metrics import classification_figures
 from medfedpure.core.storage import write_bytes, write_json
 from medfedpure.core.streams import Streams
 from medfedpure.federation import Site, federate
+from medfedpure.figures.metrics import classification_figures
 
 BATCH = 128
 

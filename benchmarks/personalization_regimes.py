@@ -17,8 +17,8 @@ import medfedpure
 from medfedpure.core.classifier import ClassificationTask
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.streams import derive_seed
-from medfedpure.core.training import TrainingConfig
 from medfedpure.federation import Site
+from medfedpure.training.loop import TrainingConfig
 
 SIZE = 28
 SPARE = 1.6

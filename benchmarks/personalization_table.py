@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.personalization_regimes import Regime
-from medfedpure.core.intervals import Interval, cluster_bootstrap
+from medfedpure.figures.intervals import Interval, cluster_bootstrap
 
 Run = dict[str, dict[str, Any]]
 """One seed: what was measured, by arm."""

@@ -24,17 +24,17 @@ from torch.utils.flop_counter import FlopCounterMode
 import medfedpure
 from benchmarks.folds import ADAPTED, Fold, InBfloat16, add_arguments, open_data, prepare, progress
 from benchmarks.purification_table import markdown
-from medfedpure.core.calibration import Calibration
 from medfedpure.core.dataset import ImageDataset
-from medfedpure.core.defense import DefendedClassifier
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.storage import write_json
 from medfedpure.core.streams import Streams
-from medfedpure.core.training import Trainable
-from medfedpure.core.voting import Vote
+from medfedpure.defence.calibration import Calibration
+from medfedpure.defence.chain import DefendedClassifier
+from medfedpure.defence.voting import Vote
 from medfedpure.models.diffusion import low_frequencies
 from medfedpure.models.mae import MaskedAutoencoder
 from medfedpure.models.unet import NoiseUNet
+from medfedpure.training.loop import Trainable
 
 ATTACKS = ("pgd", "pgd 8/255")
 FLAGGED = {"detector": ("compose", {}), "policy": "purify_flagged"}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.folds import NOTES, Setting
-from medfedpure.core.intervals import Interval, cluster_bootstrap
-from medfedpure.core.metrics import classification_figures
+from medfedpure.figures.intervals import Interval, cluster_bootstrap
+from medfedpure.figures.metrics import classification_figures
 
 Fold = dict[str, Any]
 CHAINS = (

@@ -20,21 +20,21 @@ import torch
 
 import medfedpure
 from benchmarks.folds import ADAPTED, Fold, add_arguments, open_data, prepare, progress
-from medfedpure.core.acceleration import Acceleration
-from medfedpure.core.adversarial import AdversarialTask, AdversarialTraining
-from medfedpure.core.calibration import Calibration
 from medfedpure.core.classifier import ClassificationTask, ClassifierModel
-from medfedpure.core.defense import DefendedClassifier
 from medfedpure.core.detector import ScoreContext
-from medfedpure.core.evaluation import choose, evaluate
-from medfedpure.core.evaluation_cost import foresee
-from medfedpure.core.evaluation_merge import merge
-from medfedpure.core.evaluation_results import Evaluation
-from medfedpure.core.ladder import PRESETS, preset_of
-from medfedpure.core.training import TrainingConfig, train
-from medfedpure.reporting.evaluation_files import write_report
-from medfedpure.reporting.evaluation_summary import summarize
-from medfedpure.reporting.evaluation_table import markdown
+from medfedpure.defence.acceleration import Acceleration
+from medfedpure.defence.calibration import Calibration
+from medfedpure.defence.chain import DefendedClassifier
+from medfedpure.evaluation.cost import foresee
+from medfedpure.evaluation.evaluate import choose, evaluate
+from medfedpure.evaluation.ladder import PRESETS, preset_of
+from medfedpure.evaluation.merge import merge
+from medfedpure.evaluation.records import Evaluation
+from medfedpure.reporting.evaluation.files import write_report
+from medfedpure.reporting.evaluation.summary import summarize
+from medfedpure.reporting.evaluation.table import markdown
+from medfedpure.training.adversarial import AdversarialTask, AdversarialTraining
+from medfedpure.training.loop import TrainingConfig, train
 
 ARMS = (
     "undefended",

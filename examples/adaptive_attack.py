@@ -3,8 +3,8 @@
 import medfedpure
 from medfedpure.core.classifier import ClassificationTask
 from medfedpure.core.streams import Streams
-from medfedpure.core.threats import bpda_view, detector_view, exact_view, static_view
-from medfedpure.core.training import TrainingConfig, train
+from medfedpure.evaluation.views import bpda_view, detector_view, exact_view, static_view
+from medfedpure.training.loop import TrainingConfig, train
 
 data = medfedpure.create("dataset", "phantom", images=400, image_size=32, lesion_contrast=2.0).read()
 parts = data.split({"train": 0.4, "calibrate": 0.4, "test": 0.2})

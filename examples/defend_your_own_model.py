@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import medfedpure
 from medfedpure.core.classifier import ClassificationTask
-from medfedpure.core.training import TrainingConfig, train
+from medfedpure.training.loop import TrainingConfig, train
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("folder", type=Path)

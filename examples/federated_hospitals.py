@@ -2,9 +2,9 @@
 
 import medfedpure
 from medfedpure.core.classifier import ClassificationTask
-from medfedpure.core.threats import static_view
-from medfedpure.core.training import TrainingConfig
+from medfedpure.evaluation.views import static_view
 from medfedpure.federation import Site, federate
+from medfedpure.training.loop import TrainingConfig
 
 data = medfedpure.create("dataset", "phantom", images=900, image_size=32, lesion_contrast=2.0).read()
 hospitals = {

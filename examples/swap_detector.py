@@ -9,9 +9,9 @@ import torch
 
 import medfedpure
 from medfedpure.core.classifier import ClassificationTask
-from medfedpure.core.metrics import auroc
-from medfedpure.core.threats import static_view
-from medfedpure.core.training import TrainingConfig, train
+from medfedpure.evaluation.views import static_view
+from medfedpure.figures.metrics import auroc
+from medfedpure.training.loop import TrainingConfig, train
 
 names = sys.argv[1:] or ["feature_squeezing", "mahalanobis"]
 

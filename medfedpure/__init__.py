@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Acceleration": "medfedpure.core.acceleration",
+    "Acceleration": "medfedpure.defence.acceleration",
     "Attack": "medfedpure.core.attack",
     "AttackResult": "medfedpure.core.results",
     "Batch": "medfedpure.core.dataset",
-    "Calibration": "medfedpure.core.calibration",
-    "Certificate": "medfedpure.core.certify",
+    "Calibration": "medfedpure.defence.calibration",
+    "Certificate": "medfedpure.defence.certify",
     "Classifier": "medfedpure.core.classifier",
     "Component": "medfedpure.core.component",
     "Config": "medfedpure.core.config",
     "Dataset": "medfedpure.core.dataset",
-    "DefendedClassifier": "medfedpure.core.defense",
+    "DefendedClassifier": "medfedpure.defence.chain",
     "Detector": "medfedpure.core.detector",
     "Eps": "medfedpure.core.config",
     "FitContext": "medfedpure.core.detector",
     "ImageDataset": "medfedpure.core.dataset",
-    "Monitor": "medfedpure.core.monitor",
+    "Monitor": "medfedpure.defence.monitor",
     "PersonalizationStrategy": "medfedpure.core.personalization",
     "Plugin": "medfedpure.core.registry",
     "Prediction": "medfedpure.core.results",
@@ -35,12 +35,12 @@ _PUBLIC = {
     "ScoreContext": "medfedpure.core.detector",
     "State": "medfedpure.core.results",
     "Streams": "medfedpure.core.streams",
-    "ThreatView": "medfedpure.core.threats",
-    "Vote": "medfedpure.core.voting",
-    "certify": "medfedpure.core.certify",
+    "ThreatView": "medfedpure.evaluation.views",
+    "Vote": "medfedpure.defence.voting",
+    "certify": "medfedpure.defence.certify",
     "create": "medfedpure.core.registry",
-    "defend": "medfedpure.core.defend",
-    "evaluate": "medfedpure.core.evaluation",
+    "defend": "medfedpure.defence.defend",
+    "evaluate": "medfedpure.evaluation.evaluate",
     "hookimpl": "medfedpure.core.registry",
     "registry": "medfedpure.core.registry",
     "to_art": "medfedpure.plugins.attacks.art",
@@ -61,11 +61,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from medfedpure.core.acceleration import Acceleration as Acceleration
     from medfedpure.core.attack import Attack as Attack
-    from medfedpure.core.calibration import Calibration as Calibration
-    from medfedpure.core.certify import Certificate as Certificate
-    from medfedpure.core.certify import certify as certify
     from medfedpure.core.classifier import Classifier as Classifier
     from medfedpure.core.component import Component as Component
     from medfedpure.core.config import Config as Config
@@ -73,13 +69,9 @@ if TYPE_CHECKING:
     from medfedpure.core.dataset import Batch as Batch
     from medfedpure.core.dataset import Dataset as Dataset
     from medfedpure.core.dataset import ImageDataset as ImageDataset
-    from medfedpure.core.defend import defend as defend
-    from medfedpure.core.defense import DefendedClassifier as DefendedClassifier
     from medfedpure.core.detector import Detector as Detector
     from medfedpure.core.detector import FitContext as FitContext
     from medfedpure.core.detector import ScoreContext as ScoreContext
-    from medfedpure.core.evaluation import evaluate as evaluate
-    from medfedpure.core.monitor import Monitor as Monitor
     from medfedpure.core.personalization import PersonalizationStrategy as PersonalizationStrategy
     from medfedpure.core.purifier import Purifier as Purifier
     from medfedpure.core.registry import Plugin as Plugin
@@ -91,6 +83,14 @@ if TYPE_CHECKING:
     from medfedpure.core.results import Purification as Purification
     from medfedpure.core.results import State as State
     from medfedpure.core.streams import Streams as Streams
-    from medfedpure.core.threats import ThreatView as ThreatView
-    from medfedpure.core.voting import Vote as Vote
+    from medfedpure.defence.acceleration import Acceleration as Acceleration
+    from medfedpure.defence.calibration import Calibration as Calibration
+    from medfedpure.defence.certify import Certificate as Certificate
+    from medfedpure.defence.certify import certify as certify
+    from medfedpure.defence.chain import DefendedClassifier as DefendedClassifier
+    from medfedpure.defence.defend import defend as defend
+    from medfedpure.defence.monitor import Monitor as Monitor
+    from medfedpure.defence.voting import Vote as Vote
+    from medfedpure.evaluation.evaluate import evaluate as evaluate
+    from medfedpure.evaluation.views import ThreatView as ThreatView
     from medfedpure.plugins.attacks.art import to_art as to_art

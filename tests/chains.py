@@ -8,11 +8,11 @@ import torch
 from planted import GoodDetector, GoodPurifier
 from torch import Tensor
 
-from medfedpure.core.defense import DefendedClassifier
 from medfedpure.core.registry import create
 from medfedpure.core.results import Prediction, Purification
 from medfedpure.core.streams import Streams
-from medfedpure.core.voting import Vote
+from medfedpure.defence.chain import DefendedClassifier
+from medfedpure.defence.voting import Vote
 from medfedpure.testing import tiny_classifier, tiny_dataset
 
 FIELDS = ("labels", "logits", "bare_logits", "scores", "p_values", "flagged", "strength", "purified", "images")

@@ -6,8 +6,8 @@ from conftest import Workshop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medfedpure.core.calibration import Calibration
 from medfedpure.core.registry import registry
+from medfedpure.defence.calibration import Calibration
 
 IMAGES = 6
 TOLERANCE = 1e-5

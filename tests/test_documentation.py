@@ -23,10 +23,10 @@ from test_contracts import Registered
 import medfedpure
 from medfedpure.cli.app import app
 from medfedpure.core import registry as registry_module
-from medfedpure.core.defense import DefendedClassifier
-from medfedpure.core.ladder import PRESETS
 from medfedpure.core.registry import BUILTIN, Plugin, create, hookimpl, registry
 from medfedpure.core.streams import Streams
+from medfedpure.defence.chain import DefendedClassifier
+from medfedpure.evaluation.ladder import PRESETS
 from medfedpure.testing import tiny_classifier, tiny_dataset
 
 BUILTINS = [record for record in registry().plugins() if record.distribution == BUILTIN]
@@ -174,10 +174,10 @@ def test_the_python_blocks_of_a_page_run(
     page: Path, third_party: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("medfedpure.core.defend.create", small)
+    monkeypatch.setattr("medfedpure.defence.defend.create", small)
     for name, preset in PRESETS.items():
         monkeypatch.setitem(PRESETS, name, dataclasses.replace(preset, **dict.fromkeys(EFFORT, 2)))
-    monkeypatch.setattr("medfedpure.core.certify.certify.__kwdefaults__", _fewer(medfedpure.certify), raising=True)
+    monkeypatch.setattr("medfedpure.defence.certify.certify.__kwdefaults__", _fewer(medfedpure.certify), raising=True)
     monkeypatch.setitem(sys.modules, "page", module := ModuleType("page"))
     vars(module).update(stand_ins())
     for block in blocks(page, "python", "py"):

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from medfedpure.core.evaluation_results import Evaluation
-from medfedpure.reporting.evaluation_summary import summarize
-from medfedpure.reporting.evaluation_table import markdown
+from medfedpure.evaluation.records import Evaluation
+from medfedpure.reporting.evaluation.summary import summarize
+from medfedpure.reporting.evaluation.table import markdown
 
 ROOT = Path(__file__).parents[1]
 

@@ -25,7 +25,7 @@ from medfedpure.core.registry import BUILTIN, KINDS, Plugin, registry
 
 PAGES = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs" / "reference").glob("*.md"))}
 SHOWN = {target for text in PAGES.values() for target in re.findall(r"^::: ([\w.]+)$", text, re.M)}
-FILES = ("medfedpure.workflow.config", "medfedpure.workflow.federate_config")
+FILES = ("medfedpure.job.config", "medfedpure.job.federate_config")
 """What a user writes as TOML."""
 BUILTINS = [record for record in registry().plugins() if record.distribution == BUILTIN]
 
@@ -285,7 +285,7 @@ def test_the_options_of_every_public_configuration_are_shown(target: str) -> Non
 
 def test_unlisted_options_are_seen() -> None:
     assert unlisted("TrainingConfig", "nothing")
-    assert not unlisted("TrainingConfig", "<!-- options: medfedpure.workflow.config.RunConfig -->"), "it is a section"
+    assert not unlisted("TrainingConfig", "<!-- options: medfedpure.job.config.RunConfig -->"), "it is a section"
 
 
 COMMANDS = generate.commands()

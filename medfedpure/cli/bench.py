@@ -12,7 +12,7 @@ from rich.console import Console
 from medfedpure.cli.which import ConfigFile, Kind, Name, find, read_config
 
 if TYPE_CHECKING:
-    from medfedpure.workflow.bench_stage import Bench
+    from medfedpure.bench.stage import Bench
 
 
 def bench(
@@ -28,9 +28,9 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
 ) -> None:
     """Compare a plugin with the built-ins of its kind on drawn images: a quick look, in about a minute."""
+    from medfedpure.bench.run import run_bench
     from medfedpure.cli.bars import Bars
     from medfedpure.core.progress import listening
-    from medfedpure.workflow.bench import run_bench
 
     record, options = find(name, kind), read_config(config)
     talk = Console(stderr=True, quiet=quiet)

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
-    from medfedpure.core.evaluation_results import Evaluation
-    from medfedpure.reporting.evaluation_summary import Summary
-    from medfedpure.workflow.subject import Subject
+    from medfedpure.evaluation.records import Evaluation
+    from medfedpure.job.subject import Subject
+    from medfedpure.reporting.evaluation.summary import Summary
 
 
 def evaluate(
@@ -45,9 +45,9 @@ def evaluate(
 ) -> None:
     """Attack a saved defence with the whole ladder of attackers, check the result against itself, and report."""
     from medfedpure.cli.bars import Bars
-    from medfedpure.core.evaluation import evaluate as run
     from medfedpure.core.progress import listening
-    from medfedpure.workflow.subject import load_subject
+    from medfedpure.evaluation.evaluate import evaluate as run
+    from medfedpure.job.subject import load_subject
 
     sizes = [_fraction(text) for text in eps] if eps else None
     options = _options(data_config)
@@ -86,9 +86,9 @@ def evaluate(
 
 def _report(found: Evaluation, subject: Subject, report: Path, as_json: bool) -> None:
     from medfedpure.core.errors import MissingExtraError
-    from medfedpure.core.evaluation import choose
-    from medfedpure.reporting.evaluation_files import write_report
-    from medfedpure.reporting.evaluation_summary import summarize
+    from medfedpure.evaluation.evaluate import choose
+    from medfedpure.reporting.evaluation.files import write_report
+    from medfedpure.reporting.evaluation.summary import summarize
 
     tables = "results.json, results.csv, summary.csv, summary.md" + (", transfers.csv" if found.transfers else "")
     written = f"report.html, {tables}"
@@ -105,8 +105,8 @@ def _report(found: Evaluation, subject: Subject, report: Path, as_json: bool) ->
 
 
 def _print(summary: Summary) -> None:
-    from medfedpure.reporting.evaluation_table import conditions, terminal_table, warnings
-    from medfedpure.reporting.evaluation_words import verdict, verdict_benign
+    from medfedpure.reporting.evaluation.table import conditions, terminal_table, warnings
+    from medfedpure.reporting.evaluation.words import verdict, verdict_benign
 
     console = Console()
     console.print()

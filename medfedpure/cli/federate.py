@@ -33,8 +33,8 @@ def federate(
     """Train one part across clients on this machine, without pooling an image; resumable."""
     from medfedpure.cli.bars import Bars
     from medfedpure.core.progress import listening
-    from medfedpure.workflow.federate import run_federate
-    from medfedpure.workflow.federate_config import FederateConfig
+    from medfedpure.job.federate import run_federate
+    from medfedpure.job.federate_config import FederateConfig
 
     settings = FederateConfig.from_toml(config)
     talk = Console(stderr=as_json, quiet=quiet)
@@ -64,7 +64,7 @@ def federate(
 def page_of_rounds(folder: Path) -> str:
     """Write report.html beside results.json; its name, or why there is none."""
     from medfedpure.core.errors import MissingExtraError
-    from medfedpure.reporting.run_page import PAGE, write_rounds_page
+    from medfedpure.reporting.job.page import PAGE, write_rounds_page
 
     try:
         write_rounds_page(json.loads((folder / "results.json").read_text(encoding="utf-8")), folder)
@@ -75,7 +75,7 @@ def page_of_rounds(folder: Path) -> str:
 
 def rounds_table(history: tuple[RoundRecord, ...], width: int = 120) -> Group:
     """One row a round: clients by the headline figure where they fit, mean, worst client, traffic; failures below."""
-    from medfedpure.workflow.federate import headline, mean_figures, worst_client
+    from medfedpure.job.federate import headline, mean_figures, worst_client
 
     # The figures of a round come with the next one, so the newest round may have none yet.
     metric = headline({f"{r.round} {client}": own for r in history for client, own in r.clients.items()})
@@ -108,7 +108,7 @@ def rounds_table(history: tuple[RoundRecord, ...], width: int = 120) -> Group:
 
 def clients_table(record: RoundRecord) -> Table:
     """All figures of the last round, by client, and their means."""
-    from medfedpure.workflow.federate import mean_figures, worst_client
+    from medfedpure.job.federate import mean_figures, worst_client
 
     mean = mean_figures(record.clients)
     shown = [name for name in _TITLES if name in mean]

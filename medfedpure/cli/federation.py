@@ -23,7 +23,7 @@ def init(
     superlink_port: Annotated[int, typer.Option("--superlink-port", help="The SuperLink's, on loopback.")] = 18000,
 ) -> None:
     """Write app, certificates, keys, configurations, units and commands for a test federation."""
-    from medfedpure.workflow.federation_init import init_federation
+    from medfedpure.consortium.init import init_federation
 
     init_federation(folder, clients, address=address, superlink_port=superlink_port)
     Console().print(f"written to {folder}; {folder}/README.md has the commands", highlight=False)
@@ -36,9 +36,9 @@ def rehearse(
 ) -> None:
     """Run the same federation in this process, without a network, from every site's own site.toml."""
     from medfedpure.cli.federate import clients_table, page_of_rounds
+    from medfedpure.consortium.deployment import rehearse
+    from medfedpure.consortium.init import FEDERATION_FILE
     from medfedpure.core.errors import ConfigError
-    from medfedpure.workflow.deployment import rehearse
-    from medfedpure.workflow.federation_init import FEDERATION_FILE
 
     sites = sorted(folder.glob("sites/*/site.toml"))
     if not sites:
@@ -55,7 +55,7 @@ def run(
 ) -> None:
     """Start the run at the server and wait for it; ends with an error when the run fails, and resumes when repeated."""
     from medfedpure.cli.federate import page_of_rounds
-    from medfedpure.workflow.federation_run import run_federation
+    from medfedpure.consortium.run import run_federation
 
     console = Console()
     run_federation(folder, say=lambda text: console.print(text, highlight=False), timeout=timeout)

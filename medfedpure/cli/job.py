@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from medfedpure.workflow.config import RunConfig
-    from medfedpure.workflow.results import RunResult
+    from medfedpure.job.config import RunConfig
+    from medfedpure.job.records import RunResult
 
 _Out = Annotated[Path, typer.Option("--out", help="Folder for report, configuration, results, picture and defences.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no phases, only the table.")]
@@ -31,7 +31,7 @@ def demo(
     as_json: _Json = False,
 ) -> None:
     """Train, attack, defend and measure a whole federation in minutes, on phantoms or on your own images."""
-    from medfedpure.workflow.presets import folder_demo, phantom_demo
+    from medfedpure.job.presets import folder_demo, phantom_demo
 
     _run(phantom_demo(seed) if data is None else folder_demo(data, seed), out, device, quiet, as_json)
 
@@ -44,7 +44,7 @@ def run(
     as_json: _Json = False,
 ) -> None:
     """Run the whole job from one validated file."""
-    from medfedpure.workflow.config import RunConfig
+    from medfedpure.job.config import RunConfig
 
     _run(RunConfig.from_toml(config), out, device, quiet, as_json)
 
@@ -52,9 +52,9 @@ def run(
 def _run(config: RunConfig, out: Path, device: str | None, quiet: bool, as_json: bool) -> None:
     from medfedpure.cli.bars import Bars
     from medfedpure.core.progress import listening
-    from medfedpure.reporting.picture import save_gallery
-    from medfedpure.reporting.run_page import write_run_page
-    from medfedpure.workflow.run import run_job
+    from medfedpure.job.run import run_job
+    from medfedpure.reporting.job.page import write_run_page
+    from medfedpure.reporting.job.picture import save_gallery
 
     if device is not None:
         config = config.model_copy(update={"device": device})
@@ -77,7 +77,7 @@ def _run(config: RunConfig, out: Path, device: str | None, quiet: bool, as_json:
 
 
 def _print_tables(result: RunResult) -> None:
-    from medfedpure.reporting.table import cells, conditions, strategy_cells, strategy_conditions
+    from medfedpure.reporting.job.table import cells, conditions, strategy_cells, strategy_conditions
 
     console = Console()
     _print_table(console, cells(result), conditions(result))

@@ -14,7 +14,7 @@ from medfedpure.core.component import Component
 from medfedpure.core.errors import AuditError, InputError, MissingRequirementError
 from medfedpure.core.results import AttackResult
 from medfedpure.core.streams import Streams
-from medfedpure.core.threats import ThreatView, as_view
+from medfedpure.evaluation.views import ThreatView, as_view
 
 Norm = Literal["linf", "l2"]
 VERDICTS = 64

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from medfedpure.core import storage
-from medfedpure.core.augmentation import Augmentation
 from medfedpure.core.checks import check_image_layout
 from medfedpure.core.component import Component
 from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.errors import ArtifactError, InputError
-from medfedpure.core.metrics import auroc, classification_figures
 from medfedpure.core.registry import create, registry
 from medfedpure.core.streams import Streams, isolated_rng
-from medfedpure.core.training import Task
+from medfedpure.data.augmentation import Augmentation
+from medfedpure.figures.metrics import auroc, classification_figures
+from medfedpure.training.loop import Task
 
 
 class Classifier(Component):

@@ -12,13 +12,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from medfedpure.core.adversarial import AdversarialTask, AdversarialTraining
 from medfedpure.core.component import Component
 from medfedpure.core.config import Config as BaseConfig
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import FederationError
 from medfedpure.core.streams import derive_seed
-from medfedpure.core.training import Task, TrainingConfig, TrainingLog, train
+from medfedpure.training.adversarial import AdversarialTask, AdversarialTraining
+from medfedpure.training.loop import Task, TrainingConfig, TrainingLog, train
 
 Tensors = dict[str, Tensor]
 Scalar = int | float | str | bool

@@ -16,10 +16,10 @@ from torch import nn
 
 from medfedpure.core.personalization import ClientRound, PersonalizationStrategy, Scalar, Tensors
 from medfedpure.core.streams import derive_seed, isolated_rng
-from medfedpure.core.training import Task, TrainingConfig
 from medfedpure.federation import messages
 from medfedpure.federation.records import Site
 from medfedpure.federation.state import PrivateStore
+from medfedpure.training.loop import Task, TrainingConfig
 
 _LOG = logging.getLogger(__name__)
 _MEMORY = "private"

@@ -13,8 +13,8 @@ from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.detector import FitContext
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.streams import Streams, derive_seed, isolated_rng
-from medfedpure.core.training import Task, TrainingConfig, train
 from medfedpure.models.mae import MaskedAutoencoder
+from medfedpure.training.loop import Task, TrainingConfig, train
 
 _FLAT = 1e-3
 """Variance of a patch below which it counts as flat, such as air: its own would blow its error up."""

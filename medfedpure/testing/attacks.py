@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from medfedpure.core.attack import Attack
 from medfedpure.core.errors import AuditError, InputError, MissingRequirementError
 from medfedpure.core.streams import Streams
-from medfedpure.core.threats import ThreatView
+from medfedpure.evaluation.views import ThreatView
 from medfedpure.testing.checking import assert_bad_images_are_refused, assert_in_range, module_unchanged
 from medfedpure.testing.components import ComponentContract
 from medfedpure.testing.observing import observe, view_of

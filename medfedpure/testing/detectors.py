@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medfedpure.core.detector import Detector, ScoreContext
 from medfedpure.core.errors import MissingRequirementError
-from medfedpure.core.metrics import auroc
+from medfedpure.figures.metrics import auroc
 from medfedpure.testing.checking import assert_bad_images_are_refused
 from medfedpure.testing.images import ImageContract, assert_dtype_is_kept
 from medfedpure.testing.observing import observe

@@ -23,9 +23,9 @@ from medfedpure.core.detector import Detector
 from medfedpure.core.personalization import ClientRound, PersonalizationStrategy
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.streams import isolated_rng
-from medfedpure.core.threats import ThreatView
-from medfedpure.core.training import TrainingConfig
+from medfedpure.evaluation.views import ThreatView
 from medfedpure.testing.setting import Setting, tiny_classifier
+from medfedpure.training.loop import TrainingConfig
 
 Observed = dict[str, Tensor]
 MODEL_SEED = 5

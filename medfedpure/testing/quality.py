@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from medfedpure.core.attack import Attack
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.streams import Streams
-from medfedpure.core.threats import frozen
+from medfedpure.evaluation.views import frozen
 from medfedpure.testing.setting import Setting
 
 NOISE = 0.2

@@ -18,7 +18,7 @@ from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import ScoreContext
 from medfedpure.core.registry import create
 from medfedpure.core.streams import Streams
-from medfedpure.core.training import TrainingConfig, train
+from medfedpure.training.loop import TrainingConfig, train
 
 SIZE = 32
 

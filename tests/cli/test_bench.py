@@ -7,10 +7,10 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from medfedpure.bench.run import run_bench
 from medfedpure.cli.app import app
 from medfedpure.core.errors import UnknownPluginError
 from medfedpure.core.registry import KINDS, registry
-from medfedpure.workflow.bench import run_bench
 
 CHEAP = {
     "classifier": ("small_cnn", "timm"),
@@ -25,7 +25,7 @@ CHEAP = {
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough for a table, too little for figures worth reading."""
-    monkeypatch.setattr("medfedpure.workflow.bench_stage.STEPS", 40)
+    monkeypatch.setattr("medfedpure.bench.stage.STEPS", 40)
 
 
 @pytest.mark.parametrize("kind", KINDS)

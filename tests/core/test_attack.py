@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from medfedpure.core.attack import Budget, audit
 from medfedpure.core.errors import AuditError, InputError, MissingRequirementError
-from medfedpure.core.threats import ThreatView, as_view
+from medfedpure.evaluation.views import ThreatView, as_view
 from medfedpure.testing import tiny_classifier, tiny_dataset
 
 DATA = tiny_dataset(6)

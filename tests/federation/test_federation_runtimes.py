@@ -20,10 +20,10 @@ from medfedpure.core.dataset import Batch
 from medfedpure.core.errors import FederationError
 from medfedpure.core.progress import listening
 from medfedpure.core.streams import Streams, isolated_rng
-from medfedpure.core.training import Task, Trainable, TrainingConfig
 from medfedpure.federation import InProcessGrid, federate_part
 from medfedpure.federation.grid import acting_as_server
 from medfedpure.federation.simulation import store_sites
+from medfedpure.training.loop import Task, Trainable, TrainingConfig
 
 
 class Reconstruction(Task):

@@ -12,7 +12,7 @@ from wire import Wire, assert_no_scan, assert_nothing_private, assert_the_tap_se
 import medfedpure
 from medfedpure.core.classifier import ClassificationTask, ClassifierModel
 from medfedpure.core.registry import registry
-from medfedpure.core.training import TrainingConfig
+from medfedpure.training.loop import TrainingConfig
 
 NAMES = [record.name for record in registry().plugins("personalization")]
 TRAINING = TrainingConfig(steps=4, batch_size=4, learning_rate=0.01)

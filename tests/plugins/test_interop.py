@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import medfedpure
-from medfedpure.core.threats import bpda_view
+from medfedpure.evaluation.views import bpda_view
 from medfedpure.testing import tiny_classifier, tiny_dataset
 
 BENIGN = tiny_dataset(120, seed=3)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from medfedpure.core.attack import Attack, Budget
 from medfedpure.core.errors import ConfigError, InputError
 from medfedpure.core.streams import Streams, derive_seed
-from medfedpure.core.threats import ThreatView, frozen
+from medfedpure.evaluation.views import ThreatView, frozen
 from medfedpure.plugins.foreign import seeded_globals
 
 MASKED = frozenset(

@@ -13,7 +13,7 @@ from torch.nn import functional
 from medfedpure.core.config import Config, Radius
 from medfedpure.core.errors import ConfigError, MissingRequirementError
 from medfedpure.core.streams import Streams
-from medfedpure.core.threats import ThreatView
+from medfedpure.evaluation.views import ThreatView
 
 Loss = Literal["ce", "cw", "dlr"]
 

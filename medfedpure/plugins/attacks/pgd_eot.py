@@ -18,7 +18,7 @@ from torch import Tensor
 
 from medfedpure.core.attack import Attack
 from medfedpure.core.streams import Streams
-from medfedpure.core.threats import ThreatView, frozen
+from medfedpure.evaluation.views import ThreatView, frozen
 from medfedpure.plugins.attacks.gradient import (
     GradientConfig,
     Loss,

@@ -21,7 +21,7 @@ from torch import Tensor
 from medfedpure.core.config import Config
 from medfedpure.core.dataset import Dataset, ImageDataset
 from medfedpure.core.errors import DataError
-from medfedpure.core.near_duplicates import near_duplicate_groups
+from medfedpure.data.near_duplicates import near_duplicate_groups
 from medfedpure.plugins.datasets.image_cache import cache_folder, cache_key, through_cache
 from medfedpure.plugins.datasets.image_files import Decoder, is_hidden, is_image, some
 

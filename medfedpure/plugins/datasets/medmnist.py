@@ -18,7 +18,7 @@ from torch import Tensor
 from medfedpure.core.config import Config
 from medfedpure.core.dataset import Dataset, ImageDataset
 from medfedpure.core.errors import DataError
-from medfedpure.core.near_duplicates import near_duplicate_groups
+from medfedpure.data.near_duplicates import near_duplicate_groups
 
 
 class MedMNISTConfig(Config):

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from medfedpure.core.config import Config
 from medfedpure.core.detector import Detector, ScoreContext
-from medfedpure.core.divergence import jensen_shannon
 from medfedpure.core.errors import ConfigError, MissingRequirementError
 from medfedpure.core.streams import Streams
+from medfedpure.figures.divergences import jensen_shannon
 
 
 class DenoisingDisagreementConfig(Config):

@@ -31,12 +31,11 @@ from torch.nn import functional
 from medfedpure.core.config import Config
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector, FitContext, ScoreContext, check_requirements
-from medfedpure.core.divergence import jensen_shannon
 from medfedpure.core.errors import DataError, InputError, MissingRequirementError
 from medfedpure.core.results import State
 from medfedpure.core.storage import load_strictly
 from medfedpure.core.streams import Streams, derive_seed
-from medfedpure.core.training import Task
+from medfedpure.figures.divergences import jensen_shannon
 from medfedpure.models.mae import MaskedAutoencoder
 from medfedpure.models.mae_training import (
     MAENetworkConfig,
@@ -46,6 +45,7 @@ from medfedpure.models.mae_training import (
     fit_autoencoder,
     make_autoencoder,
 )
+from medfedpure.training.loop import Task
 
 
 class MAEScoreConfig(Config):

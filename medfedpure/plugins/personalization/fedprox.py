@@ -20,7 +20,7 @@ from medfedpure.core.personalization import (
     train_round,
 )
 from medfedpure.core.streams import Streams
-from medfedpure.core.training import Task, WrappedTask
+from medfedpure.training.loop import Task, WrappedTask
 
 
 class FedProxConfig(StrategyConfig):

@@ -25,7 +25,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from medfedpure.core.adversarial import harden
 from medfedpure.core.classifier import ClassificationTask, ClassifierModel
 from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.errors import FederationError
@@ -41,8 +40,9 @@ from medfedpure.core.personalization import (
 )
 from medfedpure.core.registry import create, registry
 from medfedpure.core.streams import Streams, derive_seed, isolated_rng
-from medfedpure.core.training import WrappedTask
 from medfedpure.models.mixture import Mixture
+from medfedpure.training.adversarial import harden
+from medfedpure.training.loop import WrappedTask
 
 _EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)\.")
 _BATCH = 64

@@ -16,10 +16,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from medfedpure.core.adversarial import AdversarialTraining
 from medfedpure.core.config import Config as BaseConfig
 from medfedpure.core.personalization import ClientRound, Scalar, Tensors, Update
 from medfedpure.plugins.personalization.mixture import MixtureConfig, MixtureOfExperts
+from medfedpure.training.adversarial import AdversarialTraining
 
 _SHARE = "adversarial_share"
 

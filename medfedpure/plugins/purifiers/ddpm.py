@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from medfedpure.core.attack import Attack
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import InputError
-from medfedpure.core.metrics import classification_figures
 from medfedpure.core.results import Purification, State
 from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.figures.metrics import classification_figures
 from medfedpure.plugins.purifiers.diffusion_base import DiffusionConfig, DiffusionPurifier, device_of
 
 FEW = ("ddim", "ancestral")

@@ -20,10 +20,10 @@ from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import State
 from medfedpure.core.storage import load_strictly
 from medfedpure.core.streams import Streams, isolated_rng
-from medfedpure.core.training import Task, TrainingConfig, train
 from medfedpure.models.diffusion import Diffusion, sample_timesteps
 from medfedpure.models.samples import write_samples
 from medfedpure.models.unet import NoiseUNet
+from medfedpure.training.loop import Task, TrainingConfig, train
 
 SHOWN = 8
 """Images in the picture of samples."""

@@ -21,7 +21,6 @@ from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import Purification, State
 from medfedpure.core.storage import load_strictly
 from medfedpure.core.streams import Streams
-from medfedpure.core.training import Task
 from medfedpure.models.mae import MaskedAutoencoder
 from medfedpure.models.mae_training import (
     MAENetworkConfig,
@@ -29,6 +28,7 @@ from medfedpure.models.mae_training import (
     fit_autoencoder,
     make_autoencoder,
 )
+from medfedpure.training.loop import Task
 
 
 class MAEInpaintConfig(MAENetworkConfig):

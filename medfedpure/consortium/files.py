@@ -1,0 +1,184 @@
+"""The text of every file that a consortium needs for a deployment; `federation_init` writes them."""
+
+from __future__ import annotations
+
+CONNECTION = "consortium"
+
+APP_PROJECT = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "federation-app"
+version = "1.0.0"
+description = "Federated training with medfedpure; federation.toml says what is trained"
+license = "Apache-2.0"
+# Flower would install these at every run; the switches in each `environment` file keep it from that.
+dependencies = ["medfedpure[federated]"]
+
+[tool.hatch.build.targets.wheel]
+packages = ["federation_app"]
+
+[tool.flwr.app]
+publisher = "consortium"
+
+[tool.flwr.app.components]
+serverapp = "federation_app.server_app:app"
+clientapp = "federation_app.client_app:app"
+
+[tool.flwr.app.config]
+"""
+
+ENTRY_POINT = '''\
+"""Flower's entry point of the {side}."""
+
+from pathlib import Path
+
+from medfedpure.consortium.deployment import {side}_app
+
+app = {side}_app(Path(__file__).with_name("federation.toml"))
+'''
+
+ENVIRONMENT = """\
+# Read by start.sh. Flower starts its workers by name, so PATH must begin with the folder of `flwr`.
+PATH="{bin}:$PATH"
+# What Flower and Ray would send or fetch by themselves:
+FLWR_TELEMETRY_ENABLED=0
+FLWR_DISABLE_UPDATE_CHECK=1
+FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
+RAY_USAGE_STATS_ENABLED=0
+# Flower's own files; each daemon on one machine needs a folder of its own.
+FLWR_HOME="$PWD/flower"
+"""
+
+SERVER_ENVIRONMENT = """\
+# Checkpoint and results.
+MEDFEDPURE_SERVER_OUT="$PWD/out"
+"""
+
+SERVER_START = """\
+#!/bin/sh
+# The SuperLink, on loopback only: sites reach it through the path filter.
+set -eu
+cd "$(dirname "$0")"
+set -a; . ./environment; set +a
+umask 077
+mkdir -p out
+exec flower-superlink --host 127.0.0.1 --port {port} \\
+  --ssl-ca-certfile certificates/ca.crt --ssl-certfile certificates/server.pem \\
+  --ssl-keyfile certificates/server.key \\
+  --enable-supernode-auth --disable-runtime-dependency-installation --database superlink.db
+"""
+
+REGISTER = """\
+#!/bin/sh
+# Let the sites' public keys in; once, before their SuperNodes start.
+set -eu
+cd "$(dirname "$0")"
+set -a; . ./environment; set +a
+{lines}
+"""
+
+SITE_START = """\
+#!/bin/sh
+# The SuperNode of {client}.
+set -eu
+cd "$(dirname "$0")"
+set -a; . ./environment; set +a
+umask 077
+mkdir -p private out
+exec flower-supernode --superlink {address} --root-certificates ca.crt \\
+  --auth-supernode-private-key node_key --port {port} \\
+  --node-config "site=\\"$PWD/site.toml\\""
+"""
+
+UNIT = """\
+[Unit]
+Description={description}
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+ExecStart=/bin/sh {folder}/start.sh
+WorkingDirectory={folder}
+User=medfedpure
+# A daemon that dies must come back: a site that is away is left out of the round.
+Restart=always
+RestartSec=10
+# Workers of the daemon end with it.
+KillMode=control-group
+NoNewPrivileges=true
+ProtectSystem=strict
+ReadWritePaths={folder}
+PrivateTmp=true
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+FLOWER_CONNECTION = """\
+[superlink]
+default = "{name}"
+
+[superlink.{name}]
+address = "127.0.0.1:{port}"
+root-certificates = "{certificate}"
+"""
+
+PATH_FILTER = """\
+# nginx in front of the SuperLink. Node authentication guards /v1/fleet/ alone: on the same port, Control starts
+# runs (it executes code at every site) and Runtime answers, both without a login. They must stay on loopback.
+server {{
+    listen {public_port} ssl;
+    server_name {host};
+    ssl_certificate     {folder}/certificates/server.pem;
+    ssl_certificate_key {folder}/certificates/server.key;
+    ssl_protocols TLSv1.2 TLSv1.3;
+    client_max_body_size 0;
+    proxy_read_timeout 300s;
+    proxy_request_buffering off;
+
+    location /v1/fleet/ {{
+        proxy_pass https://127.0.0.1:{port};
+        proxy_ssl_trusted_certificate {folder}/certificates/ca.crt;
+        proxy_ssl_verify on;
+        proxy_ssl_name localhost;
+    }}
+    location = /health {{
+        proxy_pass https://127.0.0.1:{port};
+        proxy_ssl_trusted_certificate {folder}/certificates/ca.crt;
+        proxy_ssl_verify on;
+        proxy_ssl_name localhost;
+    }}
+    location / {{
+        return 404;
+    }}
+}}
+"""
+
+README = """\
+# A federation of {count} sites
+
+Written by `medfedpure federation init`. The guide is docs/how-to/real-federation.md of medfedpure.
+
+| folder | for | holds |
+|---|---|---|
+| `app/` | all | the Flower app, sent to every site; `federation_app/federation.toml` says what is trained |
+| `server/` | the coordinator alone | SuperLink, certificates, path filter, checkpoint and results |
+| `sites/NAME/` | that hospital alone | SuperNode, key, `site.toml`, private tensors, the personal model |
+
+The certificates and keys are for trying it out. For patients' data, every site makes its own key
+(`ssh-keygen -t ecdsa -b 384 -N "" -f node_key`) and sends only `node_key.pub`; the server's certificate comes
+from your own authority.
+
+1. Edit `app/federation_app/federation.toml` and each `sites/NAME/site.toml`; set PATH in each `environment` file.
+2. Try it without a network: `medfedpure federation rehearse . --out rehearsal`
+3. Start the server: `sh server/start.sh`
+4. Start the path filter: `server/path-filter.nginx.conf` (sites connect to {address})
+5. Register the sites: `sh server/register.sh`
+6. Start each site: {starts}
+7. Run: `medfedpure federation run .` - it ends with an error when the run fails; given again, it resumes.
+
+For good: install `server/medfedpure-server.service` and each `sites/NAME/medfedpure-site.service` with systemd.
+"""

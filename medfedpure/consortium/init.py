@@ -1,0 +1,125 @@
+"""`medfedpure federation init`: everything a consortium needs, in one folder."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from medfedpure.consortium import files as files
+from medfedpure.consortium.tls import write_certificates, write_node_key
+from medfedpure.core.errors import ConfigError
+from medfedpure.core.storage import write_bytes
+from medfedpure.federation import FederationConfig
+from medfedpure.job.config import ClassifierChoice, PluginChoice
+from medfedpure.job.federate_config import DeploymentConfig, ImagesChoice, SiteConfig
+from medfedpure.training.loop import TrainingConfig
+
+FEDERATION_FILE = Path("app", "federation_app", "federation.toml")
+_FIRST_NODE_PORT = 19100
+
+
+def init_federation(
+    folder: Path, clients: int, *, address: str = "localhost:18443", superlink_port: int = 18000
+) -> None:
+    """Write app, server and sites of a test federation, which runs as it is on phantoms.
+
+    Args:
+        folder: must not exist yet, or be empty.
+        clients: how many sites.
+        address: host and port at which sites reach the path filter.
+        superlink_port: of the SuperLink, on loopback.
+
+    Raises:
+        ConfigError: a folder that is in use, no client, or an address without a port.
+    """
+    host, colon, public_port = address.rpartition(":")
+    if not colon or not host or not public_port.isdecimal():
+        raise ConfigError(f"an address is host:port, such as hospital.example.org:443; got {address!r}")
+    if clients < 1:
+        raise ConfigError(f"a federation needs at least 1 client; got {clients}")
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is in use: choose a new folder, so that no key is overwritten")
+    folder = folder.resolve()
+    names = tuple(f"site-{number}" for number in range(clients))
+    _write_app(folder / "app", names)
+    _write_server(folder / "server", names, host, int(public_port), superlink_port)
+    for number, name in enumerate(names):
+        _write_site(folder, name, number, address)
+    starts = ", ".join(f"`sh sites/{name}/start.sh`" for name in names)
+    _write(folder / "README.md", files.README.format(count=clients, address=address, starts=starts))
+
+
+def example_federation(clients: tuple[str, ...]) -> DeploymentConfig:
+    """A small classifier by FedRep on phantoms."""
+    return DeploymentConfig(
+        clients=clients,
+        images=ImagesChoice(size=32, class_names=("healthy", "lesion")),
+        classifier=ClassifierChoice(
+            plugin="small_cnn",
+            strategy=PluginChoice(plugin="fedrep"),
+            rounds=3,
+            training=TrainingConfig(steps=150, batch_size=16, learning_rate=3e-3),
+        ),
+        federation=FederationConfig(start_timeout=300, round_timeout=900),
+    )
+
+
+def example_site(name: str, number: int) -> SiteConfig:
+    """Phantoms of a scanner of the site's own."""
+    phantoms = {"images": 200, "image_size": 32, "scanners": 1, "seed": number}
+    return SiteConfig(
+        client=name,
+        data=PluginChoice(plugin="phantom", config=phantoms),
+        validation=0.3,
+        state_dir=Path("private"),
+        out=Path("out"),
+    )
+
+
+def _write_app(folder: Path, names: tuple[str, ...]) -> None:
+    package = folder / "federation_app"
+    _write(folder / "pyproject.toml", files.APP_PROJECT)
+    _write(package / "__init__.py", '"""The Flower app of this federation."""\n')
+    for side in ("server", "client"):
+        _write(package / f"{side}_app.py", files.ENTRY_POINT.format(side=side))
+    _write(package / FEDERATION_FILE.name, example_federation(names).to_toml())
+
+
+def _write_server(folder: Path, names: tuple[str, ...], host: str, public_port: int, port: int) -> None:
+    hosts = tuple(dict.fromkeys((host, "localhost", "127.0.0.1")))
+    write_certificates(folder / "certificates", hosts)
+    _write(folder / "environment", _environment() + files.SERVER_ENVIRONMENT)
+    _write(folder / "start.sh", files.SERVER_START.format(port=port))
+    lines = "\n".join(
+        f"flwr supernode register ../sites/{name}/node_key.pub {files.CONNECTION} --name {name}" for name in names
+    )
+    _write(folder / "register.sh", files.REGISTER.format(lines=lines))
+    certificate = folder / "certificates" / "ca.crt"
+    connection = files.FLOWER_CONNECTION.format(name=files.CONNECTION, port=port, certificate=certificate)
+    _write(folder / "flower" / "config.toml", connection)
+    unit = files.UNIT.format(description="SuperLink of a medfedpure federation", folder=folder)
+    _write(folder / "medfedpure-server.service", unit)
+    rules = files.PATH_FILTER.format(public_port=public_port, host=host, folder=folder, port=port)
+    _write(folder / "path-filter.nginx.conf", rules)
+
+
+def _write_site(folder: Path, name: str, number: int, address: str) -> None:
+    own = folder / "sites" / name
+    own.mkdir(parents=True, mode=0o700)
+    write_node_key(own / "node_key")
+    write_bytes(own / "ca.crt", (folder / "server" / "certificates" / "ca.crt").read_bytes())
+    _write(own / "site.toml", example_site(name, number).to_toml())
+    _write(own / "environment", _environment())
+    _write(own / "start.sh", files.SITE_START.format(client=name, address=address, port=_FIRST_NODE_PORT + number))
+    unit = files.UNIT.format(description=f"SuperNode of {name} in a medfedpure federation", folder=own)
+    _write(own / "medfedpure-site.service", unit)
+
+
+def _environment() -> str:
+    return files.ENVIRONMENT.format(bin=shlex.quote(str(Path(sys.executable).parent)).strip("'"))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, text.encode())

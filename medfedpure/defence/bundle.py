@@ -1,0 +1,124 @@
+"""A whole defence as one folder: JSON and safetensors, loaded by plugin names, nothing unpickled.
+
+folder/medfedpure.json      policy, target rate, class names, digests of the parts
+folder/tensors.safetensors  calibration scores
+folder/classifier/          plugin name, config and weights; or the tensors of a user's module
+folder/detector/  folder/purifier/
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from medfedpure.core import storage
+from medfedpure.core.classifier import ClassifierModel
+from medfedpure.core.detector import Detector
+from medfedpure.core.errors import ArtifactError
+from medfedpure.core.purifier import Purifier
+from medfedpure.defence.calibration import Calibration
+from medfedpure.defence.chain import DefendedClassifier
+from medfedpure.defence.voting import Vote
+
+_PARTS = ("classifier", "detector", "purifier")
+
+
+def save_defense(chain: DefendedClassifier, folder: str | Path) -> None:
+    """Write a chain as one folder, atomically.
+
+    A classifier built by a plugin is saved by name; any other module as its tensors with a hash of
+    their names and shapes, to be brought again when loading.
+    """
+    with storage.atomic_folder(folder) as work:
+        if isinstance(chain.classifier, ClassifierModel):
+            chain.classifier.save(work / "classifier")
+        else:
+            _save_module(chain.classifier, work / "classifier")
+        for name in ("detector", "purifier"):
+            part = getattr(chain, name)
+            if part is not None:
+                part.save(work / name)
+        calibration = chain.calibration
+        document: dict[str, Any] = {
+            "kind": "defense",
+            "policy": chain.policy,
+            "vote": asdict(chain.vote),
+            "parts": {n: _digest_of(work / n) for n in _PARTS if (work / n).is_dir()},
+            "calibration": None,
+        }
+        tensors = {}
+        if calibration is not None:
+            document["calibration"] = {"target_fpr": calibration.target_fpr, "scope": calibration.scope}
+            tensors["calibration.scores"] = calibration.scores
+        storage.write_document(work, document, tensors)
+
+
+def load_defense(folder: str | Path, *, classifier: nn.Module | None = None) -> DefendedClassifier:
+    """Read a chain that `save_defense` wrote.
+
+    Args:
+        folder: what was saved.
+        classifier: the user's own module where the saved classifier is not a plugin's; it is
+            checked and its weights are replaced by the saved ones.
+
+    Raises:
+        ArtifactError: truncated, edited, foreign, parts exchanged, or a module that does not fit.
+        UnknownPluginError: a plugin is not installed here.
+    """
+    try:
+        return _load_defense(Path(folder), classifier)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder} is not a defence as this version saves it: {error!r}") from error
+
+
+def _load_defense(path: Path, classifier: nn.Module | None) -> DefendedClassifier:
+    document, tensors = storage.read_document(path, kind="defense", keys=("policy", "vote", "parts", "calibration"))
+    for name, digest in document["parts"].items():
+        if _digest_of(path / name) != digest:
+            raise ArtifactError(f"{path / name} is not the part that was saved with this defence")
+    stored = document["calibration"]
+    parts = document["parts"]
+    return DefendedClassifier(
+        _load_classifier(path / "classifier", classifier),
+        detector=Detector.load(path / "detector") if "detector" in parts else None,
+        purifier=Purifier.load(path / "purifier") if "purifier" in parts else None,
+        policy=document["policy"],
+        vote=Vote(**document["vote"]),
+        calibration=None
+        if stored is None
+        else Calibration(tensors["calibration.scores"], stored["target_fpr"], stored["scope"]),
+    )
+
+
+def _save_module(module: nn.Module, folder: Path) -> None:
+    document = {"kind": "module", "type": type(module).__name__, "layout": storage.layout_hash(module)}
+    with storage.atomic_folder(folder) as work:
+        storage.write_document(work, document, module.state_dict())
+
+
+def _load_classifier(folder: Path, classifier: nn.Module | None) -> nn.Module:
+    document, tensors = storage.read_document(folder)
+    if document.get("kind") == "classifier_model":
+        if classifier is not None:
+            raise ArtifactError(f"{folder} rebuilds its classifier by plugin name: load it without classifier=")
+        return ClassifierModel.load(folder)
+    if document.get("kind") != "module":
+        raise ArtifactError(f"{folder} holds a {document.get('kind')!r}; a classifier was wanted")
+    if classifier is None:
+        raise ArtifactError(
+            f"{folder} holds the weights of your own module ({document['type']}): build it and pass "
+            "DefendedClassifier.load(folder, classifier=your_module)"
+        )
+    if storage.layout_hash(classifier) != document["layout"]:
+        storage.check_tensors(classifier, tensors, type(classifier).__name__)
+        raise ArtifactError(f"{type(classifier).__name__} has tensors of another dtype or order than {folder}")
+    storage.load_strictly(classifier, tensors, type(classifier).__name__)
+    return classifier
+
+
+def _digest_of(folder: Path) -> str:
+    digest: str = storage.read_document_only(folder)["digest"]
+    return digest

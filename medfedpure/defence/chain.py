@@ -1,0 +1,382 @@
+"""The chain: detect, purify what is flagged, classify. An nn.Module like any classifier."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+
+from medfedpure.core.checks import check_image_layout, check_logits, check_scores
+from medfedpure.core.dataset import ImageDataset
+from medfedpure.core.detector import Denoiser, Detector, ScoreContext, check_requirements
+from medfedpure.core.errors import ConfigError, InputError, MissingRequirementError, NotCalibratedError
+from medfedpure.core.purifier import Purifier
+from medfedpure.core.results import Prediction, Trace
+from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.defence.acceleration import Acceleration
+from medfedpure.defence.calibration import Calibration, Scope
+from medfedpure.defence.inference import Clock, Images, Inspection, as_batches, flags_on_cpu
+from medfedpure.defence.voting import Cleaned, Vote, count, draw
+
+Policy = Literal["purify_flagged", "purify_all", "none", "abstain"]
+
+
+class DefendedClassifier(nn.Module):
+    """A classifier guarded by a detector and a purifier.
+
+    Args:
+        classifier: any module from images `(N, C, H, W)` in [0, 1] to logits `(N, K)`.
+        detector: scores suspicion; needed by "purify_flagged" and "abstain".
+        purifier: cleans images; needed by "purify_flagged" and "purify_all".
+        policy: "purify_flagged" cleans what the detector flags; "purify_all" cleans everything, at
+            full strength; "none" only reports scores; "abstain" refuses what is flagged.
+        calibration: from `calibrate` or a saved defence.
+        vote: how many purifications of each image are drawn, and how they are counted.
+
+    Raises:
+        MissingRequirementError: the policy or the detector needs a part that is missing.
+        ConfigError: no such policy, or a vote whose draws are none, or all the same.
+
+    Example:
+        >>> import torch, medfedpure
+        >>> bare = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+        >>> chain = medfedpure.DefendedClassifier(
+        ...     bare, purifier=medfedpure.create("purifier", "median"), policy="purify_all")
+        >>> chain(torch.rand(3, 1, 8, 8)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        *,
+        detector: Detector | None = None,
+        purifier: Purifier | None = None,
+        policy: Policy = "purify_flagged",
+        calibration: Calibration | None = None,
+        vote: Vote = Vote(),  # noqa: B008
+    ) -> None:
+        super().__init__()
+        if policy not in get_args(Policy):
+            raise ConfigError(f"no policy is named {policy!r}; the policies are {', '.join(get_args(Policy))}")
+        if detector is None and policy in ("purify_flagged", "abstain"):
+            raise MissingRequirementError(f"the policy {policy!r} needs a detector: pass detector=...")
+        if purifier is None and policy in ("purify_flagged", "purify_all"):
+            raise MissingRequirementError(f"the policy {policy!r} needs a purifier: pass purifier=...")
+        if vote.draws > 1 and (purifier is None or policy not in ("purify_flagged", "purify_all")):
+            raise ConfigError(f"a vote over {vote.draws} draws has nothing to draw under the policy {policy!r}")
+        if vote.draws > 1 and purifier is not None and purifier.deterministic:
+            raise ConfigError(
+                f"{vote.draws} draws of the purifier {purifier.name!r} are all the same: it is deterministic"
+            )
+        self.classifier = classifier
+        self.detector = detector
+        self.purifier = purifier
+        self.policy: Policy = policy
+        self.calibration = calibration
+        self.vote = vote
+        self.acceleration = Acceleration()
+        self._noise_seed: int | None = None
+        self._calls = 0
+        if detector is not None:
+            check_requirements(detector, self.context())
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
+        """A defence stays in eval mode."""
+        return super().train(False)
+
+    def context(self) -> ScoreContext:
+        """What this chain offers its detector."""
+        features = getattr(self.classifier, "features", None)
+        return ScoreContext(
+            classifier=self.classifier,
+            features=features if callable(features) and not isinstance(features, nn.Module) else None,
+            denoiser=self.purifier if isinstance(self.purifier, Denoiser) else None,
+        )
+
+    def accelerate(self, acceleration: Acceleration) -> Self:
+        """Compute as the switches say, from now on; calibrate after it. It is not saved with the defence."""
+        acceleration.prepare(self.classifier, self.detector, self.purifier)
+        self.acceleration = acceleration
+        return self
+
+    # -- calibration ---------------------------------------------------------------------------
+
+    def score_benign(self, benign: ImageDataset | Tensor, *, seed: int = 0, batch_size: int = 64) -> Tensor:
+        """Scores `(n,)` of benign images, one image for each near-duplicate group."""
+        if self.detector is None:
+            raise MissingRequirementError("there is no detector to calibrate")
+        images = benign.one_per_group(seed) if isinstance(benign, ImageDataset) else benign
+        noise_seed, context = derive_seed(seed, "calibrate"), self.context()
+        with torch.no_grad(), self.acceleration.active(self._device()):
+            scores = [
+                self.detector(self._moved(batch), context=context, streams=Streams(noise_seed, ids))
+                for batch, ids in as_batches(images, None, batch_size)
+            ]
+        return torch.cat(scores) if scores else torch.empty(0)
+
+    def _moved(self, batch: Tensor) -> Tensor:
+        """The batch on the device of the chain's parameters; as it is where there are none."""
+        return batch.to(self._device(batch.device))
+
+    def _device(self, otherwise: torch.device = torch.device("cpu")) -> torch.device:  # noqa: B008
+        return next((parameter.device for parameter in self.parameters()), otherwise)
+
+    def calibrate(
+        self,
+        benign: ImageDataset | Tensor,
+        target_fpr: float = 0.05,
+        *,
+        seed: int = 0,
+        scope: Scope = "client",
+        batch_size: int = 64,
+        allow_never_flagging: bool = False,
+    ) -> Self:
+        """Fix the threshold on held-out benign images, never seen in training.
+
+        Args:
+            benign: an ImageDataset (one image for each group is used) or `(n, C, H, W)` in [0, 1].
+            target_fpr: the share of benign images that may be flagged.
+            seed: of the noise of the scores.
+            scope: noted in the calibration.
+            batch_size: images at a time.
+            allow_never_flagging: see `Calibration.fit`.
+        """
+        scores = self.score_benign(benign, seed=seed, batch_size=batch_size)
+        self.calibration = Calibration.fit(scores, target_fpr, scope=scope, allow_never_flagging=allow_never_flagging)
+        return self
+
+    # -- the nn.Module -------------------------------------------------------------------------
+
+    @contextmanager
+    def fixed_noise(self, seed: int) -> Iterator[Self]:
+        """Inside the block every `forward` draws the same noise."""
+        before, self._noise_seed = self._noise_seed, seed
+        try:
+            yield self
+        finally:
+            self._noise_seed = before
+
+    @contextmanager
+    def noise_sequence(self, seed: int) -> Iterator[Self]:
+        """Inside the block every `forward` draws fresh noise, and the same again in a block of the same seed."""
+        before = self._secret(), self._calls
+        self._secret_seed, self._calls = seed, 0
+        try:
+            yield self
+        finally:
+            self._secret_seed, self._calls = before
+
+    def next_streams(self, size: int) -> Streams:
+        """The noise of the next call on so many images: fresh, or what `fixed_noise` or `noise_sequence` say."""
+        if self._noise_seed is not None:
+            return Streams.for_batch(self._noise_seed, size)
+        self._calls += 1
+        return Streams.for_batch(derive_seed(self._secret(), self._calls), size)
+
+    def _secret(self) -> int:
+        if not hasattr(self, "_secret_seed"):
+            self._secret_seed = secrets.randbits(62)
+        return self._secret_seed
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `(N, K)` of the whole chain, differentiable where its parts are.
+
+        Fresh noise on each call, or what `fixed_noise` or `noise_sequence` say. Under "abstain" these are the
+        bare classifier's logits; abstaining is read from `predict`.
+        """
+        found = self.inspect(images, self.next_streams(len(images)))
+        if found.selected.numel() == 0:
+            return found.logits
+        return found.logits.index_copy(0, found.selected.to(images.device), self.clean(*found.take_selected()).logits)
+
+    def read(self, images: Tensor) -> Tensor:
+        """What the classifier reads `(N, C, H, W)`: purified where the policy purifies; of a vote, the first draw."""
+        found = self.inspect(images, self.next_streams(len(images)))
+        if found.selected.numel() == 0:
+            return images
+        assert self.purifier is not None
+        cleaned = draw(self.purifier, *found.take_selected(), Vote()).images
+        return images.index_copy(0, found.selected.to(images.device), cleaned)
+
+    # -- prediction ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict(
+        self,
+        images: Images,
+        ids: Tensor | None = None,
+        *,
+        seed: int | None = None,
+        target_fpr: float | None = None,
+        batch_size: int = 64,
+        explain: bool = False,
+    ) -> Prediction:
+        """Verdicts for a tensor, a data set, or a loader of batches.
+
+        Args:
+            images: `(N, C, H, W)` in [0, 1]; an ImageDataset; or an iterable of `Batch`, of tensors,
+                or of tuples whose first item is the images (labels beside them are not looked at).
+                Batches are moved to the chain's device, and answers stay there.
+            ids: `(N,)` int64 keys of the noise, for tensors; by default the running index.
+            seed: of the noise; by default drawn from the operating system and never published.
+            target_fpr: another false-positive rate than the calibrated one; no refit is needed.
+            batch_size: images at a time; flagged images are collected to full batches before they
+                are purified.
+            explain: also ask the detector where the images look suspicious, at the cost of another score.
+
+        Raises:
+            InputError: images of the wrong rank, dtype or range.
+            NotFittedError, NotCalibratedError: a part is not ready.
+        """
+        noise_seed = secrets.randbits(62) if seed is None else seed
+        clock = Clock()
+        parts: list[Inspection] = []
+        cleaned: list[Cleaned] = []
+        waiting: list[Inspection] = []
+        maps: list[Tensor | None] = []
+        for batch, batch_ids in as_batches(images, ids, batch_size):
+            with clock.measure("detect"):
+                parts.append(self.inspect(self._moved(batch), Streams(noise_seed, batch_ids), target_fpr))
+            if explain:
+                with clock.measure("explain"):
+                    maps.append(self._map(parts[-1]))
+            waiting.append(parts[-1])
+            if sum(part.selected.numel() for part in waiting) * self.vote.draws >= batch_size:
+                cleaned.append(self._purify_together(waiting, clock))
+                waiting = []
+        if any(part.selected.numel() for part in waiting):
+            cleaned.append(self._purify_together(waiting, clock))
+        if not parts:
+            raise InputError("there is no image to predict")
+        found = self._assemble(parts, cleaned, Trace(self.policy, seed, *_empty_trace(parts), clock.seconds))
+        drawn = [suspicion for suspicion in maps if suspicion is not None]
+        return replace(found, suspicion_map=torch.cat(drawn)) if drawn else found
+
+    def _map(self, part: Inspection) -> Tensor | None:
+        if self.detector is None:
+            return None
+        context = replace(self.context(), logits=part.logits)
+        return self.detector.suspicion_map(part.images, context=context, streams=part.streams)
+
+    def inspect(self, images: Tensor, streams: Streams, target_fpr: float | None = None) -> Inspection:
+        """Classify, score and decide on `(N, C, H, W)`; differentiable where the parts are.
+
+        It costs one device synchronization.
+        """
+        check_image_layout(images)
+        calibration = self._ready_calibration()
+        logits = self._classify(images)
+        scores = None
+        flagged = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        strength = images.new_zeros(len(images))
+        if self.detector is not None:
+            with self.acceleration.active(images.device):
+                scores = self.detector.score(images, context=replace(self.context(), logits=logits), streams=streams)
+            check_scores(scores, len(images), f"the detector {self.detector.name!r}")
+            if calibration is not None:
+                flagged = calibration.flagged(scores, target_fpr)
+                strength = calibration.strength(scores, target_fpr).to(images.dtype)
+        if self.policy == "purify_all":
+            strength = torch.ones_like(strength)
+        everything = torch.arange(len(images))
+        decided = flags_on_cpu(images, flagged)
+        chosen = {"purify_all": everything, "purify_flagged": everything[decided]}.get(self.policy, everything[:0])
+        return Inspection(images, streams, logits, scores, flagged, strength, chosen)
+
+    def _ready_calibration(self) -> Calibration | None:
+        """The calibration, after making sure that every part may be used."""
+        for part in (self.detector, self.purifier):
+            if part is not None:
+                part.check_fitted()
+        if self.calibration is None and self.policy in ("purify_flagged", "abstain"):
+            raise NotCalibratedError(f"the policy {self.policy!r} needs a threshold: call calibrate(benign) first")
+        return self.calibration
+
+    def clean(self, images: Tensor, strength: Tensor, streams: Streams, clock: Clock | None = None) -> Cleaned:
+        """Purify `(M, C, H, W)` at strengths `(M,)` and classify, in every draw of the vote."""
+        assert self.purifier is not None  # the constructor made sure
+        clock = clock or Clock()
+        with clock.measure("purify"), self.acceleration.active(images.device):
+            drawn = draw(self.purifier, images, strength, streams, self.vote)
+        with clock.measure("classify"):
+            return count(drawn, self._classify(drawn.images), self.vote)
+
+    def _purify_together(self, parts: list[Inspection], clock: Clock) -> Cleaned:
+        """Purify and classify the selected images of several batches as one dense batch."""
+        images, strengths, streams = zip(*(part.take_selected() for part in parts), strict=True)
+        joined = Streams(streams[0].seed, torch.cat([s.ids for s in streams]))
+        return self.clean(torch.cat(images), torch.cat(strengths), joined, clock)
+
+    def _assemble(self, parts: list[Inspection], cleaned: list[Cleaned], trace: Trace) -> Prediction:
+        images = torch.cat([part.images for part in parts])
+        bare_logits = torch.cat([part.logits for part in parts])
+        flagged = torch.cat([part.flagged for part in parts])
+        logits = bare_logits
+        purified = torch.zeros_like(flagged)
+        agreement = images.new_ones(len(images))
+        if cleaned:
+            starts = [0, *itertools.accumulate(len(part.images) for part in parts)]
+            index = torch.cat([p.selected + start for p, start in zip(parts, starts, strict=False)]).to(images.device)
+            known = [c.timestep for c in cleaned if c.timestep is not None]
+            images = images.index_copy(0, index, torch.cat([c.images for c in cleaned]))
+            logits = logits.index_copy(0, index, torch.cat([c.logits for c in cleaned]))
+            agreement = agreement.index_copy(0, index, torch.cat([c.agreement for c in cleaned]).to(agreement))
+            purified = purified.index_fill(0, index, True)
+            nfe = torch.cat([c.nfe for c in cleaned]).to(trace.nfe)
+            trace = replace(trace, nfe=trace.nfe.index_copy(0, index, nfe))
+            if known:
+                depth = torch.cat(known).to(trace.timestep)
+                trace = replace(trace, timestep=trace.timestep.index_copy(0, index, depth))
+        scores = None if parts[0].scores is None else torch.cat([p.scores for p in parts if p.scores is not None])
+        abstained = agreement < self.vote.min_agreement
+        return Prediction(
+            labels=logits.argmax(1),
+            probabilities=logits.softmax(1),
+            logits=logits,
+            bare_logits=bare_logits,
+            scores=scores,
+            p_values=None if scores is None or self.calibration is None else self.calibration.p_values(scores),
+            flagged=flagged,
+            strength=torch.cat([part.strength for part in parts]),
+            purified=purified,
+            images=images,
+            abstained=flagged if self.policy == "abstain" else abstained,
+            agreement=agreement,
+            trace=trace,
+        )
+
+    def _classify(self, images: Tensor) -> Tensor:
+        with self.acceleration.active(images.device):
+            logits: Tensor = self.classifier(images)
+        check_logits(logits, len(images))
+        return logits.to(images.dtype) if self.acceleration.autocast else logits
+
+    # -- saving --------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write the whole defence as one folder of JSON and safetensors; see defence/bundle.py."""
+        from medfedpure.defence.bundle import save_defense
+
+        save_defense(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, classifier: nn.Module | None = None) -> DefendedClassifier:
+        """Read what `save` wrote, by plugin names only; see defence/bundle.py."""
+        from medfedpure.defence.bundle import load_defense
+
+        return load_defense(folder, classifier=classifier)
+
+
+def _empty_trace(parts: list[Inspection]) -> tuple[Tensor, Tensor]:
+    """NFE and timestep of images that met no purifier."""
+    size, like = sum(len(part.images) for part in parts), parts[0].images
+    return torch.zeros(size, dtype=torch.int64, device=like.device), like.new_full((size,), torch.nan)

@@ -1,0 +1,91 @@
+"""A defence for a model one already has, in three lines and without a federation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medfedpure.core.checks import check_images
+from medfedpure.core.dataset import ImageDataset
+from medfedpure.core.detector import Detector
+from medfedpure.core.purifier import Purifier
+from medfedpure.core.registry import create
+from medfedpure.core.streams import derive_seed
+from medfedpure.defence.chain import DefendedClassifier, Policy
+
+logger = logging.getLogger(__name__)
+
+
+def defend(
+    model: nn.Module,
+    benign: ImageDataset | Tensor,
+    *,
+    target_fpr: float = 0.05,
+    detector: str = "compose",
+    purifier: str = "ddpm",
+    detector_config: Mapping[str, Any] | None = None,
+    purifier_config: Mapping[str, Any] | None = None,
+    policy: Policy = "purify_flagged",
+    calibrate_share: float = 0.3,
+    seed: int = 0,
+) -> DefendedClassifier:
+    """Fit a detector and a purifier on benign images, and calibrate on others of them.
+
+    Args:
+        model: any module from images `(N, C, H, W)` in [0, 1] to logits `(N, K)`; it is put in eval
+            mode and otherwise left as it is.
+        benign: an ImageDataset, whose groups are never separated, or `(n, C, H, W)` in [0, 1], each
+            image a group of its own; kept with 8 bits a value, as scans are stored.
+        target_fpr: the share of benign images that may be flagged.
+        detector: plugin name.
+        purifier: plugin name.
+        detector_config: the detector's configuration.
+        purifier_config: the purifier's configuration.
+        policy: what happens to flagged images.
+        calibrate_share: share of the images that is held out for the threshold.
+        seed: of the split, the training and the calibration.
+
+    Raises:
+        CalibrationError: too few images to calibrate at this rate.
+        UnknownPluginError, MissingExtraError, MissingRequirementError: parts that do not fit.
+
+    Example:
+        ``defended = medfedpure.defend(model, benign)``, then ``defended.predict(images).labels``.
+    """
+    data = benign if isinstance(benign, ImageDataset) else from_tensor(benign)
+    parts = data.split({"fit": 1 - calibrate_share, "calibrate": calibrate_share}, seed=derive_seed(seed, "defend"))
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    cleaner: Purifier = create("purifier", purifier, purifier_config).to(device)
+    watcher: Detector = create("detector", detector, detector_config).to(device)
+    context = DefendedClassifier(model, purifier=cleaner, policy="none").context()
+    if not cleaner.fitted:
+        cleaner.fit(parts["fit"], context=context, seed=derive_seed(seed, "purifier"))
+    if not watcher.fitted:
+        watcher.fit(parts["fit"], context=context, seed=derive_seed(seed, "detector"))
+    chain = DefendedClassifier(model, detector=watcher.to(device), purifier=cleaner.to(device), policy=policy)
+    return chain.calibrate(parts["calibrate"], target_fpr, seed=seed)
+
+
+def from_tensor(images: Tensor) -> ImageDataset:
+    """Unlabelled images `(n, C, H, W)` in [0, 1] as a data set of single-image groups, 8 bits a value.
+
+    Raises:
+        InputError: wrong rank, dtype or range.
+    """
+    check_images(images)
+    pixels = (images.detach().cpu() * 255).round().to(torch.uint8)
+    lost = float((pixels / 255 - images.detach().cpu()).abs().max()) if len(images) else 0.0
+    if lost > 1e-3:
+        logger.warning("benign images are rounded to 8 bits (by up to %.4f): the threshold assumes such images", lost)
+    count = len(images)
+    return ImageDataset(
+        pixels=pixels,
+        labels=torch.zeros(count, dtype=torch.int64),
+        groups=torch.arange(count),
+        class_names=("benign",),
+        name="benign images",
+    )

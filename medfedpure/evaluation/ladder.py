@@ -1,0 +1,225 @@
+"""The rungs of the evaluation: who attacks, what he sees, how hard he tries.
+
+After Carlini et al. 2019 (arXiv 1902.06705) and Tramer et al. 2020 (arXiv 2002.08347): the same images for every
+defence, from an attacker who ignores it to one who differentiates all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from medfedpure.core.attack import Norm
+from medfedpure.core.errors import ConfigError
+from medfedpure.defence.chain import DefendedClassifier
+from medfedpure.evaluation.views import (
+    Shortenable,
+    ThreatView,
+    bpda_view,
+    detector_view,
+    exact_view,
+    is_stochastic,
+    static_view,
+    surrogate_view,
+    transfer_view,
+)
+
+Kind = Literal["replayed", "white-box", "black-box", "control"]
+LARGE = {"linf": 0.5, "l2": 20.0}
+"""A perturbation that nothing can survive: where a defence does, its gradients are masked."""
+
+BANDWIDTHS = (0.25, 4.0)
+"""Of the gate's sigmoid, in the checks of exact attacks, which have 1: see `exact_view`."""
+
+View = Callable[[DefendedClassifier], ThreatView]
+
+PATIENCE = 5
+"""Steps in a row whose every look must have fallen before an image leaves: one may have been lucky."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How hard an evaluation tries.
+
+    Attributes:
+        images: at most so many, one for each near-duplicate group.
+        steps: of every gradient attack.
+        eot: looks at each step, for stochastic chains.
+        restarts: starts of every PGD.
+        draws: readings of every attacked image by a stochastic chain.
+        queries: squares that the black-box attack tries on each image.
+        checked: images of the self-checks.
+        note: what stands beside every number.
+    """
+
+    name: str
+    images: int
+    steps: int
+    eot: int
+    restarts: int
+    draws: int
+    queries: int
+    checked: int
+    note: str
+
+    def describe(self) -> str:
+        """One line."""
+        starts = "1 start" if self.restarts == 1 else f"{self.restarts} starts"
+        return (
+            f"{self.name}: {self.steps} steps, {starts}, EoT {self.eot}, "
+            f"{self.queries} black-box tries, {self.draws} draws; {self.note}"
+        )
+
+
+PRESETS = {
+    "quick": Preset("quick", 24, 10, 2, 1, 3, 20, 12, "a quick look, NOT a robustness claim"),
+    "standard": Preset("standard", 100, 20, 4, 1, 5, 100, 24, "not headline: EoT below 20, fewer than 100 steps"),
+    "headline": Preset("headline", 500, 100, 20, 3, 10, 5000, 100, "headline strength"),
+}
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One attacker against one chain.
+
+    Attributes:
+        name: as it stands in the table.
+        kind: "replayed" attacks are crafted on a bare model and do not depend on the chain around it.
+        view: what the attacker sees of a chain.
+        attack: name of the attack plugin.
+        options: of the plugin.
+        norm, eps: the budget, which every result is audited against.
+        gradients: evaluations of each image at the most.
+        absent: why there is no such attacker, or "".
+    """
+
+    name: str
+    kind: Kind
+    view: View
+    attack: str
+    options: Mapping[str, Any]
+    norm: Norm
+    eps: float
+    gradients: int = 0
+    absent: str = ""
+
+    def label(self) -> str:
+        """Unique within an arm."""
+        return f"{self.name} {self.norm} {self.eps:g}"
+
+
+def preset_of(preset: str | Preset) -> Preset:
+    """A preset by its name.
+
+    Raises:
+        ConfigError: no such preset.
+    """
+    if isinstance(preset, Preset):
+        return preset
+    if preset not in PRESETS:
+        raise ConfigError(f"no preset is named {preset!r}; the presets are {', '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
+def rungs(
+    chain: DefendedClassifier, preset: Preset, norm: Norm, eps: float, attackers: Mapping[str, nn.Module]
+) -> list[Rung]:
+    """Every attacker that makes sense against a chain, weakest knowledge first."""
+    eot = preset.eot if is_stochastic(chain) else 1
+    patient = replayed_options(preset, norm, eps)
+    found = [Rung("static", "replayed", static_view, "pgd_eot", patient, norm, eps, preset.steps)]
+    for name, model in attackers.items():
+        view = _transfer(model, name)
+        found.append(Rung(f"transfer from {name}", "replayed", view, "pgd_eot", patient, norm, eps, preset.steps))
+    through = _pgd(preset, norm, eps, eot)
+    cost = preset.steps * preset.restarts * eot
+    if chain.policy in ("purify_flagged", "purify_all"):
+        found.append(Rung("bpda", "white-box", bpda_view, "pgd_eot", through, norm, eps, cost))
+        found.append(Rung("exact", "white-box", exact_view, "pgd_eot", through, norm, eps, cost))
+        if isinstance(chain.purifier, Shortenable) and preset.name != "quick":
+            found.append(Rung("surrogate", "white-box", _surrogate, "pgd_eot", through, norm, eps, cost))
+    aware = {key: value for key, value in through.items() if key != "loss"}
+    aware["early_stop"] = True
+    if chain.detector is not None and chain.policy == "purify_flagged":
+        found.append(Rung("joint", "white-box", exact_view, "joint_pgd", aware, norm, eps, cost))
+    if chain.detector is not None and chain.policy in ("purify_flagged", "abstain"):
+        found.append(Rung("orthogonal", "white-box", detector_view, "orthogonal_pgd", aware, norm, eps, cost))
+    queries = {"eps": eps, "queries": preset.queries}
+    absent = "" if norm == "linf" else "ART's Square works in linf only"
+    found.append(Rung("square", "black-box", answers_view, "square", queries, norm, eps, absent=absent))
+    return found
+
+
+def checks(chain: DefendedClassifier, preset: Preset, norm: Norm, eps: float) -> list[Rung]:
+    """Attacks that tell whether the strongest white-box rung can be believed, for a few images.
+
+    None for a chain that abstains: it may refuse what is far away, and its classifier is judged undefended.
+    """
+    if chain.policy == "abstain":
+        return []
+    purifies = chain.policy in ("purify_flagged", "purify_all")
+    view, stochastic = (exact_view if purifies else static_view), is_stochastic(chain)
+    name = "exact" if purifies else "static"
+    eot, starts = (preset.eot if stochastic else 1), preset.restarts
+
+    def made(suffix: str, radius: float, *, steps: int = preset.steps, looks: int = eot, seen: View = view) -> Rung:
+        options = {**_pgd(preset, norm, radius, looks), "steps": steps, "step": _step(norm, radius, steps)}
+        cost = steps * looks * starts
+        return Rung(f"{name}, {suffix}", "white-box", seen, "pgd_eot", options, norm, radius, cost)
+
+    found = [
+        made("half eps", eps / 2),
+        made("double eps", min(2 * eps, LARGE[norm])),
+        made("large eps", LARGE[norm], steps=max(preset.steps, 40)),
+        made("a quarter of the steps", eps, steps=max(preset.steps // 4, 1)),
+    ]
+    if stochastic and eot > 1:
+        found.append(made("EoT 1", eps, looks=1))
+    if chain.policy == "purify_flagged":
+        found += [made(f"gate bandwidth {width:g}", eps, seen=_gated(width)) for width in BANDWIDTHS]
+    return found
+
+
+def replayed_options(preset: Preset, norm: Norm, eps: float) -> dict[str, Any]:
+    """Of a PGD that goes on after success: what only just fools one model seldom fools another."""
+    return {**_pgd(preset, norm, eps, 1), "early_stop": False}
+
+
+def _pgd(preset: Preset, norm: Norm, eps: float, eot: int) -> dict[str, Any]:
+    return {
+        "norm": norm,
+        "eps": eps,
+        "step": _step(norm, eps, preset.steps),
+        "steps": preset.steps,
+        "restarts": preset.restarts,
+        "eot": eot,
+        "patience": 1 if eot == 1 else PATIENCE,
+        "loss": "cw",
+        "batch_size": 64,
+    }
+
+
+def _step(norm: Norm, eps: float, steps: int) -> float:
+    """Large enough to cross the ball and come back."""
+    return min(2.5 * eps / steps, 1.0) if norm == "linf" else 2.5 * eps / steps
+
+
+def _transfer(model: nn.Module, name: str) -> View:
+    return lambda _: transfer_view(model, name)
+
+
+def _gated(width: float) -> View:
+    return lambda chain: exact_view(chain, bandwidth=width)
+
+
+def _surrogate(chain: DefendedClassifier) -> ThreatView:
+    return surrogate_view(chain, steps=1)
+
+
+def answers_view(chain: DefendedClassifier) -> ThreatView:
+    """What a black-box attacker asks: one answer of the chain at a time, noise and all; never that it was refused."""
+    blind = "; refusals are not seen" if chain.policy == "abstain" or chain.vote.min_agreement > 0 else ""
+    return ThreatView(chain, name=f"black-box: answers of the chain{blind}", stochastic=is_stochastic(chain))

@@ -1,0 +1,278 @@
+"""What an attacker sees of a defence.
+
+A view is images to logits, with the gradient that the attacker is granted, and the detector's score, its
+threshold and the classifier's features where they are known. The ladder of attackers (Carlini et al. 2019,
+arXiv 1902.06705; Tramer et al. 2020, arXiv 2002.08347): `static` ignores the defence, `transfer` knows
+another model only, `bpda` takes the identity for the purifier's gradient, `surrogate` differentiates a
+shorter purifier, `exact` differentiates everything, `detector` sees the bare prediction and the score.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from medfedpure.core.errors import InputError, MissingRequirementError
+
+if TYPE_CHECKING:
+    from medfedpure.defence.chain import DefendedClassifier
+
+Sight = tuple[Tensor, Tensor]
+"""Logits `(N, K)` and scores `(N,)` of one look."""
+
+
+class ThreatView(nn.Module):
+    """Images `(N, C, H, W)` in [0, 1] to logits `(N, K)`, as an attacker sees them.
+
+    Attributes:
+        name: the gradient mode, to be printed beside every number: "static", "bpda", ...
+        score: images to detector scores `(N,)`, or None where hidden.
+        threshold: the calibrated threshold of that score, or None where hidden.
+        features: images to classifier features `(N, F)`, or None where hidden.
+        stochastic: whether two looks at one image may differ, so that an attacker should average (EoT).
+    """
+
+    def __init__(
+        self,
+        predict: Callable[[Tensor], Tensor],
+        *,
+        name: str = "static",
+        score: Callable[[Tensor], Tensor] | None = None,
+        threshold: float | None = None,
+        features: Callable[[Tensor], Tensor] | None = None,
+        sight: Callable[[Tensor], Sight] | None = None,
+        stochastic: bool = False,
+    ) -> None:
+        super().__init__()
+        self.predict = predict
+        self.name = name
+        self.score = score
+        self.threshold = threshold
+        self.features = features
+        self.sight = sight
+        self.stochastic = stochastic
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `(N, K)`."""
+        return self.predict(images)
+
+    def look(self, images: Tensor) -> Sight:
+        """Logits `(N, K)` and scores `(N,)`, in one pass where the view can.
+
+        Raises:
+            MissingRequirementError: the score is hidden.
+        """
+        if self.sight is not None:
+            return self.sight(images)
+        if self.score is None:
+            raise MissingRequirementError(f"the view {self.name!r} hides the detector's score")
+        return self.predict(images), self.score(images)
+
+    def provides(self) -> frozenset[str]:
+        """What it shows beyond logits."""
+        return frozenset(n for n in ("score", "threshold", "features") if getattr(self, n) is not None)
+
+
+@runtime_checkable
+class Shortenable(Protocol):
+    """A purifier that can lend a cheaper copy of itself to an attacker."""
+
+    def shortened(self, steps: int) -> nn.Module:
+        """A purifier with the same network that spends at most so many network evaluations."""
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No gradients for parameters inside the block: an attacker needs those of images only."""
+    active = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in active:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in active:
+            parameter.requires_grad_(True)
+
+
+def as_view(module: nn.Module) -> ThreatView:
+    """A plain module as a view that shows logits only; a view is returned as it is."""
+    return module if isinstance(module, ThreatView) else ThreatView(module, name="static")
+
+
+def static_view(defended: DefendedClassifier) -> ThreatView:
+    """The bare classifier: the attacker ignores the defence (the paper's protocol)."""
+    return ThreatView(
+        defended.classifier, name="static: attacker ignores the defence", features=defended.context().features
+    )
+
+
+def transfer_view(model: nn.Module, of: str = "another model") -> ThreatView:
+    """A model that is not the victim's: what the attacker finds there is replayed on the victim."""
+    return ThreatView(model, name=f"transfer: crafted on {of}", features=getattr(model, "features", None))
+
+
+def bpda_view(defended: DefendedClassifier) -> ThreatView:
+    """The whole chain, with the identity as the gradient of the purifier (BPDA, Athalye 2018).
+
+    Forward: what the chain answers, with fresh noise on each call (of a vote, one draw); backward: through the
+    classifier as if purified images were the input images plus a constant.
+    """
+
+    def predict(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            change = defended.read(images) - images
+        logits: Tensor = defended.classifier(images + change)
+        return logits
+
+    one = "" if defended.vote.draws == 1 else f", one of the {defended.vote.draws} draws of its vote"
+    return ThreatView(
+        predict, name=f"bpda: identity gradient through the purifier{one}", stochastic=is_stochastic(defended)
+    )
+
+
+def exact_view(defended: DefendedClassifier, *, bandwidth: float = 1.0) -> ThreatView:
+    """The whole chain with its own gradient, through detector, strength, gate, purifier and classifier.
+
+    Both branches are evaluated for every image, p = g p_purified + (1 - g) p_raw, every draw of a vote included.
+    The gate g is what the chain decides, 1 where the score s exceeds the threshold; its gradient is that of
+
+        sigmoid((s - threshold) / (bandwidth * (threshold - median of the calibration scores))).
+
+    Forward and backward of one call share their noise; every call draws fresh noise. Memory does not grow with the
+    purifier's steps where it checkpoints. What it answers is log p, equal to the chain's verdict.
+
+    Raises:
+        MissingRequirementError: detector or purifier are not differentiable; the text says which.
+        InputError: bandwidth not above 0.
+    """
+    if not bandwidth > 0:
+        raise InputError(f"bandwidth > 0 is wanted; got {bandwidth}")
+    check_differentiable(defended)
+
+    def sight(images: Tensor) -> Sight:
+        found = defended.inspect(images, defended.next_streams(len(images)))
+        scores = images.new_zeros(len(images)) if found.scores is None else found.scores
+        if defended.policy not in ("purify_flagged", "purify_all"):
+            return found.logits, scores
+        cleaned = defended.clean(images, found.strength, found.streams).logits
+        if defended.policy == "purify_all":
+            return cleaned, scores
+        calibration = defended.calibration
+        assert calibration is not None  # inspect made sure
+        soft = torch.sigmoid((scores - calibration.threshold()) / (bandwidth * calibration.scale()))
+        gate = (found.flagged.to(soft) + soft - soft.detach())[:, None]
+        mixed = gate * cleaned.softmax(1) + (1 - gate) * found.logits.softmax(1)
+        return mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log(), scores
+
+    gated = f", gate hard forward and sigmoid backward, bandwidth {bandwidth:g} x (threshold - median)"
+    drawn = "" if defended.vote.draws == 1 else f", all {defended.vote.draws} draws of its vote"
+    return ThreatView(
+        lambda images: sight(images)[0],
+        name=f"exact: gradient of the whole chain{drawn}{gated if defended.policy == 'purify_flagged' else ''}",
+        sight=sight,
+        features=defended.context().features,
+        stochastic=is_stochastic(defended),
+        score=_score_of(defended, sight),
+        threshold=_threshold_of(defended),
+    )
+
+
+def detector_view(defended: DefendedClassifier) -> ThreatView:
+    """The bare prediction beside the detector's score: for attacks that fool one and hide from the other.
+
+    Raises:
+        MissingRequirementError: there is no calibrated, differentiable detector.
+    """
+    if defended.detector is None or defended.calibration is None:
+        raise MissingRequirementError("a detector view needs a defence with a calibrated detector")
+    check_differentiable(defended, purifier=False)
+
+    def sight(images: Tensor) -> Sight:
+        found = defended.inspect(images, defended.next_streams(len(images)))
+        assert found.scores is not None
+        return found.logits, found.scores
+
+    return ThreatView(
+        defended.classifier,
+        name="detector: bare prediction and detector score, both differentiated",
+        sight=sight,
+        features=defended.context().features,
+        stochastic=not defended.detector.deterministic,
+        score=_score_of(defended, sight),
+        threshold=_threshold_of(defended),
+    )
+
+
+def surrogate_view(defended: DefendedClassifier, *, steps: int, bandwidth: float = 1.0) -> ThreatView:
+    """As `exact_view`, of a chain whose purifier spends at most `steps` network evaluations: a cheaper gradient.
+
+    Raises:
+        MissingRequirementError: the purifier cannot be shortened.
+    """
+    if not isinstance(defended.purifier, Shortenable):
+        raise MissingRequirementError("a surrogate view needs a purifier that has `shortened`, such as ddpm's")
+    cheaper = copy.copy(defended)
+    cheaper._modules = {**defended._modules, "purifier": defended.purifier.shortened(steps)}
+    view = exact_view(cheaper, bandwidth=bandwidth)
+    view.name = f"surrogate: the purifier in {steps} steps, otherwise {view.name}"
+    return view
+
+
+def averaged(view: ThreatView, draws: int, *, chunk: int = 256) -> ThreatView:
+    """The log of the mean of probabilities over `draws` looks (EoT), for attacks that take no looks of their own.
+
+    Args:
+        view: stochastic.
+        draws: looks at each image.
+        chunk: at most so many rows are looked at together.
+    """
+
+    def predict(images: Tensor) -> Tensor:
+        together = max(1, min(draws, chunk // max(len(images), 1)))
+        total, left = 0.0, draws
+        while left:
+            now = min(together, left)
+            looked = view(images.repeat_interleave(now, 0)).softmax(1)
+            total = total + looked.unflatten(0, (-1, now)).sum(1)
+            left -= now
+        assert isinstance(total, Tensor)
+        return (total / draws).clamp_min(torch.finfo(total.dtype).tiny).log()
+
+    shown = {name: getattr(view, name) for name in ("score", "threshold", "features")}
+    return ThreatView(predict, name=f"{view.name}, mean of {draws} draws", stochastic=view.stochastic, **shown)
+
+
+def is_stochastic(defended: DefendedClassifier) -> bool:
+    """Whether two calls of a chain may answer differently."""
+    parts = [
+        defended.purifier if defended.policy in ("purify_flagged", "purify_all") else None,
+        defended.detector if defended.policy in ("purify_flagged", "abstain") else None,
+    ]
+    return any(part is not None and not part.deterministic for part in parts)
+
+
+def check_differentiable(defended: DefendedClassifier, *, purifier: bool = True) -> None:
+    """Raise MissingRequirementError where a part that decides has no gradient."""
+    used: list[Any] = [defended.detector] if defended.policy == "purify_flagged" or not purifier else []
+    used += [defended.purifier] if purifier and defended.policy in ("purify_flagged", "purify_all") else []
+    for part in used:
+        if part is not None and not part.differentiable:
+            raise MissingRequirementError(
+                f"the {part.kind} {part.name!r} is not differentiable, so there is no exact gradient: attack this "
+                "defence through bpda, or without gradients (square)"
+            )
+
+
+def _score_of(defended: DefendedClassifier, sight: Callable[[Tensor], Sight]) -> Callable[[Tensor], Tensor] | None:
+    return None if _threshold_of(defended) is None else lambda images: sight(images)[1]
+
+
+def _threshold_of(defended: DefendedClassifier) -> float | None:
+    if defended.detector is None or defended.calibration is None:
+        return None
+    return defended.calibration.threshold()

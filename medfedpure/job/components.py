@@ -1,0 +1,150 @@
+"""Classifiers, purifiers and detectors of all clients: federated where there is a network, else fitted locally."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from medfedpure.core.classifier import ClassificationTask, ClassifierModel
+from medfedpure.core.detector import Detector, FitContext
+from medfedpure.core.errors import ConfigError
+from medfedpure.core.registry import create
+from medfedpure.core.streams import derive_seed
+from medfedpure.defence.chain import DefendedClassifier
+from medfedpure.federation import FederatedResult, FederationConfig, Site, federate, federate_part
+from medfedpure.job.config import FederatedChoice, PluginChoice, RunConfig
+from medfedpure.job.federate import round_document
+from medfedpure.job.journal import Journal
+from medfedpure.training.loop import FinishesLocally, Trainable, TrainingConfig
+
+History = dict[str, list[dict[str, Any]]]
+"""One document per round, by what was trained."""
+
+
+def train_classifiers(
+    config: RunConfig, sites: list[Site], strategy: PluginChoice
+) -> tuple[dict[str, nn.Module], list[dict[str, Any]]]:
+    """Personal classifiers by client, and the rounds; equal data, seed and steps for every strategy."""
+    choice, data = config.classifier, sites[0].train
+    architecture = create("classifier", choice.plugin, choice.config)
+    channels, size, _ = data.image_shape
+
+    def make_model() -> ClassifierModel:
+        model: ClassifierModel = architecture.create_model(
+            in_channels=channels,
+            num_classes=data.num_classes,
+            image_size=size,
+            class_names=data.class_names,
+            seed=derive_seed(config.seed, "classifier"),
+        )
+        return model
+
+    result = federate(
+        sites,
+        make_model=make_model,
+        task=ClassificationTask(choice.augmentation),
+        strategy=create("personalization", strategy.plugin, strategy.config),
+        training=choice.training,
+        rounds=choice.rounds,
+        seed=derive_seed(config.seed, "federate classifier"),
+        runtime=config.runtime,
+        name="classifier",
+        config=_federation(config),
+    )
+    return _complete(result, "classifier"), _history(result)
+
+
+def train_part(
+    kind: str,
+    choice: FederatedChoice,
+    config: RunConfig,
+    sites: list[Site],
+    classifiers: Mapping[str, nn.Module],
+    history: History,
+    journal: Journal,
+    purifiers: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """One fitted detector or purifier for each client; `history` receives the rounds of a federated one."""
+    made: dict[str, Any] = {site.client_id: create(kind, choice.plugin, choice.config) for site in sites}
+    part: Any = next(iter(made.values()))
+    seed = derive_seed(config.seed, kind)
+    if isinstance(part, Trainable):
+        training = part.config.training  # type: ignore[attr-defined]
+        with journal.phase(kind, budget(kind, choice, training)):
+            result = federate_part(
+                part,
+                sites,
+                strategy=create("personalization", choice.strategy.plugin, choice.strategy.config),
+                training=training,
+                rounds=choice.rounds,
+                seed=seed,
+                runtime=config.runtime,
+                name=kind,
+                config=_federation(config),
+            )
+        history[kind] = _history(result)
+        for client, network in _complete(result, kind).items():
+            made[client].adopt(network, sites[0].train.image_shape)
+        for site in sites:
+            _fit_locally(made[site.client_id], site, classifiers, purifiers, seed)
+        return made
+    with journal.phase(kind, f"{kind}: {choice.plugin}, fitted on each client's own images"):
+        for site in sites:
+            _fit_locally(made[site.client_id], site, classifiers, purifiers, seed)
+    return made
+
+
+def detectors_around(
+    classifiers: Mapping[str, nn.Module],
+    detectors: Mapping[str, Detector],
+    purifiers: Mapping[str, Any],
+    config: RunConfig,
+    sites: list[Site],
+) -> dict[str, Detector]:
+    """Copies of the detectors whose local part is fitted around other classifiers; networks stay as trained."""
+    copies = {client: copy.deepcopy(detector) for client, detector in detectors.items()}
+    for site in sites:
+        _fit_locally(copies[site.client_id], site, classifiers, purifiers, derive_seed(config.seed, "detector"))
+    return copies
+
+
+def budget(what: str, choice: FederatedChoice, training: TrainingConfig) -> str:
+    """What a federated training will do, in steps."""
+    return (
+        f"{what}: {choice.plugin} by {choice.strategy.plugin}, {choice.rounds} rounds, {training.steps} steps of "
+        f"{training.batch_size} images in all at each client"
+    )
+
+
+def _fit_locally(
+    part: Any, site: Site, classifiers: Mapping[str, nn.Module], purifiers: Mapping[str, Any] | None, seed: int
+) -> None:
+    """All that a part learns at one client; a network trained across clients is not trained again."""
+    denoiser = None if purifiers is None else purifiers[site.client_id]
+    context: FitContext = DefendedClassifier(classifiers[site.client_id], purifier=denoiser, policy="none").context()
+    if not isinstance(part, Trainable):
+        part.fit(site.train, context=context, seed=seed)
+    elif isinstance(part, FinishesLocally):
+        part.finish_fit(site.train, context=context, seed=seed)
+
+
+def _federation(config: RunConfig) -> FederationConfig:
+    on_gpu = torch.device(config.device).type == "cuda"
+    return FederationConfig(
+        threads=config.threads, device=config.device, gpus_per_client=1 / config.data.clients if on_gpu else 0.0
+    )
+
+
+def _complete(result: FederatedResult, what: str) -> dict[str, nn.Module]:
+    if result.missing:
+        reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(result.missing.items()))
+        raise ConfigError(f"no {what} for every client: {reasons}")
+    return result.models
+
+
+def _history(result: FederatedResult) -> list[dict[str, Any]]:
+    return [round_document(record) for record in result.history]

@@ -1,0 +1,134 @@
+"""The whole job as one validated file."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field
+
+from medfedpure.core.config import Config
+from medfedpure.core.errors import ConfigError
+from medfedpure.data.augmentation import Augmentation
+from medfedpure.training.loop import TrainingConfig
+
+
+class TomlConfig(Config):
+    """A configuration that is a file of its own."""
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """Read and validate a file.
+
+        Raises:
+            ConfigError: no such file, not TOML, unknown keys or values out of range.
+        """
+        try:
+            content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not a TOML file: {error}") from error
+        return cls.parse(content)
+
+    def to_toml(self) -> str:
+        """The configuration as text that `from_toml` reads back."""
+        lines: list[str] = []
+        _emit(self.model_dump(mode="json", exclude_none=True), (), lines)
+        return "\n".join(lines).strip() + "\n"
+
+
+class PluginChoice(Config):
+    """A plugin by name, with its own configuration."""
+
+    plugin: str = Field(description="registered name")
+    config: dict[str, Any] = Field(default_factory=dict, description="the plugin's configuration")
+
+
+class FederatedChoice(PluginChoice):
+    """A plugin whose network is trained across the clients."""
+
+    strategy: PluginChoice = Field(PluginChoice(plugin="fedavg"), description="personalization strategy")
+    rounds: int = Field(2, ge=1, description="federated rounds; the plugin's training steps are spread over them")
+
+
+class ClassifierChoice(FederatedChoice):
+    """The classifier, and its training (other parts hold theirs in their own configuration)."""
+
+    training: TrainingConfig = Field(
+        TrainingConfig(steps=300, learning_rate=3e-3), description="steps are the total at each client"
+    )
+    augmentation: Augmentation = Field(
+        Augmentation(intensity=0.3, noise=0.01), description="how training images are varied"
+    )
+
+
+class DataChoice(PluginChoice):
+    """Where the images come from, and how they are divided."""
+
+    clients: int = Field(3, ge=1, description="hospitals")
+    partition: Literal["site", "dirichlet", "equal"] = Field("equal", description="how groups go to clients")
+    alpha: float = Field(1.0, gt=0, description="concentration of the Dirichlet partition")
+    max_per_group: int | None = Field(None, ge=1, description="keep at most so many near-duplicates of a group")
+    train: float = Field(0.55, gt=0, description="share for training")
+    validation: float = Field(0.08, gt=0, description="share for watching the training")
+    tune: float = Field(0.07, gt=0, description="share for choosing depths")
+    calibrate: float = Field(0.15, gt=0, description="share for the threshold")
+    test: float = Field(0.15, gt=0, description="share for the figures")
+
+    def fractions(self) -> dict[str, float]:
+        """Shares by part name."""
+        return {name: getattr(self, name) for name in ("train", "validation", "tune", "calibrate", "test")}
+
+
+class DefenseChoice(Config):
+    """How the chain decides."""
+
+    policy: Literal["purify_flagged", "purify_all", "none", "abstain"] = Field(
+        "purify_flagged", description="what happens to images"
+    )
+    target_fpr: float = Field(0.05, gt=0, lt=1, description="share of benign images that may be flagged")
+    scope: Literal["client", "federation"] = Field(
+        "client", description='"federation" pools benign scores (never images) where a client has too few'
+    )
+
+
+class EvaluationChoice(Config):
+    """What is measured."""
+
+    anchor: PluginChoice = Field(PluginChoice(plugin="median"), description="purifier for the purify-all anchor")
+    compare: tuple[str, ...] = Field(
+        (), description="strategies by which the classifier is trained again, beside its own, to compare clients"
+    )
+    bpda: bool = Field(False, description="attack the chain through BPDA as well, with the same attack")
+    batch_size: int = Field(64, ge=1, description="images at a time")
+
+
+class RunConfig(TomlConfig):
+    """The main job. `medfedpure run FILE.toml --out DIR` runs it."""
+
+    seed: int = Field(0, description="of everything")
+    runtime: Literal["in_process", "simulation"] = Field("in_process", description="where federated rounds run")
+    device: str = Field("cpu", description="where networks work: cpu, cuda, cuda:0; others round differently")
+    threads: int = Field(1, ge=1, description="torch threads of one client; another number may round differently")
+    data: DataChoice = Field(description="images and their division")
+    classifier: ClassifierChoice = Field(description="what reads the scans")
+    detector: FederatedChoice = Field(description="what flags them")
+    purifier: FederatedChoice = Field(description="what cleans them")
+    defense: DefenseChoice = Field(default_factory=DefenseChoice, description="how the chain decides")
+    attack: PluginChoice = Field(PluginChoice(plugin="pgd"), description="who attacks the bare classifiers")
+    evaluation: EvaluationChoice = Field(default_factory=EvaluationChoice, description="what is measured")
+
+
+def _emit(table: dict[str, Any], path: tuple[str, ...], lines: list[str]) -> None:
+    """Scalars first, then sub-tables; JSON's strings, numbers, booleans and arrays are TOML's too."""
+    if path and (not table or any(not isinstance(value, dict) for value in table.values())):
+        lines += ["", f"[{'.'.join(path)}]"]
+    for key, value in table.items():
+        if not isinstance(value, dict):
+            lines.append(f"{key} = {json.dumps(value, ensure_ascii=True, allow_nan=False)}")
+    for key, value in table.items():
+        if isinstance(value, dict):
+            _emit(value, (*path, key), lines)

@@ -1,0 +1,101 @@
+"""The demo's own configurations: phantoms, or any folder of images with one sub-folder per class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medfedpure.data.augmentation import Augmentation
+from medfedpure.job.config import (
+    ClassifierChoice,
+    DataChoice,
+    DefenseChoice,
+    EvaluationChoice,
+    FederatedChoice,
+    PluginChoice,
+    RunConfig,
+)
+from medfedpure.training.loop import TrainingConfig
+
+
+def phantom_demo(seed: int = 0) -> RunConfig:
+    """Three scanners, 48 px phantoms, minutes on two cores."""
+    return RunConfig(
+        seed=seed,
+        threads=2,
+        data=DataChoice(
+            plugin="phantom",
+            config={"images": 4000, "image_size": 48, "scanners": 3, "lesion_size": 1.8, "seed": seed},
+            clients=3,
+            partition="site",
+            validation=0.05,
+            tune=0.05,
+            calibrate=0.2,
+        ),
+        classifier=ClassifierChoice(
+            plugin="small_cnn",
+            config={"widths": [16, 32, 64, 96]},
+            strategy=PluginChoice(plugin="fedper"),
+            rounds=3,
+            training=TrainingConfig(steps=400, batch_size=32, learning_rate=3e-3),
+            augmentation=Augmentation(intensity=0.7, noise=0.01),
+        ),
+        purifier=FederatedChoice(
+            plugin="ddpm",
+            rounds=3,
+            config={
+                "sampler": "ddim",
+                "t_min": 30,
+                "t_max": 60,
+                "num_inference_steps": 3,
+                "model": {"widths": [24, 48]},
+                "training": {"steps": 600, "batch_size": 16, "learning_rate": 2e-3, "ema": 0.99},
+            },
+        ),
+        detector=FederatedChoice(plugin="denoising_disagreement", config={"timestep": 20, "steps": 1, "draws": 3}),
+        attack=PluginChoice(
+            plugin="pgd", config={"norm": "linf", "eps": 0.015, "step": 0.003, "steps": 7, "random_starts": 0}
+        ),
+        evaluation=EvaluationChoice(compare=("fedavg", "local"), bpda=True),
+    )
+
+
+def folder_demo(folder: Path, seed: int = 0) -> RunConfig:
+    """Any image folder at 64 px: split by near-duplicate group, copies of a group capped."""
+    base = phantom_demo(seed)
+    return base.model_copy(
+        update={
+            "data": DataChoice(
+                plugin="image_folder",
+                config={"root": str(folder), "image_size": 64, "channels": 1},
+                clients=3,
+                partition="equal",
+                max_per_group=12,
+                train=0.5,
+                validation=0.05,
+                tune=0.05,
+                calibrate=0.2,
+                test=0.2,
+            ),
+            "classifier": ClassifierChoice(
+                plugin="small_cnn",
+                strategy=PluginChoice(plugin="fedper"),
+                rounds=4,
+                training=TrainingConfig(steps=600, batch_size=32, learning_rate=3e-3),
+                augmentation=Augmentation(shift=4, intensity=0.3, noise=0.01),
+            ),
+            "purifier": FederatedChoice(
+                plugin="ddpm",
+                rounds=4,
+                config={
+                    "sampler": "ddim",
+                    "t_min": 60,
+                    "t_max": 140,
+                    "num_inference_steps": 5,
+                    "model": {"widths": [32, 64]},
+                    "training": {"steps": 1200, "batch_size": 16, "learning_rate": 2e-3, "ema": 0.99},
+                },
+            ),
+            "detector": FederatedChoice(plugin="denoising_disagreement", config={"timestep": 40, "steps": 3}),
+            "defense": DefenseChoice(scope="federation"),
+        }
+    )

@@ -1,0 +1,136 @@
+"""The main job: partition, federate, calibrate, attack, defend, count, compare, save."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from medfedpure.core.attack import Attack
+from medfedpure.core.dataset import check_disjoint
+from medfedpure.core.errors import ConfigError
+from medfedpure.core.registry import create
+from medfedpure.core.storage import write_bytes, write_json
+from medfedpure.defence.chain import DefendedClassifier
+from medfedpure.evaluation.views import bpda_view, static_view
+from medfedpure.federation import Site
+from medfedpure.job.chains import build_chains, measure_chains
+from medfedpure.job.components import History, budget, detectors_around, train_classifiers, train_part
+from medfedpure.job.config import PluginChoice, RunConfig
+from medfedpure.job.division import Parts, check_clients_disjoint, divide
+from medfedpure.job.journal import Journal, Say
+from medfedpure.job.measure import Measured
+from medfedpure.job.records import RunResult, StrategyResult
+
+logger = logging.getLogger(__name__)
+_PACKAGES = ("medfedpure", "torch", "flwr", "diffusers", "timm", "adversarial-robustness-toolbox", "numpy")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A finished run: figures, chains by client, the data parts, and the images behind the figures."""
+
+    result: RunResult
+    chains: dict[str, DefendedClassifier]
+    parts: Parts
+    measured: dict[str, Measured]
+
+
+def run_job(config: RunConfig, out: Path, *, say: Say | None = None) -> Job:
+    """Run the main job and write config.toml, results.json and one defence per client into `out`.
+
+    Args:
+        config: the whole job.
+        out: folder for the results; made where it is missing.
+        say: receives one line of text per phase, with its budget; by default the log.
+
+    Raises:
+        ConfigError, DataError, CalibrationError, FederationError: with what to change.
+    """
+    journal = Journal(say or logger.info)
+    _check(config)
+    out.mkdir(parents=True, exist_ok=True)
+    write_bytes(out / "config.toml", config.to_toml().encode())
+    with journal.phase("data", f"data: {config.data.plugin}, {config.data.clients} clients by {config.data.partition}"):
+        parts = divide(config)
+        hashes = {client: check_disjoint(own) for client, own in parts.items()}
+        check_clients_disjoint(parts)
+    sites = [Site(client, own["train"], own["validation"]) for client, own in parts.items()]
+    history: History = {}
+
+    own_strategy = config.classifier.strategy
+    with journal.phase("classifier", budget("classifier", config.classifier, config.classifier.training)):
+        classifiers, history["classifier"] = train_classifiers(config, sites, own_strategy)
+    purifiers = train_part("purifier", config.purifier, config, sites, classifiers, history, journal)
+    detectors = train_part("detector", config.detector, config, sites, classifiers, history, journal, purifiers)
+
+    with journal.phase(
+        "calibrate",
+        f"calibrate: {config.defense.target_fpr:.0%} target false-positive rate, {config.defense.scope} scope",
+    ):
+        chains = build_chains(classifiers, detectors, purifiers, parts, config)
+
+    attack: Attack = create("attack", config.attack.plugin, config.attack.config)
+    with journal.phase("measure", f"attack and measure: {attack.describe()}"):
+        measured = measure_chains(chains, attack, parts, config, bpda=config.evaluation.bpda)
+    own = StrategyResult.of(own_strategy.plugin, [measured[client].result for client in parts])
+    strategies = [own]
+    for name in config.evaluation.compare:
+        with journal.phase("compare", f"compare: the same by {name}, with equal images, steps and purifier"):
+            others, history[f"classifier by {name}"] = train_classifiers(config, sites, PluginChoice(plugin=name))
+            fitted = detectors_around(others, detectors, purifiers, config, sites)
+            rivals = build_chains(others, fitted, purifiers, parts, config)
+            found = measure_chains(rivals, attack, parts, config, bpda=False)
+            strategies.append(StrategyResult.of(name, [found[client].result for client in parts]))
+
+    with journal.phase("save", f"save: {len(chains)} defences"):
+        for client, chain in chains.items():
+            chain.cpu().save(out / "defences" / client)
+    some = next(iter(chains.values()))
+    result = RunResult(
+        config=config.model_dump(mode="json"),
+        class_names=list(sites[0].train.class_names),
+        attack=attack.describe(),
+        attacker=static_view(some).name,
+        bpda=bpda_view(some).name if config.evaluation.bpda else None,
+        anchor=f"{config.evaluation.anchor.plugin}, purify all",
+        clients=own.clients,
+        mean=own.mean,
+        strategies=strategies,
+        splits=hashes,
+        sizes={client: {name: len(part) for name, part in of_client.items()} for client, of_client in parts.items()},
+        federated=history,
+        seconds=journal.seconds,
+        versions=_versions(),
+    )
+    write_json(out / "results.json", result.model_dump(mode="json"))
+    return Job(result, chains, parts, measured)
+
+
+def _check(config: RunConfig) -> None:
+    """Refuse what would fail only after the training."""
+    names = [config.classifier.strategy.plugin, *config.evaluation.compare]
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            f"evaluation.compare names strategies beside the job's own, each once; got {', '.join(names)}"
+        )
+    for name in config.evaluation.compare:
+        create("personalization", name)
+    try:
+        torch.empty(1, device=config.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"the device {config.device!r} cannot be used here: {error}") from error
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,384 @@
+"""The figures of an evaluation: plain rows from which tables, CSV and the page are made, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medfedpure.evaluation.readings import (
+    ABSTAINED,
+    Count,
+    Reading,
+    Record,
+    balanced,
+    balanced_difference,
+    balanced_interval,
+)
+from medfedpure.evaluation.records import ArmResult, Evaluation, RungResult
+from medfedpure.figures.metrics import auroc, true_positive_rate
+from medfedpure.reporting.evaluation.words import gradient_mode, threat
+
+UNDEFENDED = "undefended"
+_COUNTS: tuple[Count, ...] = ("one draw", "worst of N", "majority of N")
+
+
+class Figure(Record):
+    """An estimate and its 95 % interval; without one where there is a single group."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Line(Record):
+    """One defence on benign images, or on attacked ones in the worst case over all counted attacks of one eps.
+
+    Attributes:
+        arm, policy, eps: which; eps is None for benign images.
+        images, right, fooled, withheld: counts of one draw; they add up where an attack counts.
+        balanced, worst_of_draws, majority_of_draws: balanced accuracy in one draw, and over all `draws`.
+        sensitivity, specificity, ece: of one draw; None where there is no such image; ece of benign images only.
+        coverage: share of images that are not refused.
+        flagged, purified, nfe, ms: means, over attacks where there are several.
+        difference: balanced accuracy less the undefended one's, paired.
+        attacks, kinds, modes: that count.
+        weakest, weakest_right: the attack that leaves fewest right, and how many.
+        threat: what must stand beside the figures.
+    """
+
+    arm: str
+    policy: str
+    eps: float | None
+    images: int
+    right: int
+    fooled: int
+    withheld: int
+    draws: int
+    balanced: Figure | None
+    worst_of_draws: Figure | None
+    majority_of_draws: Figure | None
+    sensitivity: float | None
+    specificity: float | None
+    ece: float | None
+    coverage: float
+    flagged: float | None
+    purified: float | None
+    nfe: float | None
+    ms: float | None
+    difference: Figure | None
+    attacks: list[str]
+    kinds: list[str]
+    modes: list[str]
+    weakest: str
+    weakest_right: int | None
+    threat: str
+
+
+class RungRow(Record):
+    """One attack on one defence.
+
+    Attributes:
+        role: "counted", "control", "check" (on the first few images), "skipped" or "problem"; `note` says why.
+        scored: attacked images behind the detector's figures: those that the attacker changed and thought won.
+    """
+
+    arm: str
+    rung: str
+    role: str
+    note: str
+    kind: str
+    norm: str
+    eps: float
+    view: str
+    attack: str
+    eot: int
+    draws: int
+    images: int
+    right: int | None = None
+    fooled: int | None = None
+    balanced: Figure | None = None
+    sensitivity: float | None = None
+    coverage: float | None = None
+    flagged: float | None = None
+    purified: float | None = None
+    scored: int | None = None
+    auroc: float | None = None
+    tpr_at_1_fpr: float | None = None
+    tpr_at_5_fpr: float | None = None
+    nfe: float | None = None
+    ms: float | None = None
+    seconds: float = 0.0
+
+
+class Anchor(Record):
+    """What always answering the most frequent class of these images would get, attacked or not."""
+
+    answer: str
+    balanced: float
+    accuracy: float
+    sensitivity: float
+    specificity: float
+
+
+class Summary(Record):
+    """Everything that is shown of an evaluation.
+
+    Attributes:
+        rounded: the precision of defences that do not compute in float32.
+        seeds: the seed in words, or that there are several.
+    """
+
+    data: str
+    images: int
+    groups: int
+    class_names: list[str]
+    positive: str
+    norm: str
+    eps: list[float]
+    note: str
+    seeds: str
+    headline: str
+    reference: str | None
+    anchor: Anchor
+    lines: list[Line]
+    rungs: list[RungRow]
+    unreliable: dict[str, list[str]]
+    rounded: dict[str, str]
+    gradients: int
+    seconds: float
+    peak_memory_mb: float | None
+    versions: dict[str, str]
+    setting: dict[str, Any]
+
+    def line(self, arm: str | None, eps: float | None) -> Line:
+        """The one row of a defence at an eps; None for benign images."""
+        return next(line for line in self.lines if line.arm == arm and line.eps == eps)
+
+
+def summarize(evaluation: Evaluation, *, headline: str | None = None) -> Summary:
+    """Count.
+
+    Args:
+        evaluation: finished.
+        headline: the defence that the verdict is about; by default the last one.
+    """
+    names = [arm.name for arm in evaluation.arms]
+    counter = _Counter(evaluation)
+    return Summary(
+        data=evaluation.data,
+        images=len(evaluation.labels),
+        groups=len(set(evaluation.groups)),
+        class_names=evaluation.class_names,
+        positive=evaluation.class_names[-1],
+        norm=evaluation.norm,
+        eps=evaluation.eps,
+        note=evaluation.note,
+        seeds=_seeds(evaluation.setting),
+        headline=headline or names[-1],
+        reference=UNDEFENDED if UNDEFENDED in names else None,
+        anchor=_anchor(counter.labels, evaluation.class_names),
+        lines=[counter.line(arm, eps) for eps in (None, *evaluation.eps) for arm in evaluation.arms],
+        rungs=[
+            counter.rung(arm, result, check=place >= len(arm.rungs))
+            for arm in evaluation.arms
+            for place, result in enumerate((*arm.rungs, *arm.checks))
+        ],
+        unreliable={arm.name: arm.unreliable for arm in evaluation.arms if arm.unreliable},
+        rounded={arm.name: arm.precision for arm in evaluation.arms if arm.precision != "float32"},
+        gradients=evaluation.gradients,
+        seconds=evaluation.seconds,
+        peak_memory_mb=evaluation.peak_memory_mb,
+        versions=evaluation.versions,
+        setting=evaluation.setting,
+    )
+
+
+def _seeds(setting: dict[str, Any]) -> str:
+    parts = setting.get("merged", [setting])
+    return f"seed {parts[0]['seed']}" if len(parts) == 1 else f"{len(parts)} parts, each with a seed of its own"
+
+
+def counted(arm: ArmResult, eps: float) -> list[RungResult]:
+    """The attacks of one eps that a worst case is taken over."""
+    return [rung for rung in arm.rungs if rung.eps == eps and role(rung) == "counted"]
+
+
+def role(rung: RungResult) -> str:
+    """Whether an attack counts, and as what."""
+    if rung.problem:
+        return "problem"
+    if rung.skipped or rung.reading is None:
+        return "skipped"
+    return "control" if rung.kind == "control" else "counted"
+
+
+def beaten(rung: RungResult) -> Tensor:
+    """`(N,)` bool: images that the attacker changed and thought won; of the control, all."""
+    assert rung.reading is not None
+    if not rung.success:
+        return torch.ones(len(rung.reading.flagged), dtype=torch.bool)
+    return torch.tensor(rung.success) & (torch.tensor(rung.distance) > 0)
+
+
+class _Counter:
+    """Figures of one evaluation; equal ones are bootstrapped once."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self.labels = torch.tensor(evaluation.labels)
+        self.groups = torch.tensor(evaluation.groups)
+        self.positive = len(evaluation.class_names) - 1
+        self.bare = next((arm for arm in evaluation.arms if arm.name == UNDEFENDED), None)
+        self.known: dict[tuple[bytes, ...], Figure] = {}
+
+    def line(self, arm: ArmResult, eps: float | None) -> Line:
+        """A defence on benign images, or in the worst case of an eps."""
+        attacks = [] if eps is None else counted(arm, eps)
+        readings = [arm.clean] if eps is None else [rung.reading for rung in attacks if rung.reading is not None]
+        right, fooled = self.right(readings), self.fooled(readings)
+        alone = [int(self.right([reading]).sum()) for reading in readings]
+        worst = min(range(len(attacks)), key=lambda place: alone[place], default=None)
+        figures = {count: self.figure(self.right(readings, count)) if readings else None for count in _COUNTS}
+        sensitivity, specificity = self.recalls(readings)
+        return Line(
+            arm=arm.name,
+            policy=arm.policy,
+            eps=eps,
+            images=len(self.labels),
+            right=int(right.sum()),
+            fooled=int(fooled.sum()),
+            withheld=int((~right & ~fooled).sum()),
+            draws=len(arm.clean.verdicts),
+            balanced=figures["one draw"],
+            worst_of_draws=figures["worst of N"],
+            majority_of_draws=figures["majority of N"],
+            sensitivity=sensitivity,
+            specificity=specificity,
+            ece=arm.clean.ece if eps is None else None,
+            coverage=float((right | fooled).double().mean()),
+            flagged=_mean([_share(reading.flagged) for reading in readings]),
+            purified=_mean([_share(reading.purified) for reading in readings]),
+            nfe=_mean([reading.nfe for reading in readings]),
+            ms=_mean([reading.ms for reading in readings]),
+            difference=self.gain(arm, right, eps) if readings else None,
+            attacks=[attack.rung for attack in attacks],
+            kinds=list(dict.fromkeys(attack.kind for attack in attacks)),
+            modes=list(dict.fromkeys(gradient_mode(attack) for attack in attacks)),
+            weakest="" if worst is None else attacks[worst].rung,
+            weakest_right=None if worst is None else alone[worst],
+            threat="no attack" if eps is None else threat(attacks),
+        )
+
+    def rung(self, arm: ArmResult, result: RungResult, *, check: bool) -> RungRow:
+        """One attack by itself."""
+        what = "check" if check and role(result) == "counted" else role(result)
+        names = ("rung", "kind", "norm", "eps", "view", "attack", "eot", "seconds")
+        plain: dict[str, Any] = {name: getattr(result, name) for name in names}
+        plain |= {"arm": arm.name, "role": what, "note": result.problem or result.skipped}
+        reading = result.reading
+        if what in ("problem", "skipped") or reading is None:
+            return RungRow(**plain, draws=0, images=0)
+        size = len(reading.flagged)
+        right = self.right([reading])
+        return RungRow(
+            **plain,
+            draws=len(reading.verdicts),
+            images=size,
+            right=int(right.sum()),
+            fooled=int(reading.fooled(self.labels[:size]).sum()),
+            balanced=self.figure(right),
+            sensitivity=self.recalls([reading])[0],
+            coverage=reading.coverage(),
+            flagged=_share(reading.flagged),
+            purified=_share(reading.purified),
+            **({} if check else _detection(arm.clean, reading, beaten(result))),
+            nfe=reading.nfe,
+            ms=reading.ms,
+        )
+
+    def right(self, readings: Sequence[Reading], count: Count = "one draw") -> Tensor:
+        """`(N,)` bool: right in every reading; nowhere without readings."""
+        if not readings:
+            return torch.zeros(len(self.labels), dtype=torch.bool)
+        size = len(readings[0].flagged)
+        return torch.stack([reading.right(self.labels[:size], count) for reading in readings]).all(0)
+
+    def fooled(self, readings: Sequence[Reading]) -> Tensor:
+        """`(N,)` bool: accepted and wrong in one reading or more."""
+        if not readings:
+            return torch.zeros(len(self.labels), dtype=torch.bool)
+        return torch.stack([reading.fooled(self.labels) for reading in readings]).any(0)
+
+    def recalls(self, readings: Sequence[Reading]) -> tuple[float | None, float | None]:
+        """Sensitivity and specificity where every reading has to be right."""
+        if not readings:
+            return None, None
+        called = torch.tensor([reading.verdicts[0] for reading in readings])
+        own = self.labels[: called.shape[1]] == self.positive
+        yes = (called == self.positive).all(0)
+        no = ((called != self.positive) & (called != ABSTAINED)).all(0)
+        return _share(yes[own].tolist()), _share(no[~own].tolist())
+
+    def gain(self, arm: ArmResult, right: Tensor, eps: float | None) -> Figure | None:
+        """Balanced accuracy less that of the undefended classifier, paired."""
+        if self.bare is None or arm is self.bare:
+            return None
+        attacks = [] if eps is None else counted(self.bare, eps)
+        readings = [self.bare.clean] if eps is None else [rung.reading for rung in attacks if rung.reading is not None]
+        return self.difference(right, self.right(readings)) if readings else None
+
+    def figure(self, right: Tensor) -> Figure:
+        """Balanced accuracy with its interval."""
+        key = (bytes(right.tolist()),)
+        if key not in self.known:
+            labels, groups = self.labels[: len(right)], self.groups[: len(right)]
+            low, high = balanced_interval(right, labels, groups) or (None, None)
+            self.known[key] = Figure(value=balanced(right, labels), low=low, high=high)
+        return self.known[key]
+
+    def difference(self, one: Tensor, other: Tensor) -> Figure:
+        """Of two balanced accuracies on the same images, in pairs."""
+        key = (bytes(one.tolist()), bytes(other.tolist()))
+        if key not in self.known:
+            low, high = balanced_difference(one, other, self.labels, self.groups) or (None, None)
+            value = balanced(one, self.labels) - balanced(other, self.labels)
+            self.known[key] = Figure(value=value, low=low, high=high)
+        return self.known[key]
+
+
+def _detection(clean: Reading, attacked: Reading, chosen: Tensor) -> dict[str, Any]:
+    """How well the score tells chosen attacked images from benign ones."""
+    if clean.scores is None or attacked.scores is None:
+        return {}
+    benign, suspicious = torch.tensor(clean.scores), torch.tensor(attacked.scores)[chosen]
+    if not suspicious.numel():
+        return {"scored": 0}
+    return {
+        "scored": suspicious.numel(),
+        "auroc": auroc(benign, suspicious),
+        "tpr_at_1_fpr": true_positive_rate(benign, suspicious, 0.01),
+        "tpr_at_5_fpr": true_positive_rate(benign, suspicious, 0.05),
+    }
+
+
+def _anchor(labels: Tensor, names: Sequence[str]) -> Anchor:
+    counts = labels.bincount(minlength=len(names))
+    answer, last = int(counts.argmax()), len(names) - 1
+    return Anchor(
+        answer=names[answer],
+        balanced=1 / int((counts > 0).sum()),
+        accuracy=float(counts[answer]) / len(labels),
+        sensitivity=float(answer == last),
+        specificity=float(answer != last),
+    )
+
+
+def _share(flags: Sequence[bool]) -> float | None:
+    return sum(flags) / len(flags) if flags else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

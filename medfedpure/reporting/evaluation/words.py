@@ -1,0 +1,157 @@
+"""An evaluation in words: a robust accuracy never stands without norm, eps, attack, steps, gradient mode and EoT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from medfedpure.evaluation.records import RungResult
+
+if TYPE_CHECKING:
+    from medfedpure.reporting.evaluation.summary import Figure, Line, Summary
+
+# What decides no strength that a reader compares; the words of the attack itself, in the list of attacks, hold all.
+_LEFT_OUT = ("norm", "eps", "eot", "batch_size", "early_stop", "random_start", "first_share", "step", "loss", "slack")
+_NONE = ("", "momentum 0", "rounds 1", "weight 1", "patience 1")
+
+
+def threat(attacks: Sequence[RungResult]) -> str:
+    """What a worst case is the worst of, in one line; attacks with equal settings stand together."""
+    if not attacks:
+        return "no attack could be counted"
+    views: dict[str, list[str]] = {}
+    for attack in attacks:
+        views.setdefault(_settings(attack), []).append(gradient_mode(attack))
+    each = [f"{settings} through {', '.join(dict.fromkeys(seen))}" for settings, seen in views.items()]
+    count = "1 attack" if len(attacks) == 1 else f"per image the worst of {len(attacks)} attacks"
+    return f"norm {attacks[0].norm}, eps {attacks[0].eps:.4g}; {count}: {'; '.join(each)}"
+
+
+def gradient_mode(attack: RungResult) -> str:
+    """The gradient that an attacker has, short: "static", "transfer from client_1", "exact", ..."""
+    mode = attack.view.partition(":")[0].strip()
+    if mode == "transfer":
+        return attack.rung
+    return "answers only (no gradient)" if mode == "black-box" else mode
+
+
+def _settings(attack: RungResult) -> str:
+    name, _, listed = attack.attack.partition(":")
+    parts = [part.strip() for part in listed.split(",")]
+    kept = [part for part in parts if part not in _NONE and part.split(" ")[0] not in _LEFT_OUT]
+    return f"{name} ({', '.join([*kept, f'EoT {attack.eot}'])})"
+
+
+def budget(norm: str, eps: float) -> str:
+    """How far an attacker may go, for people."""
+    if norm == "linf":
+        return f"may change every pixel by up to {eps:.4g} of the range from black to white"
+    return f"may change the image by up to {eps:.4g} in {norm.upper()} distance (pixels in [0, 1])"
+
+
+def attacker(line: Line) -> str:
+    """Who stands against a defence: only what attacks that count know of it."""
+    if "exact" in line.modes or (line.policy == "none" and "static" in line.modes):
+        return "an attacker who knows everything"
+    if "white-box" in line.kinds:
+        return "an attacker who knows the defence but has no exact gradient of all of it"
+    return "attackers who do not know the defence"
+
+
+def verdict(summary: Summary) -> list[str]:
+    """The result for the defence that the evaluation is about, a sentence or two for each eps, plainly."""
+    sentences = []
+    for eps in summary.eps:
+        line = summary.line(summary.headline, eps)
+        if not line.attacks:
+            sentences.append(f"At eps {eps:.4g} no attack on it could be counted.")
+            continue
+        who = f"Against {attacker(line)} and {budget(summary.norm, eps)}" if not sentences else f"At eps {eps:.4g}"
+        text = (
+            f"{who}, {line.right} of {line.images} images are still read correctly "
+            f"(balanced accuracy {figure(line.balanced, words=True)})"
+        )
+        if line.withheld:
+            text += f"; {line.fooled} are misread and {line.withheld} refused"
+        doubt = "Not to be relied on: " if summary.headline in summary.unreliable and not sentences else ""
+        sentences.append(f"{doubt}{text}.{_beside(summary, eps)}")
+    return sentences
+
+
+def verdict_benign(summary: Summary) -> str:
+    """The same for images that nobody attacked."""
+    line = summary.line(summary.headline, None)
+    return (
+        f"Without an attack {line.right} of {line.images} are read correctly (balanced accuracy "
+        f"{figure(line.balanced, words=True)}).{_beside(summary, None)}"
+    )
+
+
+def _beside(summary: Summary, eps: float | None) -> str:
+    if summary.reference in (None, summary.headline):
+        return ""
+    bare = summary.line(summary.reference, eps)
+    return f" Undefended: {bare.right} of {bare.images}." if bare.balanced is not None else ""
+
+
+def weakest_point(summary: Summary, eps: float) -> str:
+    """The attack that the defence bears least, and what happens to sensitivity."""
+    line = summary.line(summary.headline, eps)
+    if not line.attacks:
+        return line.threat
+    text = f"the attack {line.weakest!r} alone leaves {line.weakest_right} of {line.images} images read correctly."
+    if line.sensitivity is not None:
+        before = summary.line(summary.headline, None).sensitivity
+        text += (
+            f" Sensitivity for {summary.positive!r}: {line.sensitivity:.2f} in the worst case, {before:.2f} without."
+        )
+    return text
+
+
+def figure(value: Figure | None, *, words: bool = False, signed: bool = False) -> str:
+    """An estimate with its interval."""
+    if value is None:
+        return "-"
+    point = f"{value.value:+.2f}" if signed else f"{value.value:.2f}"
+    if value.low is None or value.high is None:
+        return f"{point}, no interval: a single group" if words else point
+    if words:
+        return f"{point}, 95 % interval {value.low:.2f} to {value.high:.2f}"
+    sign = "+" if signed else ""
+    return f"{point} [{value.low:{sign}.2f}, {value.high:{sign}.2f}]"
+
+
+def _method(summary: Summary) -> str:
+    if summary.groups == summary.images:
+        return "after Wilson, of differences after Newcombe, of the classes together after Zou and Donner"
+    return "by bootstrap over groups"
+
+
+def footnotes(summary: Summary) -> list[str]:
+    """What the columns mean, and what the figures rest on."""
+    draws = max(line.draws for line in summary.lines)
+    lines = [
+        f"{summary.images} images of {summary.groups} near-duplicate groups of {summary.data!r}; {summary.seeds}; "
+        f"intervals: 95 %, {_method(summary)}.",
+        "Attacked rows are worst cases: right = accepted and read correctly under every counted attack, fooled = a "
+        "wrong reading accepted under one or more, refused = neither. One draw of the noise. Uniform noise counts as a "
+        "control, not as an attack.",
+        "Flagged, NFE (evaluations of the purifier's network) and ms: means for each image and draw, in attacked rows "
+        "over the counted attacks.",
+        f"Sens.: images of {summary.positive!r} read as such; spec.: others accepted and not read as such.",
+    ]
+    if draws > 1:
+        lines.append(
+            f"Worst / majority of N: {draws} draws of the noise of a stochastic defence for each image; right in every "
+            "draw, or in more draws than any other answer."
+        )
+    for precision in dict.fromkeys(summary.rounded.values()):
+        names = ", ".join(repr(name) for name, own in summary.rounded.items() if own == precision)
+        lines.append(f"Computed in {precision}, the attackers' gradients through them too: {names}.")
+    if summary.reference:
+        lines.append(f"Difference: balanced accuracy less that of {summary.reference!r}, paired on the same images.")
+    anchor = summary.anchor
+    return [
+        *lines,
+        f"Majority class: what always answering {anchor.answer!r} gets (accuracy {anchor.accuracy:.2f} here).",
+    ]

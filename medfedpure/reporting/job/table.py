@@ -1,0 +1,108 @@
+"""The main job's figures as a table for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from medfedpure.job.records import RunResult, flatten
+
+ROWS: tuple[tuple[str, str], ...] = (
+    ("test images", "test_images"),
+    ("test groups", "test_groups"),
+    ("majority class: balanced accuracy", "majority_balanced_accuracy"),
+    ("bare: clean balanced accuracy", "bare.clean_balanced_accuracy"),
+    ("defended: clean balanced accuracy", "defended.clean_balanced_accuracy"),
+    ("median filter: clean balanced accuracy", "anchor.clean_balanced_accuracy"),
+    ("bare: clean sensitivity", "bare.clean_sensitivity"),
+    ("defended: clean sensitivity", "defended.clean_sensitivity"),
+    ("bare: robust balanced accuracy", "bare.robust_balanced_accuracy"),
+    ("defended: robust balanced accuracy", "defended.robust_balanced_accuracy"),
+    ("median filter: robust balanced accuracy", "anchor.robust_balanced_accuracy"),
+    ("defended, BPDA: robust balanced accuracy", "bpda_robust_balanced_accuracy"),
+    ("defended: robust sensitivity", "defended.robust_sensitivity"),
+    ("detector AUROC, attacked against benign", "detector_auroc"),
+    ("flagged: benign", "flagged_benign"),
+    ("flagged: attacked", "flagged_attacked"),
+    ("bare: ms per image", "bare_ms_per_image"),
+    ("defended: ms per benign image", "defended_benign_ms_per_image"),
+    ("defended: ms per attacked image", "defended_attacked_ms_per_image"),
+    ("purifier evaluations per benign image", "purifier_nfe_benign"),
+    ("purifier evaluations per attacked image", "purifier_nfe_attacked"),
+)
+STRATEGY_ROWS: tuple[tuple[str, str], ...] = (
+    ("bare, clean", "bare.clean_balanced_accuracy"),
+    ("bare, attacked", "bare.robust_balanced_accuracy"),
+    ("defended, clean", "defended.clean_balanced_accuracy"),
+    ("defended, attacked", "defended.robust_balanced_accuracy"),
+)
+_COUNTS = {"test_images", "test_groups"}
+
+
+def cells(result: RunResult) -> list[list[str]]:
+    """Header and rows: a figure, one column for each client, the mean."""
+    flat = [flatten(client) for client in result.clients]
+    table = [["", *[client.client for client in result.clients], "mean"]]
+    for label, key in ROWS:
+        if key in result.mean:
+            table.append([label, *[_text(key, row.get(key)) for row in flat], _text(key, result.mean[key])])
+    return table
+
+
+def strategy_cells(result: RunResult) -> list[list[str]]:
+    """Balanced accuracy by strategy: header, then rows of figure, strategy, each client, mean, worst client."""
+    table = [["balanced accuracy", "strategy", *[client.client for client in result.clients], "mean", "worst client"]]
+    for label, key in STRATEGY_ROWS:
+        for place, found in enumerate(result.strategies):
+            own = [flatten(client).get(key) for client in found.clients]
+            shown = [_text(key, value) for value in (*own, found.mean.get(key), found.worst.get(key))]
+            table.append([label if place == 0 else "", found.strategy, *shown])
+    return table
+
+
+def strategy_conditions(result: RunResult) -> list[str]:
+    """What must stand beside the comparison of strategies."""
+    own, *others = [found.strategy for found in result.strategies]
+    return [
+        f"{', '.join(others)}: the classifier of the same images, seed and steps by another strategy than {own}, in a "
+        "defence with the same purifier and a detector and threshold of its own",
+        "attacked = every classifier under its own static attack, as above; worst client = the lowest in the row",
+    ]
+
+
+def conditions(result: RunResult) -> list[str]:
+    """What must stand beside the numbers."""
+    lines = [
+        f"robust = under {result.attack}; {result.attacker}; one draw of noise, no EoT",
+        f"median filter = {result.anchor}; sensitivity = recall of {_positive(result)}",
+    ]
+    if result.bpda is not None:
+        lines.append(f"BPDA = the same attack on the whole chain, {result.bpda}, EoT 1: a quick look, not a headline")
+    lines += [f"{client.client}: {client.calibration}" for client in result.clients]
+    return lines
+
+
+def markdown(result: RunResult) -> str:
+    """The tables and their conditions."""
+    lines = [*markdown_table(cells(result)), "", *[f"- {line}" for line in conditions(result)]]
+    if len(result.strategies) > 1:
+        lines += ["", *markdown_table(strategy_cells(result)), ""]
+        lines += [f"- {line}" for line in strategy_conditions(result)]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_table(rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table; the first row is its header."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
+
+
+def _positive(result: RunResult) -> str:
+    return f"the class {result.class_names[-1]!r}"
+
+
+def _text(key: str, value: float | None) -> str:
+    if value is None or value != value:
+        return "-"
+    if key in _COUNTS:
+        return f"{value:.0f}"
+    if "ms_per" in key or "nfe" in key:
+        return f"{value:.1f}"
+    return f"{value:.3f}" if key == "detector_auroc" else f"{value:.1%}"

@@ -1,0 +1,279 @@
+"""Task and the one training loop: alone or in a federation, every trainable part uses both."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self, runtime_checkable
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from medfedpure.core.config import Config
+from medfedpure.core.dataset import Batch, ImageDataset
+from medfedpure.core.errors import DataError, TrainingError
+from medfedpure.core.progress import track
+from medfedpure.core.results import device_of
+from medfedpure.core.streams import Streams, derive_seed, isolated_rng
+from medfedpure.training.state import TrainingState, WeightAverage
+
+
+class TrainingConfig(Config):
+    """How long and how fast to train. Budgets are steps, never seconds, so that results repeat."""
+
+    steps: int = Field(500, ge=1, description="optimizer steps (in a federation: over all rounds)")
+    batch_size: int = Field(64, ge=1, description="images a step")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate, reached after the warm-up")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with linearly rising learning rate")
+    weight_decay: float = Field(1e-4, ge=0, description="decoupled weight decay (AdamW)")
+    clip_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights; 0 keeps the last weights")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16 trains under autocast: faster where the hardware has it; weights stay float32"
+    )
+    checks: int = Field(
+        20, ge=1, description="how often at most, evenly, to look at validation images and save a checkpoint"
+    )
+    patience: int = Field(0, ge=0, description="stop after so many checks without a lower validation loss; 0 = never")
+
+
+class Task(ABC):
+    """What one trainable part learns: a loss, and metrics to watch."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
+        """The scalar to minimize on one batch; all noise comes from `streams`."""
+
+    def metrics(self, model: nn.Module, data: ImageDataset, *, batch_size: int = 64, seed: int = 0) -> dict[str, float]:
+        """Figures of an evaluation; by default the mean loss."""
+        total = 0.0
+        with torch.no_grad():
+            for batch in data.batches(batch_size):
+                moved = batch.to(device_of(model))
+                total += float(self.loss(model, moved, Streams(derive_seed(seed, "metrics"), batch.ids))) * len(
+                    batch.ids
+                )
+        return {"loss": total / max(len(data), 1)}
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the loss, as plain values: a checkpoint goes on only where they are the same."""
+        return {"task": type(self).__name__}
+
+    def optimizer(self, parameters: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+        """AdamW unless a task says otherwise."""
+        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+class WrappedTask(Task):
+    """Another task with something changed about its loss; all else is the other's.
+
+    Args:
+        inner: what gives metrics and optimizer, and the loss that a subclass starts from.
+    """
+
+    def __init__(self, inner: Task) -> None:
+        self.inner = inner
+
+    def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
+        """The inner task's."""
+        return self.inner.loss(model, batch, streams)
+
+    def metrics(self, model: nn.Module, data: ImageDataset, *, batch_size: int = 64, seed: int = 0) -> dict[str, float]:
+        """The inner task's."""
+        return self.inner.metrics(model, data, batch_size=batch_size, seed=seed)
+
+    def recipe(self) -> dict[str, Any]:
+        """The wrapper's name around the inner recipe; a subclass adds its settings."""
+        return {"task": type(self).__name__, "inner": self.inner.recipe()}
+
+    def optimizer(self, parameters: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+        """The inner task's."""
+        return self.inner.optimizer(parameters, config)
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """A part whose network can be trained by anyone: alone by `fit`, or across clients."""
+
+    def make_network(self, image_shape: tuple[int, int, int], seed: int) -> nn.Module:
+        """A freshly initialized network for images of that (C, H, W)."""
+
+    def task(self) -> Task:
+        """What the network learns."""
+
+    def adopt(self, network: nn.Module, image_shape: tuple[int, int, int]) -> Self:
+        """Take a trained network and count as fitted."""
+
+
+@runtime_checkable
+class FinishesLocally(Protocol):
+    """A trainable part that, after `adopt`, still learns something from each client's own benign images."""
+
+    def finish_fit(self, data: ImageDataset, *, context: Any, seed: int = 0) -> Self:
+        """Learn what the network alone does not say, such as statistics of its scores; then it is fitted."""
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """Mean loss over the last tenth of the steps, and how many steps and images it took.
+
+    `validation` is the lowest loss on validation images, whose weights were kept; None without them.
+    """
+
+    loss: float
+    steps: int
+    images: int
+    validation: float | None = None
+
+
+def train(
+    model: nn.Module,
+    task: Task,
+    data: ImageDataset,
+    config: TrainingConfig,
+    *,
+    seed: int,
+    description: str = "training",
+    parameters: Sequence[nn.Parameter] | None = None,
+    window: tuple[int, int] | None = None,
+    validation: ImageDataset | None = None,
+    checkpoint: Path | None = None,
+    on_check: Callable[[nn.Module], None] | None = None,
+) -> TrainingLog:
+    """Train in place; the model ends in eval mode, with averaged weights if `ema` asks for them.
+
+    Args:
+        model: moved nowhere; batches follow its device.
+        task: loss and optimizer.
+        data: at least one image; batches are always full (they wrap around the end of an epoch).
+        config: budget and optimizer settings.
+        seed: of the order, the streams and dropout. The global random state is left as it was.
+        description: for the progress bar.
+        parameters: which to update; by default all that require gradients.
+        window: (first, last) step of this call within the schedule of `config.steps`, for a
+            federated round; by default the whole schedule.
+        validation: images to look at `config.checks` times; the weights with the lowest loss are kept,
+            and `config.patience` checks without a lower one end the training.
+        checkpoint: a folder that is written at every check; where it exists, the training goes on from
+            there, to the same weights as if it had not been cut off.
+        on_check: called at every check with the model, in eval mode and with the weights that would be kept now; it
+            must draw from no global generator.
+
+    Raises:
+        DataError: no image.
+        TrainingError: the loss is not finite, the window holds no step, or patience has no validation images.
+        ArtifactError: the checkpoint is damaged, or of another training.
+    """
+    if len(data) == 0:
+        raise DataError(f"{description}: there is no image to train on")
+    first, last = window or (0, config.steps)
+    if last <= first:
+        raise TrainingError(
+            f"{description}: no step falls into it; let training.steps be at least the number of rounds"
+        )
+    if config.patience and validation is None:
+        raise TrainingError(
+            f"{description}: patience = {config.patience} needs validation images to look at, and there are none "
+            "(a federated round has none): set patience to 0, or keep some images back"
+        )
+    chosen = list(parameters) if parameters is not None else [p for p in model.parameters() if p.requires_grad]
+    optimizer = task.optimizer(chosen, config)
+    state = TrainingState(model, optimizer, WeightAverage(model, config.ema) if config.ema else None, last - first)
+    recipe = (
+        {}
+        if checkpoint is None
+        else {
+            "task": [description, task.recipe()],
+            "settings": config.model_dump(mode="json"),
+            "seed": seed,
+            "window": [first, last],
+            "trained": [list(parameter.shape) for parameter in chosen],
+            "images": data.fingerprint(),
+            "validation": None if validation is None else validation.fingerprint(),
+        }
+    )
+    device = device_of(model)
+    every = math.ceil((last - first) / config.checks)
+    indices = _indices(len(data), config.batch_size, seed)
+    model.train()
+    with isolated_rng(derive_seed(seed, "global")):
+        if checkpoint is not None:
+            state.load(checkpoint, recipe)
+        for _ in range(state.done):
+            next(indices)
+        for place in track(range(state.done, last - first), description, last - first - state.done):
+            if config.patience and state.best.waited >= config.patience:
+                break
+            batch = data.batch(next(indices)).to(device)
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * _schedule(first + place, config)
+            with _autocast(config, device):
+                loss = task.loss(model, batch, Streams(derive_seed(seed, "step", first + place), batch.ids))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(chosen, config.clip_norm)
+            optimizer.step()
+            state.history[place] = loss.detach()
+            if state.average is not None:
+                state.average.update(model)
+            state.done = place + 1
+            if state.done % every == 0 or state.done == last - first:
+                if validation is not None or on_check is not None:
+                    with _as_kept(state) as kept:
+                        if validation is not None:
+                            figures = task.metrics(kept, validation, seed=derive_seed(seed, "validation"))
+                            state.best.offer(figures["loss"], kept)
+                        if on_check is not None:
+                            on_check(kept)
+                if checkpoint is not None:
+                    state.save(checkpoint, recipe)
+    if state.best.loss is not None:
+        model.load_state_dict(state.best.tensors, strict=False)
+    elif state.average is not None:
+        state.average.copy_to(model)
+    model.eval()
+    taken = state.history[: state.done]
+    final = float(taken[-max(1, len(taken) // 10) :].mean())
+    if not math.isfinite(final):
+        raise TrainingError(f"{description}: the loss is not finite; lower learning_rate ({config.learning_rate:g})")
+    return TrainingLog(final, state.done, state.done * config.batch_size, state.best.loss)
+
+
+@contextmanager
+def _as_kept(state: TrainingState) -> Iterator[nn.Module]:
+    """The model in eval mode, with the weights as they would be kept now: averaged, where they are averaged."""
+    with state.average.applied(state.model) if state.average is not None else nullcontext():
+        yield state.model.eval()
+    state.model.train()
+
+
+def _autocast(config: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:
+    if config.precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def _schedule(step: int, config: TrainingConfig) -> float:
+    """Linear warm-up, then a cosine down to 2 % of the peak."""
+    warm = config.warmup * config.steps
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    done = (step - warm) / max(config.steps - warm, 1)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def _indices(size: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Endless full batches: shuffled epochs laid end to end."""
+    generator = torch.Generator()
+    generator.manual_seed(derive_seed(seed, "order"))
+    waiting = torch.empty(0, dtype=torch.int64)
+    while True:
+        while waiting.numel() < batch_size:
+            waiting = torch.cat((waiting, torch.randperm(size, generator=generator)))
+        yield waiting[:batch_size]
+        waiting = waiting[batch_size:]
