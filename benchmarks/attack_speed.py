@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import medfedpure
-from medfedpure.core.classifier import ClassificationTask
-from medfedpure.training.loop import TrainingConfig, train
+from medfedpure.core.settings import TrainingConfig
+from medfedpure.training.classification import ClassificationTask
+from medfedpure.training.loop import train
 
 PAIRS, BATCH, STEPS, EPS, STEP = 7, 32, 10, 0.03, 0.0075
 CONFIG = {"eps": EPS, "step": STEP, "steps": STEPS}

@@ -30,8 +30,8 @@ from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector, ScoreContext
 from medfedpure.core.storage import write_json
 from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.core.task import FinishesLocally
 from medfedpure.defence.calibration import Calibration
-from medfedpure.training.loop import FinishesLocally
 
 DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
     "denoising_disagreement t20 x1": ("denoising_disagreement", {"timestep": 20, "steps": 1}),

@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 import medfedpure
-from medfedpure.core.classifier import ClassificationTask
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.federation import FederatedResult, Site, federate
 from medfedpure.federation.run import Runtime
-from medfedpure.training.loop import TrainingConfig, train
+from medfedpure.training.classification import ClassificationTask
+from medfedpure.training.loop import train
 
 CLIENTS, SIZE, IMAGES = 4, 48, 200
 TASK = ClassificationTask()

@@ -19,16 +19,18 @@ import torch
 from torch import Tensor, nn
 
 import medfedpure
-from medfedpure.core.classifier import ClassificationTask, ClassifierModel
+from medfedpure.core.classifier import ClassifierModel
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector, ScoreContext
 from medfedpure.core.purifier import Purifier
+from medfedpure.core.settings import Augmentation, TrainingConfig
 from medfedpure.core.storage import atomic_folder, read_document, write_document, write_json
 from medfedpure.core.streams import Streams, derive_seed
-from medfedpure.data.augmentation import Augmentation, robust_augmentation
+from medfedpure.data.augmentation import robust_augmentation
 from medfedpure.data.copies import with_purified
 from medfedpure.figures.metrics import classification_figures
-from medfedpure.training.loop import TrainingConfig, train
+from medfedpure.training.classification import ClassificationTask
+from medfedpure.training.loop import train
 
 EPS = 0.015
 CONTROL = "uniform noise"

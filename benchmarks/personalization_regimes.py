@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import medfedpure
-from medfedpure.core.classifier import ClassificationTask
 from medfedpure.core.dataset import ImageDataset
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import derive_seed
 from medfedpure.federation import Site
-from medfedpure.training.loop import TrainingConfig
+from medfedpure.training.classification import ClassificationTask
 
 SIZE = 28
 SPARE = 1.6

@@ -28,13 +28,13 @@ from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.storage import write_json
 from medfedpure.core.streams import Streams
+from medfedpure.core.task import Trainable
 from medfedpure.defence.calibration import Calibration
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.defence.voting import Vote
 from medfedpure.models.diffusion import low_frequencies
 from medfedpure.models.mae import MaskedAutoencoder
 from medfedpure.models.unet import NoiseUNet
-from medfedpure.training.loop import Trainable
 
 ATTACKS = ("pgd", "pgd 8/255")
 FLAGGED = {"detector": ("compose", {}), "policy": "purify_flagged"}

@@ -20,8 +20,9 @@ import torch
 
 import medfedpure
 from benchmarks.folds import ADAPTED, Fold, add_arguments, open_data, prepare, progress
-from medfedpure.core.classifier import ClassificationTask, ClassifierModel
+from medfedpure.core.classifier import ClassifierModel
 from medfedpure.core.detector import ScoreContext
+from medfedpure.core.settings import AdversarialTraining, TrainingConfig
 from medfedpure.defence.acceleration import Acceleration
 from medfedpure.defence.calibration import Calibration
 from medfedpure.defence.chain import DefendedClassifier
@@ -33,8 +34,9 @@ from medfedpure.evaluation.records import Evaluation
 from medfedpure.reporting.evaluation.files import write_report
 from medfedpure.reporting.evaluation.summary import summarize
 from medfedpure.reporting.evaluation.table import markdown
-from medfedpure.training.adversarial import AdversarialTask, AdversarialTraining
-from medfedpure.training.loop import TrainingConfig, train
+from medfedpure.training.adversarial import AdversarialTask
+from medfedpure.training.classification import ClassificationTask
+from medfedpure.training.loop import train
 
 ARMS = (
     "undefended",

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 import medfedpure
-from medfedpure.core.classifier import ClassificationTask
-from medfedpure.training.loop import TrainingConfig, train
+from medfedpure.core.settings import TrainingConfig
+from medfedpure.training.classification import ClassificationTask
+from medfedpure.training.loop import train
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("folder", type=Path)

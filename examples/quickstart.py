@@ -1,7 +1,8 @@
 import medfedpure
-from medfedpure.core.classifier import ClassificationTask
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.evaluation.views import static_view
-from medfedpure.training.loop import TrainingConfig, train
+from medfedpure.training.classification import ClassificationTask
+from medfedpure.training.loop import train
 
 data = medfedpure.create("dataset", "phantom", images=800, image_size=32, lesion_contrast=2.0).read()
 parts = data.split({"train": 0.4, "benign": 0.3, "test": 0.3})  # near-duplicates are never separated

@@ -8,10 +8,11 @@ import sys
 import torch
 
 import medfedpure
-from medfedpure.core.classifier import ClassificationTask
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.evaluation.views import static_view
 from medfedpure.figures.metrics import auroc
-from medfedpure.training.loop import TrainingConfig, train
+from medfedpure.training.classification import ClassificationTask
+from medfedpure.training.loop import train
 
 names = sys.argv[1:] or ["feature_squeezing", "mahalanobis"]
 

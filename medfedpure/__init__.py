@@ -62,6 +62,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from medfedpure.core.attack import Attack as Attack
+    from medfedpure.core.attack import ThreatView as ThreatView
     from medfedpure.core.classifier import Classifier as Classifier
     from medfedpure.core.component import Component as Component
     from medfedpure.core.config import Config as Config
@@ -92,5 +93,4 @@ if TYPE_CHECKING:
     from medfedpure.defence.monitor import Monitor as Monitor
     from medfedpure.defence.voting import Vote as Vote
     from medfedpure.evaluation.evaluate import evaluate as evaluate
-    from medfedpure.evaluation.views import ThreatView as ThreatView
     from medfedpure.plugins.attacks.art import to_art as to_art

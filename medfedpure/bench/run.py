@@ -8,20 +8,21 @@ from typing import Any
 import torch
 
 from medfedpure.bench.stage import SMALL, STEPS, Bench, Row, Stage, build, fit, right_and_wrong, timed
-from medfedpure.core.attack import Attack
-from medfedpure.core.classifier import ClassificationTask, Classifier
+from medfedpure.core.attack import Attack, ThreatView
+from medfedpure.core.classifier import Classifier
 from medfedpure.core.dataset import Dataset
 from medfedpure.core.detector import Detector
 from medfedpure.core.errors import MedFedPureError
 from medfedpure.core.personalization import PersonalizationStrategy
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.registry import BUILTIN, Plugin, create, registry
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import Streams
 from medfedpure.defence.calibration import Calibration
 from medfedpure.defence.chain import DefendedClassifier
-from medfedpure.evaluation.views import ThreatView, detector_view
+from medfedpure.evaluation.views import detector_view
 from medfedpure.figures.metrics import auroc, true_positive_rate
-from medfedpure.training.loop import TrainingConfig
+from medfedpure.training.classification import ClassificationTask
 
 Figures = dict[str, float | int | str]
 Say = Callable[[str], None]

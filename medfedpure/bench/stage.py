@@ -12,18 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medfedpure.core.attack import Attack
-from medfedpure.core.classifier import ClassificationTask, Classifier, ClassifierModel
+from medfedpure.core.attack import Attack, ThreatView
+from medfedpure.core.classifier import Classifier, ClassifierModel
 from medfedpure.core.component import Component
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Denoiser, ScoreContext
 from medfedpure.core.errors import MedFedPureError
 from medfedpure.core.registry import create
 from medfedpure.core.results import AttackResult
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import Streams, derive_seed
-from medfedpure.evaluation.views import ThreatView
 from medfedpure.figures.metrics import classification_figures
-from medfedpure.training.loop import TrainingConfig, train
+from medfedpure.training.classification import ClassificationTask
+from medfedpure.training.loop import train
 
 SIZE = 32
 STEPS = 150

@@ -9,11 +9,11 @@ from pathlib import Path
 from medfedpure.consortium import files as files
 from medfedpure.consortium.tls import write_certificates, write_node_key
 from medfedpure.core.errors import ConfigError
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.storage import write_bytes
 from medfedpure.federation import FederationConfig
 from medfedpure.job.config import ClassifierChoice, PluginChoice
 from medfedpure.job.federate_config import DeploymentConfig, ImagesChoice, SiteConfig
-from medfedpure.training.loop import TrainingConfig
 
 FEDERATION_FILE = Path("app", "federation_app", "federation.toml")
 _FIRST_NODE_PORT = 19100

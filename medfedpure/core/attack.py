@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +16,116 @@ from medfedpure.core.component import Component
 from medfedpure.core.errors import AuditError, InputError, MissingRequirementError
 from medfedpure.core.results import AttackResult
 from medfedpure.core.streams import Streams
-from medfedpure.evaluation.views import ThreatView, as_view
 
 Norm = Literal["linf", "l2"]
 VERDICTS = 64
 """Attacked images that are read at a time, to see which have fallen."""
+
+
+Sight = tuple[Tensor, Tensor]
+"""Logits `(N, K)` and scores `(N,)` of one look."""
+
+
+class ThreatView(nn.Module):
+    """Images `(N, C, H, W)` in [0, 1] to logits `(N, K)`, as an attacker sees them.
+
+    Attributes:
+        name: the gradient mode, to be printed beside every number: "static", "bpda", ...
+        score: images to detector scores `(N,)`, or None where hidden.
+        threshold: the calibrated threshold of that score, or None where hidden.
+        features: images to classifier features `(N, F)`, or None where hidden.
+        stochastic: whether two looks at one image may differ, so that an attacker should average (EoT).
+    """
+
+    def __init__(
+        self,
+        predict: Callable[[Tensor], Tensor],
+        *,
+        name: str = "static",
+        score: Callable[[Tensor], Tensor] | None = None,
+        threshold: float | None = None,
+        features: Callable[[Tensor], Tensor] | None = None,
+        sight: Callable[[Tensor], Sight] | None = None,
+        stochastic: bool = False,
+    ) -> None:
+        super().__init__()
+        self.predict = predict
+        self.name = name
+        self.score = score
+        self.threshold = threshold
+        self.features = features
+        self.sight = sight
+        self.stochastic = stochastic
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `(N, K)`."""
+        return self.predict(images)
+
+    def look(self, images: Tensor) -> Sight:
+        """Logits `(N, K)` and scores `(N,)`, in one pass where the view can.
+
+        Raises:
+            MissingRequirementError: the score is hidden.
+        """
+        if self.sight is not None:
+            return self.sight(images)
+        if self.score is None:
+            raise MissingRequirementError(f"the view {self.name!r} hides the detector's score")
+        return self.predict(images), self.score(images)
+
+    def provides(self) -> frozenset[str]:
+        """What it shows beyond logits."""
+        return frozenset(n for n in ("score", "threshold", "features") if getattr(self, n) is not None)
+
+
+@runtime_checkable
+class Shortenable(Protocol):
+    """A purifier that can lend a cheaper copy of itself to an attacker."""
+
+    def shortened(self, steps: int) -> nn.Module:
+        """A purifier with the same network that spends at most so many network evaluations."""
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No gradients for parameters inside the block: an attacker needs those of images only."""
+    active = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in active:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in active:
+            parameter.requires_grad_(True)
+
+
+def as_view(module: nn.Module) -> ThreatView:
+    """A plain module as a view that shows logits only; a view is returned as it is."""
+    return module if isinstance(module, ThreatView) else ThreatView(module, name="static")
+
+
+def averaged(view: ThreatView, draws: int, *, chunk: int = 256) -> ThreatView:
+    """The log of the mean of probabilities over `draws` looks (EoT), for attacks that take no looks of their own.
+
+    Args:
+        view: stochastic.
+        draws: looks at each image.
+        chunk: at most so many rows are looked at together.
+    """
+
+    def predict(images: Tensor) -> Tensor:
+        together = max(1, min(draws, chunk // max(len(images), 1)))
+        total, left = 0.0, draws
+        while left:
+            now = min(together, left)
+            looked = view(images.repeat_interleave(now, 0)).softmax(1)
+            total = total + looked.unflatten(0, (-1, now)).sum(1)
+            left -= now
+        assert isinstance(total, Tensor)
+        return (total / draws).clamp_min(torch.finfo(total.dtype).tiny).log()
+
+    shown = {name: getattr(view, name) for name in ("score", "threshold", "features")}
+    return ThreatView(predict, name=f"{view.name}, mean of {draws} draws", stochastic=view.stochastic, **shown)
 
 
 @dataclass(frozen=True)

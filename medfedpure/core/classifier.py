@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,9 @@ from torch import Tensor, nn
 from medfedpure.core import storage
 from medfedpure.core.checks import check_image_layout
 from medfedpure.core.component import Component
-from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.errors import ArtifactError, InputError
 from medfedpure.core.registry import create, registry
-from medfedpure.core.streams import Streams, isolated_rng
-from medfedpure.data.augmentation import Augmentation
-from medfedpure.figures.metrics import auroc, classification_figures
-from medfedpure.training.loop import Task
+from medfedpure.core.streams import isolated_rng
 
 
 class Classifier(Component):
@@ -160,7 +156,9 @@ class ClassifierModel(nn.Module):
             kind="classifier_model",
             keys=("plugin", "config", "in_channels", "image_size", "class_names"),
         )
-        architecture: Classifier = create("classifier", document["plugin"], document["config"])
+        known = registry().load("classifier", document["plugin"])
+        config = known.upgrade(document["config"], document["format"])
+        architecture: Classifier = create("classifier", document["plugin"], config)
         names = tuple(document["class_names"])
         model = architecture.create_model(
             in_channels=document["in_channels"],
@@ -172,42 +170,3 @@ class ClassifierModel(nn.Module):
         if not isinstance(model, cls):
             raise ArtifactError(f"{folder} holds a {type(model).__name__}; a {cls.__name__} was wanted")
         return model
-
-
-class ClassificationTask(Task):
-    """Cross-entropy on augmented images.
-
-    Args:
-        augmentation: how training images are varied; by default mirrored and shifted by up to two pixels.
-        label_smoothing: of the cross-entropy.
-    """
-
-    def __init__(self, augmentation: Augmentation | None = None, *, label_smoothing: float = 0.0) -> None:
-        self.augmentation = augmentation or Augmentation()
-        self.label_smoothing = label_smoothing
-
-    def recipe(self) -> dict[str, Any]:
-        """The augmentation and the smoothing."""
-        return {**self.augmentation.model_dump(mode="json"), "label_smoothing": self.label_smoothing}
-
-    def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
-        """Mean cross-entropy of one augmented batch."""
-        images = self.augmentation.apply(batch.images, streams) if model.training else batch.images
-        return nn.functional.cross_entropy(model(images), batch.labels, label_smoothing=self.label_smoothing)
-
-    def metrics(self, model: nn.Module, data: ImageDataset, *, batch_size: int = 64, seed: int = 0) -> dict[str, float]:
-        """Mean cross-entropy, accuracy, balanced accuracy and, where both of two classes occur, AUROC."""
-        del seed
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        with torch.no_grad():
-            logits = torch.cat([model(batch.images.to(device)).cpu() for batch in data.batches(batch_size)])
-        counted = classification_figures(logits.argmax(1), data.labels, data.num_classes)
-        figures = {
-            "loss": float(nn.functional.cross_entropy(logits, data.labels)),
-            "accuracy": counted.accuracy,
-            "balanced_accuracy": counted.balanced_accuracy,
-        }
-        if data.num_classes == 2 and 0 < int(data.labels.sum()) < len(data):
-            margins = logits[:, 1] - logits[:, 0]
-            figures["auroc"] = auroc(margins[data.labels == 0], margins[data.labels == 1])
-        return figures

@@ -97,6 +97,17 @@ class Component:
             storage.write_document(work, document, state.tensors)
 
     @classmethod
+    def upgrade(cls, config: Mapping[str, Any], format: int) -> Mapping[str, Any]:
+        """A configuration as saved in that format, in the terms of this version's `Config`; by default as it is.
+
+        Args:
+            config: what `save` wrote.
+            format: 1 or more; see docs/reference/files.md for what each changed.
+        """
+        del format
+        return config
+
+    @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read a folder that `save` wrote; on a base class the plugin is found by its name.
 
@@ -106,7 +117,9 @@ class Component:
         document, tensors = storage.read_document(
             folder, kind=cls.kind or None, keys=("kind", "plugin", "config", "fitted", "values")
         )
-        component = registry_module.create(document["kind"], document["plugin"], document["config"])
+        kind, name = document["kind"], document["plugin"]
+        known = registry_module.registry().load(kind, name)
+        component = registry_module.create(kind, name, known.upgrade(document["config"], document["format"]))
         if not isinstance(component, cls):
             raise ArtifactError(f"{folder} holds a {type(component).__name__}; a {cls.__name__} was wanted")
         if document["fitted"]:

@@ -16,9 +16,9 @@ from medfedpure.core.component import Component
 from medfedpure.core.config import Config as BaseConfig
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import FederationError
+from medfedpure.core.settings import AdversarialTraining, TrainingConfig
 from medfedpure.core.streams import derive_seed
-from medfedpure.training.adversarial import AdversarialTask, AdversarialTraining
-from medfedpure.training.loop import Task, TrainingConfig, TrainingLog, train
+from medfedpure.core.task import Task, Trainer, TrainingLog
 
 Tensors = dict[str, Tensor]
 Scalar = int | float | str | bool
@@ -41,6 +41,7 @@ class ClientRound:
         seed: of this client and round.
         task: loss, metrics and optimizer.
         training: budget over all rounds.
+        trainer: who trains; `train_round` asks it.
     """
 
     round: int
@@ -55,6 +56,7 @@ class ClientRound:
     seed: int
     task: Task
     training: TrainingConfig
+    trainer: Trainer
 
     def window(self) -> tuple[int, int]:
         """The first and last step of this round within the schedule of all rounds."""
@@ -159,7 +161,7 @@ class PersonalizationStrategy(Component):
             objective: the task whose loss the attacker maximizes; by default the same.
         """
         settings = self.adversarial(r)
-        return AdversarialTask(task, settings, objective or task) if settings.share else task
+        return r.trainer.against(task, settings, objective or task) if settings.share else task
 
     def split(self, model: nn.Module) -> tuple[Tensors, Tensors]:
         """The state of a model as (shared, private): disjoint, together complete."""
@@ -214,7 +216,7 @@ def train_round(
         window: first and last step; by default all of this round's.
         phase: a name for one of several passes of a round, which then draws its own order of images.
     """
-    return train(
+    return r.trainer.train(
         model,
         task or r.task,
         r.train,

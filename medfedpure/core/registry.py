@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import pluggy
 
@@ -24,9 +24,6 @@ from medfedpure.core.errors import (
     PluginLoadError,
     UnknownPluginError,
 )
-
-if TYPE_CHECKING:
-    from medfedpure.core.component import Component
 
 GROUP = "medfedpure"
 BUILTIN = "medfedpure"
@@ -73,6 +70,12 @@ class PluginFailure:
     distribution: str
     entry_point: str
     error: Exception
+
+
+class OfAKind(Protocol):
+    """Whatever says of which plugin kind it is."""
+
+    kind: ClassVar[str]
 
 
 class HookSpecs:
@@ -185,7 +188,7 @@ class Registry:
         broken = f" Broken plugins: {', '.join(f.distribution for f in self.failures)}." if self.failures else ""
         raise UnknownPluginError(f"no {kind} is named {name!r}.{guess} Installed: {', '.join(names)}.{broken}")
 
-    def load(self, kind: str, name: str) -> type[Component]:
+    def load(self, kind: str, name: str) -> type[Any]:
         """Import the class behind a name.
 
         Raises:
@@ -206,7 +209,7 @@ class Registry:
         base = _import(BASES[kind])
         if not (isinstance(target, type) and issubclass(target, base)):
             raise PluginLoadError(f"{record.target} is registered as a {kind} but does not derive from {base.__name__}")
-        found: type[Component] = target
+        found: type[Any] = target
         return found
 
     def create(self, kind: str, name: str, config: Any = None, **options: Any) -> Any:
@@ -215,7 +218,7 @@ class Registry:
         component.plugin_name = name
         return component
 
-    def name_of(self, component: Component) -> str:
+    def name_of(self, component: OfAKind) -> str:
         """The registered name of a component's class.
 
         Raises:

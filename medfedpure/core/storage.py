@@ -24,7 +24,9 @@ from torch import Tensor
 
 from medfedpure.core.errors import ArtifactError
 
-FORMAT = 1
+FORMAT = 2
+"""Of what is written now. Older ones are read and brought up to date; newer ones are refused."""
+_KINDS_OF_FORMAT_1 = {"defense": "defence"}
 DOCUMENT = "medfedpure.json"
 TENSORS = "tensors.safetensors"
 
@@ -116,17 +118,25 @@ def read_document_only(folder: Path) -> dict[str, Any]:
     """The checked JSON document of a folder, without its tensors."""
     path = folder / DOCUMENT
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(f"{folder} is not a folder saved by medfedpure: it holds no {DOCUMENT}") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}): save the folder again") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise ArtifactError(f"{path} has format {found!r}; this version reads format {FORMAT}")
+    found = content.get("format") if isinstance(content, dict) else type(content).__name__
+    if type(found) is not int or not found >= 1:
+        raise ArtifactError(f"{path} has format {found!r}; this version reads formats 1 to {FORMAT}")
+    if found > FORMAT:
+        raise ArtifactError(
+            f"{path} has format {found}, that of a later medfedpure; this version reads formats 1 to {FORMAT}: "
+            "upgrade medfedpure, or save the folder again with this version"
+        )
     if content.get("digest") != _digest(content):
         raise ArtifactError(f"{path} was edited or damaged after it was saved (its digest does not match)")
-    return content
+    if found == 1:
+        content["kind"] = _KINDS_OF_FORMAT_1.get(content.get("kind"), content.get("kind"))
+    checked: dict[str, Any] = content
+    return checked
 
 
 def _read_tensors(folder: Path, digest: str | None) -> dict[str, Tensor]:

@@ -8,9 +8,9 @@ folder/detector/  folder/purifier/
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 
@@ -20,77 +20,86 @@ from medfedpure.core.detector import Detector
 from medfedpure.core.errors import ArtifactError
 from medfedpure.core.purifier import Purifier
 from medfedpure.defence.calibration import Calibration
-from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.defence.voting import Vote
 
 _PARTS = ("classifier", "detector", "purifier")
 
 
-def save_defense(chain: DefendedClassifier, folder: str | Path) -> None:
-    """Write a chain as one folder, atomically.
+@dataclass(frozen=True)
+class Bundle:
+    """All that a defence is made of, as its constructor takes it."""
 
-    A classifier built by a plugin is saved by name; any other module as its tensors with a hash of
-    their names and shapes, to be brought again when loading.
-    """
-    with storage.atomic_folder(folder) as work:
-        if isinstance(chain.classifier, ClassifierModel):
-            chain.classifier.save(work / "classifier")
-        else:
-            _save_module(chain.classifier, work / "classifier")
-        for name in ("detector", "purifier"):
-            part = getattr(chain, name)
-            if part is not None:
-                part.save(work / name)
-        calibration = chain.calibration
-        document: dict[str, Any] = {
-            "kind": "defense",
-            "policy": chain.policy,
-            "vote": asdict(chain.vote),
-            "parts": {n: _digest_of(work / n) for n in _PARTS if (work / n).is_dir()},
-            "calibration": None,
-        }
-        tensors = {}
-        if calibration is not None:
-            document["calibration"] = {"target_fpr": calibration.target_fpr, "scope": calibration.scope}
-            tensors["calibration.scores"] = calibration.scores
-        storage.write_document(work, document, tensors)
+    classifier: nn.Module
+    detector: Detector | None
+    purifier: Purifier | None
+    policy: str
+    calibration: Calibration | None
+    vote: Vote
 
+    def write(self, folder: str | Path) -> None:
+        """Write one folder, atomically.
 
-def load_defense(folder: str | Path, *, classifier: nn.Module | None = None) -> DefendedClassifier:
-    """Read a chain that `save_defense` wrote.
+        A classifier built by a plugin is saved by name; any other module as its tensors with a hash of
+        their names and shapes, to be brought again when loading.
+        """
+        with storage.atomic_folder(folder) as work:
+            if isinstance(self.classifier, ClassifierModel):
+                self.classifier.save(work / "classifier")
+            else:
+                _save_module(self.classifier, work / "classifier")
+            for part in (self.detector, self.purifier):
+                if part is not None:
+                    part.save(work / part.kind)
+            calibration = self.calibration
+            document: dict[str, Any] = {
+                "kind": "defence",
+                "policy": self.policy,
+                "vote": asdict(self.vote),
+                "parts": {n: _digest_of(work / n) for n in _PARTS if (work / n).is_dir()},
+                "calibration": None,
+            }
+            tensors = {}
+            if calibration is not None:
+                document["calibration"] = {"target_fpr": calibration.target_fpr, "scope": calibration.scope}
+                tensors["calibration.scores"] = calibration.scores
+            storage.write_document(work, document, tensors)
 
-    Args:
-        folder: what was saved.
-        classifier: the user's own module where the saved classifier is not a plugin's; it is
-            checked and its weights are replaced by the saved ones.
+    @classmethod
+    def read(cls, folder: str | Path, *, classifier: nn.Module | None = None) -> Self:
+        """Read what `write` wrote.
 
-    Raises:
-        ArtifactError: truncated, edited, foreign, parts exchanged, or a module that does not fit.
-        UnknownPluginError: a plugin is not installed here.
-    """
-    try:
-        return _load_defense(Path(folder), classifier)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{folder} is not a defence as this version saves it: {error!r}") from error
+        Args:
+            folder: what was saved.
+            classifier: the user's own module where the saved classifier is not a plugin's; it is
+                checked and its weights are replaced by the saved ones.
 
+        Raises:
+            ArtifactError: truncated, edited, foreign, parts exchanged, or a module that does not fit.
+            UnknownPluginError: a plugin is not installed here.
+        """
+        try:
+            return cls._read(Path(folder), classifier)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{folder} is not a defence as this version saves it: {error!r}") from error
 
-def _load_defense(path: Path, classifier: nn.Module | None) -> DefendedClassifier:
-    document, tensors = storage.read_document(path, kind="defense", keys=("policy", "vote", "parts", "calibration"))
-    for name, digest in document["parts"].items():
-        if _digest_of(path / name) != digest:
-            raise ArtifactError(f"{path / name} is not the part that was saved with this defence")
-    stored = document["calibration"]
-    parts = document["parts"]
-    return DefendedClassifier(
-        _load_classifier(path / "classifier", classifier),
-        detector=Detector.load(path / "detector") if "detector" in parts else None,
-        purifier=Purifier.load(path / "purifier") if "purifier" in parts else None,
-        policy=document["policy"],
-        vote=Vote(**document["vote"]),
-        calibration=None
-        if stored is None
-        else Calibration(tensors["calibration.scores"], stored["target_fpr"], stored["scope"]),
-    )
+    @classmethod
+    def _read(cls, path: Path, classifier: nn.Module | None) -> Self:
+        document, tensors = storage.read_document(path, kind="defence", keys=("policy", "vote", "parts", "calibration"))
+        for name, digest in document["parts"].items():
+            if _digest_of(path / name) != digest:
+                raise ArtifactError(f"{path / name} is not the part that was saved with this defence")
+        stored = document["calibration"]
+        parts = document["parts"]
+        return cls(
+            _load_classifier(path / "classifier", classifier),
+            detector=Detector.load(path / "detector") if "detector" in parts else None,
+            purifier=Purifier.load(path / "purifier") if "purifier" in parts else None,
+            policy=document["policy"],
+            vote=Vote(**document["vote"]),
+            calibration=None
+            if stored is None
+            else Calibration(tensors["calibration.scores"], stored["target_fpr"], stored["scope"]),
+        )
 
 
 def _save_module(module: nn.Module, folder: Path) -> None:

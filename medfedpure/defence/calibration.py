@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from medfedpure.core.errors import CalibrationError
+from medfedpure.figures.binomial import beta_cdf
 
 Scope = Literal["client", "federation"]
 
@@ -140,15 +141,3 @@ class Calibration:
 def _nan_as_infinity(scores: Tensor) -> Tensor:
     """Scores in which NaN counts as most suspicious: an image that breaks the detector is not let pass."""
     return scores.masked_fill(scores.isnan(), math.inf)
-
-
-def beta_cdf(x: float, a: int, b: int) -> float:
-    """P(Beta(a, b) <= x) for integer a, b: the chance of at least a successes in a + b - 1 trials."""
-    if x <= 0.0 or x >= 1.0:
-        return float(x >= 1.0)
-    n = a + b - 1
-    log_terms = (
-        math.lgamma(n + 1) - math.lgamma(j + 1) - math.lgamma(n - j + 1) + j * math.log(x) + (n - j) * math.log1p(-x)
-        for j in range(a, n + 1)
-    )
-    return min(1.0, math.fsum(math.exp(term) for term in log_terms))

@@ -12,9 +12,7 @@ correctness. ART's randomized smoothing certifies plain smoothing too.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from functools import cache
 from statistics import NormalDist
 
 import torch
@@ -24,7 +22,7 @@ from medfedpure.core.checks import check_images
 from medfedpure.core.detector import OneStepDenoiser
 from medfedpure.core.errors import ConfigError, InputError
 from medfedpure.core.streams import Streams
-from medfedpure.defence.calibration import beta_cdf
+from medfedpure.figures.binomial import clopper_pearson_lower
 
 
 @dataclass(frozen=True)
@@ -154,20 +152,3 @@ def _count(
         total = votes if total is None else total + votes
     assert total is not None
     return total
-
-
-@cache
-def clopper_pearson_lower(successes: int, trials: int, alpha: float) -> float:
-    """The one-sided lower bound of a binomial proportion: the alpha-quantile of Beta(k, n - k + 1); 0 for k = 0.
-
-    For k = n it is alpha^(1 / n).
-    """
-    if successes == 0:
-        return 0.0
-    if successes == trials:
-        return math.exp(math.log(alpha) / trials)
-    low, high = 0.0, successes / trials
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if beta_cdf(middle, successes, trials - successes + 1) < alpha else (low, middle)
-    return low

@@ -6,7 +6,7 @@ import itertools
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Literal, Self, get_args
 
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from medfedpure.core.checks import check_image_layout, check_logits, check_scores
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Denoiser, Detector, ScoreContext, check_requirements
-from medfedpure.core.errors import ConfigError, InputError, MissingRequirementError, NotCalibratedError
+from medfedpure.core.errors import ArtifactError, ConfigError, InputError, MissingRequirementError, NotCalibratedError
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import Prediction, Trace
 from medfedpure.core.streams import Streams, derive_seed
 from medfedpure.defence.acceleration import Acceleration
+from medfedpure.defence.bundle import Bundle
 from medfedpure.defence.calibration import Calibration, Scope
 from medfedpure.defence.inference import Clock, Images, Inspection, as_batches, flags_on_cpu
 from medfedpure.defence.voting import Cleaned, Vote, count, draw
@@ -364,16 +365,26 @@ class DefendedClassifier(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write the whole defence as one folder of JSON and safetensors; see defence/bundle.py."""
-        from medfedpure.defence.bundle import save_defense
-
-        save_defense(self, folder)
+        Bundle(self.classifier, self.detector, self.purifier, self.policy, self.calibration, self.vote).write(folder)
 
     @classmethod
-    def load(cls, folder: str | Path, *, classifier: nn.Module | None = None) -> DefendedClassifier:
-        """Read what `save` wrote, by plugin names only; see defence/bundle.py."""
-        from medfedpure.defence.bundle import load_defense
+    def load(cls, folder: str | Path, *, classifier: nn.Module | None = None) -> Self:
+        """Read what `save` wrote, by plugin names only.
 
-        return load_defense(folder, classifier=classifier)
+        Args:
+            folder: what was saved.
+            classifier: the user's own module where the saved classifier is not a plugin's; it is
+                checked and its weights are replaced by the saved ones.
+
+        Raises:
+            ArtifactError: truncated, edited, foreign, of a later version, or a module that does not fit.
+            UnknownPluginError: a plugin is not installed here.
+        """
+        found = Bundle.read(folder, classifier=classifier)
+        try:
+            return cls(**{item.name: getattr(found, item.name) for item in fields(found)})
+        except (AttributeError, TypeError) as error:
+            raise ArtifactError(f"{folder} is not a defence as this version saves it: {error!r}") from error
 
 
 def _empty_trace(parts: list[Inspection]) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from medfedpure.core.attack import Norm
+from medfedpure.core.attack import Norm, ThreatView, frozen
 from medfedpure.core.errors import MedFedPureError
 from medfedpure.core.results import device_of
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.ladder import Preset, checks, rungs
-from medfedpure.evaluation.views import ThreatView, exact_view, frozen, static_view
+from medfedpure.evaluation.views import exact_view, static_view
 
 TIMED = 8
 """Images whose gradient is timed, after a first time that is not."""

@@ -12,12 +12,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from medfedpure.core.attack import Norm
+from medfedpure.core.attack import Norm, Shortenable, ThreatView
 from medfedpure.core.errors import ConfigError
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.views import (
-    Shortenable,
-    ThreatView,
     bpda_view,
     detector_view,
     exact_view,

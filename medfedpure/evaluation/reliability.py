@@ -13,10 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from medfedpure.core.attack import frozen
 from medfedpure.core.errors import MedFedPureError
 from medfedpure.core.streams import Streams
 from medfedpure.defence.chain import DefendedClassifier
-from medfedpure.evaluation.views import exact_view, frozen
+from medfedpure.evaluation.views import exact_view
 
 SURE = 0.01
 """Largest chance, under no difference, at which the sign test calls one attack stronger."""

@@ -15,11 +15,13 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from medfedpure.core.personalization import ClientRound, PersonalizationStrategy, Scalar, Tensors
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import derive_seed, isolated_rng
+from medfedpure.core.task import Task
 from medfedpure.federation import messages
 from medfedpure.federation.records import Site
 from medfedpure.federation.state import PrivateStore
-from medfedpure.training.loop import Task, TrainingConfig
+from medfedpure.training.trainer import LoopTrainer
 
 _LOG = logging.getLogger(__name__)
 _MEMORY = "private"
@@ -74,6 +76,7 @@ class ClientSide:
             seed=client_seed(order.seed, site.client_id, order.round),
             task=self.task,
             training=TrainingConfig.model_validate_json(order.training),
+            trainer=LoopTrainer(),
         )
 
 

@@ -15,8 +15,8 @@ from medfedpure.core.config import Config
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import DataError, FederationError
 from medfedpure.core.personalization import Tensors
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.federation.privacy import PrivacyConfig
-from medfedpure.training.loop import TrainingConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

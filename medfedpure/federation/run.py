@@ -13,13 +13,14 @@ from torch import nn
 
 from medfedpure.core.errors import FederationError, MedFedPureError
 from medfedpure.core.personalization import PersonalizationStrategy, Scalar
+from medfedpure.core.settings import TrainingConfig
+from medfedpure.core.task import Task, Trainable
 from medfedpure.federation.client import ClientSide, SeededModel, make_client_app, working
 from medfedpure.federation.grid import InProcessGrid, Tap, acting_as_server
 from medfedpure.federation.messages import Order
 from medfedpure.federation.records import FederatedResult, FederationConfig, Site, check_name, check_rounds, check_sites
 from medfedpure.federation.server import RoundLoop, ServerSide, Watcher, make_server_app
 from medfedpure.federation.simulation import quiet_flower, simulate
-from medfedpure.training.loop import Task, Trainable, TrainingConfig
 
 Runtime = Literal["in_process", "simulation"]
 

@@ -22,12 +22,12 @@ from torch import nn
 from medfedpure.core.errors import FederationError
 from medfedpure.core.personalization import PersonalizationStrategy, Scalar, Tensors, Update
 from medfedpure.core.progress import track
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.federation import messages
 from medfedpure.federation.checkpoint import RunCheckpoint, SavedRun, digest_of
 from medfedpure.federation.messages import EVALUATE, HELLO, IDENTITY, TRAIN, Order
 from medfedpure.federation.privacy import check_allowed, private_mean
 from medfedpure.federation.records import FederationConfig, RoundRecord
-from medfedpure.training.loop import TrainingConfig
 
 Watcher = Callable[[tuple[RoundRecord, ...]], None]
 _LOG = logging.getLogger(__name__)

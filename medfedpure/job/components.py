@@ -9,17 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from medfedpure.core.classifier import ClassificationTask, ClassifierModel
+from medfedpure.core.classifier import ClassifierModel
 from medfedpure.core.detector import Detector, FitContext
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.registry import create
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import derive_seed
+from medfedpure.core.task import FinishesLocally, Trainable
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.federation import FederatedResult, FederationConfig, Site, federate, federate_part
 from medfedpure.job.config import FederatedChoice, PluginChoice, RunConfig
 from medfedpure.job.federate import round_document
 from medfedpure.job.journal import Journal
-from medfedpure.training.loop import FinishesLocally, Trainable, TrainingConfig
+from medfedpure.training.classification import ClassificationTask
 
 History = dict[str, list[dict[str, Any]]]
 """One document per round, by what was trained."""

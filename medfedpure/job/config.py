@@ -11,8 +11,7 @@ from pydantic import Field
 
 from medfedpure.core.config import Config
 from medfedpure.core.errors import ConfigError
-from medfedpure.data.augmentation import Augmentation
-from medfedpure.training.loop import TrainingConfig
+from medfedpure.core.settings import Augmentation, TrainingConfig
 
 
 class TomlConfig(Config):

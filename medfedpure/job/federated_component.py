@@ -8,16 +8,18 @@ from typing import Any, cast
 
 from torch import nn
 
-from medfedpure.core.classifier import ClassificationTask, ClassifierModel
+from medfedpure.core.classifier import ClassifierModel
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import FitContext
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.personalization import PersonalizationStrategy
 from medfedpure.core.registry import create
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import derive_seed
+from medfedpure.core.task import FinishesLocally, Task, Trainable
 from medfedpure.job.config import ClassifierChoice
 from medfedpure.job.federate_config import ImagesChoice, PartConfig
-from medfedpure.training.loop import FinishesLocally, Task, Trainable, TrainingConfig
+from medfedpure.training.classification import ClassificationTask
 
 
 @dataclass(frozen=True)

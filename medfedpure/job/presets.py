@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medfedpure.data.augmentation import Augmentation
+from medfedpure.core.settings import Augmentation, TrainingConfig
 from medfedpure.job.config import (
     ClassifierChoice,
     DataChoice,
@@ -14,7 +14,6 @@ from medfedpure.job.config import (
     PluginChoice,
     RunConfig,
 )
-from medfedpure.training.loop import TrainingConfig
 
 
 def phantom_demo(seed: int = 0) -> RunConfig:

@@ -12,9 +12,11 @@ from medfedpure.core.config import Config
 from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.detector import FitContext
 from medfedpure.core.errors import ConfigError
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import Streams, derive_seed, isolated_rng
+from medfedpure.core.task import Task
 from medfedpure.models.mae import MaskedAutoencoder
-from medfedpure.training.loop import Task, TrainingConfig, train
+from medfedpure.training.loop import train
 
 _FLAT = 1e-3
 """Variance of a patch below which it counts as flat, such as air: its own would blow its error up."""

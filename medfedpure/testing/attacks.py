@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medfedpure.core.attack import Attack
+from medfedpure.core.attack import Attack, ThreatView
 from medfedpure.core.errors import AuditError, InputError, MissingRequirementError
 from medfedpure.core.streams import Streams
-from medfedpure.evaluation.views import ThreatView
 from medfedpure.testing.checking import assert_bad_images_are_refused, assert_in_range, module_unchanged
 from medfedpure.testing.components import ComponentContract
 from medfedpure.testing.observing import observe, view_of

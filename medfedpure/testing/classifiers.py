@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from medfedpure.core.classifier import ClassificationTask, Classifier, ClassifierModel
+from medfedpure.core.classifier import Classifier, ClassifierModel
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import InputError
+from medfedpure.core.settings import Augmentation, TrainingConfig
 from medfedpure.core.streams import isolated_rng
-from medfedpure.data.augmentation import Augmentation
 from medfedpure.testing.checking import (
     assert_bad_images_are_refused,
     assert_equal,
@@ -22,7 +22,8 @@ from medfedpure.testing.checking import (
 from medfedpure.testing.images import FLOAT32, ImageContract
 from medfedpure.testing.observing import model_of
 from medfedpure.testing.setting import Setting
-from medfedpure.training.loop import TrainingConfig, train
+from medfedpure.training.classification import ClassificationTask
+from medfedpure.training.loop import train
 
 
 class ClassifierContract(ImageContract):

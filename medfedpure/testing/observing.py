@@ -15,17 +15,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from medfedpure.core.attack import Attack
-from medfedpure.core.classifier import ClassificationTask, Classifier, ClassifierModel
+from medfedpure.core.attack import Attack, ThreatView
+from medfedpure.core.classifier import Classifier, ClassifierModel
 from medfedpure.core.component import Component
 from medfedpure.core.dataset import Dataset
 from medfedpure.core.detector import Detector
 from medfedpure.core.personalization import ClientRound, PersonalizationStrategy
 from medfedpure.core.purifier import Purifier
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import isolated_rng
-from medfedpure.evaluation.views import ThreatView
 from medfedpure.testing.setting import Setting, tiny_classifier
-from medfedpure.training.loop import TrainingConfig
+from medfedpure.training.classification import ClassificationTask
+from medfedpure.training.trainer import LoopTrainer
 
 Observed = dict[str, Tensor]
 MODEL_SEED = 5
@@ -110,6 +111,7 @@ def client_round(
         seed=setting.seed,
         task=ClassificationTask(),
         training=TrainingConfig(steps=4, batch_size=8),
+        trainer=LoopTrainer(),
     )
 
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from medfedpure.core.classifier import ClassifierModel
 from medfedpure.core.errors import FederationError
 from medfedpure.core.personalization import ClientRound, LocalResult, PersonalizationStrategy, Tensors, Update
+from medfedpure.core.settings import AdversarialTraining
 from medfedpure.testing.checking import assert_equal, assert_near, unchanged
 from medfedpure.testing.components import ComponentContract
 from medfedpure.testing.observing import client_round
 from medfedpure.testing.setting import Setting, tiny_classifier
-from medfedpure.training.adversarial import AdversarialTraining
 
 
 class PersonalizationContract(ComponentContract):

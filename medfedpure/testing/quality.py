@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medfedpure.core.attack import Attack
+from medfedpure.core.attack import Attack, frozen
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.streams import Streams
-from medfedpure.evaluation.views import frozen
 from medfedpure.testing.setting import Setting
 
 NOISE = 0.2

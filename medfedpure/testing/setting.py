@@ -12,13 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from medfedpure.core.classifier import ClassificationTask, Classifier, ClassifierModel
+from medfedpure.core.classifier import Classifier, ClassifierModel
 from medfedpure.core.component import Component
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import ScoreContext
 from medfedpure.core.registry import create
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import Streams
-from medfedpure.training.loop import TrainingConfig, train
+from medfedpure.training.classification import ClassificationTask
+from medfedpure.training.loop import train
 
 SIZE = 32
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from medfedpure.core.streams import Streams
+from medfedpure.core.task import FinishesLocally, Task, Trainable
 from medfedpure.testing.checking import assert_equal, global_rng_untouched
 from medfedpure.testing.components import FittedContract, new_like
 from medfedpure.testing.observing import observe
 from medfedpure.testing.setting import Setting
-from medfedpure.training.loop import FinishesLocally, Task, Trainable
 
 
 class TrainableContract(FittedContract):

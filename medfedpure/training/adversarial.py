@@ -11,27 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from medfedpure.core.config import Config, Eps
 from medfedpure.core.dataset import Batch
+from medfedpure.core.settings import AdversarialTraining
 from medfedpure.core.streams import Streams
-from medfedpure.training.loop import Task, WrappedTask
-
-
-class AdversarialTraining(Config):
-    """How many adversarial examples a batch holds, and how they are made."""
-
-    share: float = Field(0.0, ge=0, le=1, description="share of each batch that is attacked; 0 = none")
-    norm: Literal["linf", "l2"] = Field("linf", description="in which the perturbation is bounded")
-    eps: Eps = Field(0.015, description='largest perturbation in [0, 1] units; "8/255" is accepted')
-    step: Eps = Field(0.003, description="size of one step in [0, 1] units")
-    steps: int = Field(7, ge=1, description="gradient steps; each costs a pass through the model, there and back")
-    random_start: bool = Field(True, description="start at a random point of the ball, not at the image itself")
+from medfedpure.core.task import Task, WrappedTask
 
 
 class AdversarialTask(WrappedTask):

@@ -3,132 +3,21 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from medfedpure.core.config import Config
-from medfedpure.core.dataset import Batch, ImageDataset
+from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import DataError, TrainingError
 from medfedpure.core.progress import track
 from medfedpure.core.results import device_of
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import Streams, derive_seed, isolated_rng
+from medfedpure.core.task import Task, TrainingLog
 from medfedpure.training.state import TrainingState, WeightAverage
-
-
-class TrainingConfig(Config):
-    """How long and how fast to train. Budgets are steps, never seconds, so that results repeat."""
-
-    steps: int = Field(500, ge=1, description="optimizer steps (in a federation: over all rounds)")
-    batch_size: int = Field(64, ge=1, description="images a step")
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate, reached after the warm-up")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with linearly rising learning rate")
-    weight_decay: float = Field(1e-4, ge=0, description="decoupled weight decay (AdamW)")
-    clip_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights; 0 keeps the last weights")
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="bfloat16 trains under autocast: faster where the hardware has it; weights stay float32"
-    )
-    checks: int = Field(
-        20, ge=1, description="how often at most, evenly, to look at validation images and save a checkpoint"
-    )
-    patience: int = Field(0, ge=0, description="stop after so many checks without a lower validation loss; 0 = never")
-
-
-class Task(ABC):
-    """What one trainable part learns: a loss, and metrics to watch."""
-
-    @abstractmethod
-    def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
-        """The scalar to minimize on one batch; all noise comes from `streams`."""
-
-    def metrics(self, model: nn.Module, data: ImageDataset, *, batch_size: int = 64, seed: int = 0) -> dict[str, float]:
-        """Figures of an evaluation; by default the mean loss."""
-        total = 0.0
-        with torch.no_grad():
-            for batch in data.batches(batch_size):
-                moved = batch.to(device_of(model))
-                total += float(self.loss(model, moved, Streams(derive_seed(seed, "metrics"), batch.ids))) * len(
-                    batch.ids
-                )
-        return {"loss": total / max(len(data), 1)}
-
-    def recipe(self) -> dict[str, Any]:
-        """What decides the loss, as plain values: a checkpoint goes on only where they are the same."""
-        return {"task": type(self).__name__}
-
-    def optimizer(self, parameters: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-        """AdamW unless a task says otherwise."""
-        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-
-
-class WrappedTask(Task):
-    """Another task with something changed about its loss; all else is the other's.
-
-    Args:
-        inner: what gives metrics and optimizer, and the loss that a subclass starts from.
-    """
-
-    def __init__(self, inner: Task) -> None:
-        self.inner = inner
-
-    def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
-        """The inner task's."""
-        return self.inner.loss(model, batch, streams)
-
-    def metrics(self, model: nn.Module, data: ImageDataset, *, batch_size: int = 64, seed: int = 0) -> dict[str, float]:
-        """The inner task's."""
-        return self.inner.metrics(model, data, batch_size=batch_size, seed=seed)
-
-    def recipe(self) -> dict[str, Any]:
-        """The wrapper's name around the inner recipe; a subclass adds its settings."""
-        return {"task": type(self).__name__, "inner": self.inner.recipe()}
-
-    def optimizer(self, parameters: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-        """The inner task's."""
-        return self.inner.optimizer(parameters, config)
-
-
-@runtime_checkable
-class Trainable(Protocol):
-    """A part whose network can be trained by anyone: alone by `fit`, or across clients."""
-
-    def make_network(self, image_shape: tuple[int, int, int], seed: int) -> nn.Module:
-        """A freshly initialized network for images of that (C, H, W)."""
-
-    def task(self) -> Task:
-        """What the network learns."""
-
-    def adopt(self, network: nn.Module, image_shape: tuple[int, int, int]) -> Self:
-        """Take a trained network and count as fitted."""
-
-
-@runtime_checkable
-class FinishesLocally(Protocol):
-    """A trainable part that, after `adopt`, still learns something from each client's own benign images."""
-
-    def finish_fit(self, data: ImageDataset, *, context: Any, seed: int = 0) -> Self:
-        """Learn what the network alone does not say, such as statistics of its scores; then it is fitted."""
-
-
-@dataclass(frozen=True)
-class TrainingLog:
-    """Mean loss over the last tenth of the steps, and how many steps and images it took.
-
-    `validation` is the lowest loss on validation images, whose weights were kept; None without them.
-    """
-
-    loss: float
-    steps: int
-    images: int
-    validation: float | None = None
 
 
 def train(

@@ -7,9 +7,8 @@ import torch
 from planted import DoesNothing, GoodAttack
 from torch import Tensor, nn
 
-from medfedpure.core.attack import Budget, audit
+from medfedpure.core.attack import Budget, ThreatView, as_view, audit
 from medfedpure.core.errors import AuditError, InputError, MissingRequirementError
-from medfedpure.evaluation.views import ThreatView, as_view
 from medfedpure.testing import tiny_classifier, tiny_dataset
 
 DATA = tiny_dataset(6)

@@ -13,10 +13,10 @@ from torch import nn
 from medfedpure.core.errors import FederationError
 from medfedpure.core.personalization import Update, train_round, weighted_mean
 from medfedpure.core.registry import create
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.testing import Setting, tiny_classifier, tiny_context, tiny_dataset
 from medfedpure.testing.checking import assert_equal, seed_everything
 from medfedpure.testing.observing import client_round
-from medfedpure.training.loop import TrainingConfig
 
 
 @pytest.fixture(scope="module")

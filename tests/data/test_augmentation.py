@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from medfedpure.core.settings import Augmentation
 from medfedpure.core.streams import Streams
-from medfedpure.data.augmentation import Augmentation, robust_augmentation
+from medfedpure.data.augmentation import augment, robust_augmentation, turn
 from medfedpure.testing.setting import tiny_dataset
 
 DATA = tiny_dataset(64)
@@ -22,24 +23,24 @@ STILL = {"flip": False, "shift": 0}
     ],
 )
 def test_an_image_is_varied_alike_in_every_batch(chosen: Augmentation) -> None:
-    whole = chosen.apply(IMAGES, STREAMS)
-    alone = torch.cat([chosen.apply(IMAGES[i : i + 1], STREAMS.select(torch.tensor([i]))) for i in range(6)])
+    whole = augment(IMAGES, chosen, STREAMS)
+    alone = torch.cat([augment(IMAGES[i : i + 1], chosen, STREAMS.select(torch.tensor([i]))) for i in range(6)])
     assert torch.allclose(alone, whole, atol=1e-6), "augmentation depends on the batch"
     assert torch.equal(whole, whole.clamp(0, 1)), "augmentation leaves [0, 1]"
     assert not torch.equal(whole, IMAGES), "augmentation does nothing"
 
 
 def test_nothing_is_done_where_nothing_is_asked() -> None:
-    assert torch.equal(Augmentation(**STILL).apply(IMAGES, STREAMS), IMAGES)
+    assert torch.equal(augment(IMAGES, Augmentation(**STILL), STREAMS), IMAGES)
 
 
 def test_moving_keeps_every_pixel() -> None:
-    whole = Augmentation(shift=3).apply(IMAGES, STREAMS)
+    whole = augment(IMAGES, Augmentation(shift=3), STREAMS)
     assert torch.equal(whole.flatten(1).sort().values, IMAGES.flatten(1).sort().values), "pixels must only move"
 
 
 def test_quarter_turns_are_exact() -> None:
-    found = Augmentation(**STILL, quarter_turns=True).apply(IMAGES, STREAMS)
+    found = augment(IMAGES, Augmentation(**STILL, quarter_turns=True), STREAMS)
     turned = torch.stack([torch.rot90(IMAGES, quarter, (2, 3)) for quarter in range(4)])
     distance = (found - turned).abs().amax((2, 3, 4)).min(0)
     assert float(distance.values.max()) < 1e-5, "a quarter turn is none of the four"
@@ -50,10 +51,10 @@ def test_rotation_and_stretch_stay_within_what_is_asked() -> None:
     size = 65
     ramp = torch.linspace(-1, 1, size)[None, None, None, :].expand(40, 1, size, size) / 4 + 0.5
     streams = Streams(3, torch.arange(40))
-    angles = _slope_angle(Augmentation(**STILL, rotation=20).turn(ramp, streams))
+    angles = _slope_angle(turn(ramp, Augmentation(**STILL, rotation=20), streams))
     assert float(angles.abs().max()) <= 20.5, "rotated further than asked"
     assert float(angles.amin()) < -10 < 10 < float(angles.amax()), "the angles do not fill their range"
-    inner = Augmentation(**STILL, stretch=0.2).turn(ramp, streams)[:, 0, size // 2]
+    inner = turn(ramp, Augmentation(**STILL, stretch=0.2), streams)[:, 0, size // 2]
     scale = (inner[:, size // 2 + 8] - inner[:, size // 2 - 8]) / (ramp[0, 0, 0, 40] - ramp[0, 0, 0, 24])
     assert float(scale.log().abs().max()) <= 0.205, "stretched further than asked"
     assert float(scale.log().std()) > 0.05, "all images are stretched alike"
@@ -68,9 +69,9 @@ def _slope_angle(images: torch.Tensor) -> torch.Tensor:
 
 def test_rescanning_varies_gain_and_noise_per_image() -> None:
     smooth, noisy = Augmentation(**STILL, intensity=0.5), Augmentation(**STILL, intensity=0.5, noise=0.02)
-    noise = (noisy.apply(IMAGES, STREAMS) - smooth.apply(IMAGES, STREAMS)).flatten(1).std(1)
+    noise = (augment(IMAGES, noisy, STREAMS) - augment(IMAGES, smooth, STREAMS)).flatten(1).std(1)
     assert bool(((noise > 0) & (noise < 0.021)).all()), "noise is above its largest standard deviation"
-    gains = smooth.apply(torch.full((6, 1, 8, 8), 0.4), STREAMS).mean((1, 2, 3))
+    gains = augment(torch.full((6, 1, 8, 8), 0.4), smooth, STREAMS).mean((1, 2, 3))
     assert len(gains.unique()) == 6, "every image has its own gain"
 
 
@@ -80,7 +81,7 @@ def test_rician_noise_has_the_moments_of_its_formula() -> None:
     images[:, :, :, :12] = 0
     streams = Streams(0, torch.arange(400))
     drawn = level * streams.uniform((1, 1, 1), stage="rician level")
-    found = Augmentation(**STILL, rician=level).apply(images, streams)
+    found = augment(images, Augmentation(**STILL, rician=level), streams)
     square = found.square()
     floor = square[..., :12].mean((1, 2, 3)) / (2 * drawn.square().flatten())
     assert float((floor - 1).abs().mean()) < 0.1, "E x^2 of the dark is not 2 sigma^2"

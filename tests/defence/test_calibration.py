@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from medfedpure.core.errors import CalibrationError
-from medfedpure.defence.calibration import Calibration, beta_cdf
+from medfedpure.defence.calibration import Calibration
+from medfedpure.figures.binomial import beta_cdf
 
 SETS = 800
 FRESH = 4000

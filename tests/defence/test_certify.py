@@ -7,7 +7,7 @@ from torch import nn
 
 import medfedpure
 from medfedpure.core.errors import ConfigError, InputError
-from medfedpure.defence.certify import clopper_pearson_lower
+from medfedpure.figures.binomial import clopper_pearson_lower
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 50), (1, 50), (37, 50), (50, 50), (990, 1000)])

@@ -8,7 +8,8 @@ from scipy.stats import ks_2samp
 
 from medfedpure.core.errors import CalibrationError, ConfigError, InputError
 from medfedpure.defence.calibration import Calibration
-from medfedpure.defence.monitor import Monitor, kolmogorov_smirnov_gap, kolmogorov_smirnov_p_value
+from medfedpure.defence.monitor import Monitor
+from medfedpure.figures.kolmogorov_smirnov import kolmogorov_smirnov_gap, kolmogorov_smirnov_p_value
 
 
 @pytest.mark.parametrize(("n", "m", "shift"), [(20, 20, 0.0), (37, 20, 0.5), (60, 25, 1.0), (100, 50, 0.2)])

@@ -16,9 +16,10 @@ from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.evaluate import beside_itself, choose, evaluate
 from medfedpure.evaluation.findings import compare
 from medfedpure.evaluation.ladder import Preset, rungs
-from medfedpure.evaluation.readings import Reading, balanced, read
+from medfedpure.evaluation.readings import Reading, read
 from medfedpure.evaluation.records import RungResult
 from medfedpure.evaluation.reliability import clearly_more, probe
+from medfedpure.figures.balanced import balanced
 from medfedpure.testing import tiny_classifier, tiny_dataset
 
 BRIEF = Preset("brief", 16, 8, 2, 1, 2, 2, 12, "for tests")

@@ -12,8 +12,8 @@ from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.cost import foresee, in_words, seconds_per_gradient
 from medfedpure.evaluation.evaluate import beside_itself, choose, evaluate
 from medfedpure.evaluation.ladder import Preset
-from medfedpure.evaluation.readings import balanced_difference
 from medfedpure.evaluation.store import digest_of, digest_of_network
+from medfedpure.figures.balanced import balanced_difference
 from medfedpure.figures.intervals import paired_difference
 from medfedpure.testing import tiny_classifier, tiny_dataset
 

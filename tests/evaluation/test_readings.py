@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medfedpure.evaluation.readings import balanced, balanced_interval
+from medfedpure.figures.balanced import balanced, balanced_interval
 from medfedpure.figures.intervals import wilson
 
 LABELS = torch.arange(24) % 2

@@ -6,18 +6,11 @@ from chains import BENIGN, chain_of, diffusing
 from planted import GoodDetector, GoodPurifier
 
 import medfedpure
+from medfedpure.core.attack import averaged
 from medfedpure.core.errors import InputError, MissingRequirementError
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.defence.voting import Vote
-from medfedpure.evaluation.views import (
-    averaged,
-    bpda_view,
-    detector_view,
-    exact_view,
-    static_view,
-    surrogate_view,
-    transfer_view,
-)
+from medfedpure.evaluation.views import bpda_view, detector_view, exact_view, static_view, surrogate_view, transfer_view
 from medfedpure.testing import tiny_classifier, tiny_dataset
 
 IMAGES = tiny_dataset(24, seed=11).images

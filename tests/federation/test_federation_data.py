@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 import medfedpure
-from medfedpure.core.classifier import ClassificationTask
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import DataError, FederationError
 from medfedpure.core.personalization import PersonalizationStrategy
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.federation import FederatedResult, FederationConfig, PrivateStore, Site, StaleStateError, federate
-from medfedpure.training.loop import TrainingConfig
+from medfedpure.training.classification import ClassificationTask
 
 TRAINING = TrainingConfig(steps=6, batch_size=4, learning_rate=0.01)
 

@@ -13,13 +13,13 @@ from flwr.common.serde import message_to_proto
 from test_federation_data import TRAINING, quick, same, small_cnn, strategy, three_sites
 from test_federation_rounds import RememberingFedPer
 
-from medfedpure.core.classifier import ClassificationTask
 from medfedpure.core.errors import FederationError
 from medfedpure.core.personalization import ClientRound, LocalResult, PersonalizationStrategy
 from medfedpure.federation import ClientSide, FederationConfig, InProcessGrid, RoundLoop, ServerSide, make_client_app
 from medfedpure.federation.grid import acting_as_server
 from medfedpure.federation.run import MemorySites
 from medfedpure.plugins.personalization.fedavg import FedAvg
+from medfedpure.training.classification import ClassificationTask
 
 SECRET = "patient 4711 has no pixels"
 

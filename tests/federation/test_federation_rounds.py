@@ -15,14 +15,14 @@ from flwr.supercore.task_identity import TaskIdentity
 from test_federation_data import TRAINING, images, quick, same, small_cnn, strategy, three_sites
 from torch import Tensor, nn
 
-from medfedpure.core.classifier import ClassificationTask
 from medfedpure.core.personalization import ClientRound, LocalResult, Tensors, Update
+from medfedpure.core.settings import Augmentation, TrainingConfig
 from medfedpure.core.streams import derive_seed, isolated_rng
-from medfedpure.data.augmentation import Augmentation
 from medfedpure.federation import FederationConfig, Site
 from medfedpure.plugins.personalization.fedavg import FedAvg
 from medfedpure.plugins.personalization.fedper import FedPer
-from medfedpure.training.loop import TrainingConfig, train
+from medfedpure.training.classification import ClassificationTask
+from medfedpure.training.loop import train
 
 
 def linear() -> nn.Module:

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from medfedpure.core.dataset import Batch
 from medfedpure.core.errors import FederationError
 from medfedpure.core.progress import listening
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import Streams, isolated_rng
+from medfedpure.core.task import Task, Trainable
 from medfedpure.federation import InProcessGrid, federate_part
 from medfedpure.federation.grid import acting_as_server
 from medfedpure.federation.simulation import store_sites
-from medfedpure.training.loop import Task, Trainable, TrainingConfig
 
 
 class Reconstruction(Task):

@@ -10,9 +10,10 @@ from test_federation_data import quick, same, small_cnn, three_sites
 from wire import Wire, assert_no_scan, assert_nothing_private, assert_the_tap_sees
 
 import medfedpure
-from medfedpure.core.classifier import ClassificationTask, ClassifierModel
+from medfedpure.core.classifier import ClassifierModel
 from medfedpure.core.registry import registry
-from medfedpure.training.loop import TrainingConfig
+from medfedpure.core.settings import TrainingConfig
+from medfedpure.training.classification import ClassificationTask
 
 NAMES = [record.name for record in registry().plugins("personalization")]
 TRAINING = TrainingConfig(steps=4, batch_size=4, learning_rate=0.01)

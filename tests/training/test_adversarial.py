@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medfedpure.core.classifier import ClassificationTask
 from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.personalization import ClientRound, Update
 from medfedpure.core.registry import create
+from medfedpure.core.settings import AdversarialTraining, Augmentation, TrainingConfig
 from medfedpure.core.streams import Streams
-from medfedpure.data.augmentation import Augmentation
 from medfedpure.testing import tiny_classifier, tiny_dataset
 from medfedpure.testing.checking import global_rng_untouched, module_unchanged
-from medfedpure.training.adversarial import AdversarialTask, AdversarialTraining, harden, perturb
-from medfedpure.training.loop import TrainingConfig, train
+from medfedpure.training.adversarial import AdversarialTask, harden, perturb
+from medfedpure.training.classification import ClassificationTask
+from medfedpure.training.loop import train
+from medfedpure.training.trainer import LoopTrainer
 
 TASK, AUGMENTED = (
     ClassificationTask(Augmentation(flip=False, shift=0)),
@@ -173,6 +174,7 @@ def test_adversarial_training_raises_robust_accuracy(name: str) -> None:
                     1,
                     TASK,
                     TrainingConfig(steps=120, batch_size=32, learning_rate=0.02),
+                    LoopTrainer(),
                 )
                 done = strategy.local_update(r)
                 private[client] = done.private

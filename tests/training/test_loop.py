@@ -10,15 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medfedpure.core.classifier import ClassificationTask
 from medfedpure.core.dataset import Batch
 from medfedpure.core.errors import DataError, TrainingError
 from medfedpure.core.progress import listening
+from medfedpure.core.settings import Augmentation, TrainingConfig
 from medfedpure.core.streams import Streams
-from medfedpure.data.augmentation import Augmentation
+from medfedpure.core.task import Task
+from medfedpure.data.augmentation import augment
 from medfedpure.testing import tiny_classifier, tiny_dataset
 from medfedpure.testing.checking import assert_equal, global_rng_untouched, seed_everything
-from medfedpure.training.loop import Task, TrainingConfig, _schedule, train
+from medfedpure.training.classification import ClassificationTask
+from medfedpure.training.loop import _schedule, train
 
 DATA = tiny_dataset(32, size=16)
 
@@ -214,7 +216,7 @@ def test_progress_is_reported() -> None:
 def test_images_are_augmented_in_training_only() -> None:
     task = ClassificationTask(Augmentation(shift=3))
     images, streams = DATA.images[:6], Streams(0, DATA.ids[:6])
-    assert not torch.equal(task.augmentation.apply(images, streams), images), "augmentation does nothing"
+    assert not torch.equal(augment(images, task.augmentation, streams), images), "augmentation does nothing"
     model = network().eval()
     batch = DATA.batch(torch.arange(6))
     plain = nn.functional.cross_entropy(model(batch.images), batch.labels)

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from medfedpure.core.classifier import ClassificationTask
 from medfedpure.core.errors import ArtifactError, TrainingError
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.testing import tiny_dataset
 from medfedpure.testing.checking import assert_equal
-from medfedpure.training.loop import TrainingConfig, train
+from medfedpure.training.classification import ClassificationTask
+from medfedpure.training.loop import train
 from medfedpure.training.state import TrainingState
 
 DATA = tiny_dataset(32, size=16)

@@ -22,10 +22,9 @@ from art.attacks import EvasionAttack, evasion
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from medfedpure.core.attack import Attack, Budget
+from medfedpure.core.attack import Attack, Budget, ThreatView, frozen
 from medfedpure.core.errors import ConfigError, InputError
 from medfedpure.core.streams import Streams, derive_seed
-from medfedpure.evaluation.views import ThreatView, frozen
 from medfedpure.plugins.foreign import seeded_globals
 
 MASKED = frozenset(

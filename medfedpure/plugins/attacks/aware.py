@@ -9,9 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from medfedpure.core.attack import Attack
+from medfedpure.core.attack import Attack, ThreatView, frozen
 from medfedpure.core.streams import Streams
-from medfedpure.evaluation.views import ThreatView, frozen
 from medfedpure.plugins.attacks.gradient import (
     GradientConfig,
     Loss,

@@ -10,10 +10,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
+from medfedpure.core.attack import ThreatView
 from medfedpure.core.config import Config, Radius
 from medfedpure.core.errors import ConfigError, MissingRequirementError
 from medfedpure.core.streams import Streams
-from medfedpure.evaluation.views import ThreatView
 
 Loss = Literal["ce", "cw", "dlr"]
 

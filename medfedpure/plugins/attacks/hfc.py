@@ -19,9 +19,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from medfedpure.core.attack import Attack
+from medfedpure.core.attack import Attack, ThreatView, frozen
 from medfedpure.core.streams import Streams
-from medfedpure.evaluation.views import ThreatView, frozen
 from medfedpure.plugins.attacks.gradient import (
     Loss,
     StepsConfig,

@@ -21,9 +21,9 @@ from torch import Tensor
 from medfedpure.core.config import Config
 from medfedpure.core.dataset import Dataset, ImageDataset
 from medfedpure.core.errors import DataError
+from medfedpure.data.image_cache import cache_folder, cache_key, through_cache
 from medfedpure.data.near_duplicates import near_duplicate_groups
-from medfedpure.plugins.datasets.image_cache import cache_folder, cache_key, through_cache
-from medfedpure.plugins.datasets.image_files import Decoder, is_hidden, is_image, some
+from medfedpure.data.readers.images import Decoder, is_hidden, is_image, some
 
 _logger = logging.getLogger(__name__)
 _GROUPS_FILE = "groups.csv"

@@ -35,6 +35,7 @@ from medfedpure.core.errors import DataError, InputError, MissingRequirementErro
 from medfedpure.core.results import State
 from medfedpure.core.storage import load_strictly
 from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.core.task import Task
 from medfedpure.figures.divergences import jensen_shannon
 from medfedpure.models.mae import MaskedAutoencoder
 from medfedpure.models.mae_training import (
@@ -45,7 +46,6 @@ from medfedpure.models.mae_training import (
     fit_autoencoder,
     make_autoencoder,
 )
-from medfedpure.training.loop import Task
 
 
 class MAEScoreConfig(Config):

@@ -20,7 +20,7 @@ from medfedpure.core.personalization import (
     train_round,
 )
 from medfedpure.core.streams import Streams
-from medfedpure.training.loop import Task, WrappedTask
+from medfedpure.core.task import Task, WrappedTask
 
 
 class FedProxConfig(StrategyConfig):

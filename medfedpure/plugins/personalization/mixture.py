@@ -25,7 +25,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from medfedpure.core.classifier import ClassificationTask, ClassifierModel
+from medfedpure.core.classifier import ClassifierModel
 from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.errors import FederationError
 from medfedpure.core.personalization import (
@@ -40,9 +40,11 @@ from medfedpure.core.personalization import (
 )
 from medfedpure.core.registry import create, registry
 from medfedpure.core.streams import Streams, derive_seed, isolated_rng
+from medfedpure.core.task import WrappedTask
+from medfedpure.data.augmentation import augment
 from medfedpure.models.mixture import Mixture
 from medfedpure.training.adversarial import harden
-from medfedpure.training.loop import WrappedTask
+from medfedpure.training.classification import ClassificationTask
 
 _EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)\.")
 _BATCH = 64
@@ -234,7 +236,7 @@ class ExpertsTask(WrappedTask):
 
     def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
         """(1/N) sum_i sum_k q_ik l_k(x_i, y_i)."""
-        images = self.classification.augmentation.apply(batch.images, streams) if model.training else batch.images
+        images = augment(batch.images, self.classification.augmentation, streams) if model.training else batch.images
         logits = mixture_of(model).log_probabilities(images)
         smoothing = self.classification.label_smoothing
         labels = batch.labels[:, None].expand(logits.shape[:2])

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from medfedpure.core.config import Config as BaseConfig
 from medfedpure.core.personalization import ClientRound, Scalar, Tensors, Update
+from medfedpure.core.settings import AdversarialTraining
 from medfedpure.plugins.personalization.mixture import MixtureConfig, MixtureOfExperts
-from medfedpure.training.adversarial import AdversarialTraining
 
 _SHARE = "adversarial_share"
 

@@ -18,12 +18,14 @@ from medfedpure.core.detector import FitContext
 from medfedpure.core.errors import InputError
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import State
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.storage import load_strictly
 from medfedpure.core.streams import Streams, isolated_rng
+from medfedpure.core.task import Task
 from medfedpure.models.diffusion import Diffusion, sample_timesteps
 from medfedpure.models.samples import write_samples
 from medfedpure.models.unet import NoiseUNet
-from medfedpure.training.loop import Task, TrainingConfig, train
+from medfedpure.training.loop import train
 
 SHOWN = 8
 """Images in the picture of samples."""

@@ -21,6 +21,7 @@ from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import Purification, State
 from medfedpure.core.storage import load_strictly
 from medfedpure.core.streams import Streams
+from medfedpure.core.task import Task
 from medfedpure.models.mae import MaskedAutoencoder
 from medfedpure.models.mae_training import (
     MAENetworkConfig,
@@ -28,7 +29,6 @@ from medfedpure.models.mae_training import (
     fit_autoencoder,
     make_autoencoder,
 )
-from medfedpure.training.loop import Task
 
 
 class MAEInpaintConfig(MAENetworkConfig):

@@ -20,7 +20,7 @@ from medfedpure.evaluation.readings import ABSTAINED, Reading
 from medfedpure.evaluation.records import ArmResult, Evaluation, RungResult
 from medfedpure.evaluation.store import Store
 from medfedpure.reporting.evaluation.summary import Summary, counted
-from medfedpure.reporting.evaluation.words import threat
+from medfedpure.reporting.evaluation.threat import threat
 
 _FACTORS = (1, 2, 5, 10, 20, 30, 50, 100)
 _COLD, _WARM, _HOT = (13, 15, 40), (196, 62, 84), (252, 232, 150)

@@ -8,18 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medfedpure.evaluation.readings import (
-    ABSTAINED,
-    Count,
-    Reading,
-    Record,
-    balanced,
-    balanced_difference,
-    balanced_interval,
-)
+from medfedpure.evaluation.readings import ABSTAINED, Count, Reading, Record
 from medfedpure.evaluation.records import ArmResult, Evaluation, RungResult
+from medfedpure.figures.balanced import balanced, balanced_difference, balanced_interval
 from medfedpure.figures.metrics import auroc, true_positive_rate
-from medfedpure.reporting.evaluation.words import gradient_mode, threat
+from medfedpure.reporting.evaluation.threat import gradient_mode, threat
 
 UNDEFENDED = "undefended"
 _COUNTS: tuple[Count, ...] = ("one draw", "worst of N", "majority of N")

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import medfedpure
+from medfedpure.core.attack import ThreatView
 from medfedpure.core.errors import AuditError, ConfigError, InputError
 from medfedpure.core.streams import Streams
-from medfedpure.evaluation.views import ThreatView
 from medfedpure.testing import tiny_classifier, tiny_dataset
 
 DATA = tiny_dataset()

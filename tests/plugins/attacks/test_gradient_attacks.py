@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import medfedpure
+from medfedpure.core.attack import ThreatView
 from medfedpure.core.detector import ScoreContext
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.streams import Streams
-from medfedpure.evaluation.views import ThreatView
 from medfedpure.plugins.attacks.gradient import loss_of, project, random_start
 from medfedpure.plugins.attacks.orthogonal_pgd import without
 from medfedpure.testing import tiny_classifier, tiny_dataset

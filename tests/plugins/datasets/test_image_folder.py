@@ -280,7 +280,7 @@ def test_groups_can_be_capped_and_paths_follow(root):
 @pytest.fixture
 def decoded(monkeypatch) -> list[Path]:
     """The files that are decoded from now on."""
-    from medfedpure.plugins.datasets.image_files import Decoder
+    from medfedpure.data.readers.images import Decoder
 
     seen: list[Path] = []
     read = Decoder.read

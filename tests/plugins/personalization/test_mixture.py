@@ -9,19 +9,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medfedpure.core.classifier import ClassificationTask, ClassifierModel
+from medfedpure.core.classifier import ClassifierModel
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import FederationError
 from medfedpure.core.personalization import ClientRound, PersonalizationStrategy, Tensors, Update
 from medfedpure.core.registry import create
+from medfedpure.core.settings import Augmentation, TrainingConfig
 from medfedpure.core.streams import Streams
-from medfedpure.data.augmentation import Augmentation
+from medfedpure.core.task import Task
 from medfedpure.models.mixture import Gate, Mixture
 from medfedpure.plugins.personalization.mixture import GateTask, mixture_of, responsibilities
 from medfedpure.plugins.personalization.pfeddef import spread_shares
 from medfedpure.testing import Setting, tiny_classifier, tiny_context, tiny_dataset
 from medfedpure.testing.observing import client_round
-from medfedpure.training.loop import Task, TrainingConfig
+from medfedpure.training.classification import ClassificationTask
+from medfedpure.training.trainer import LoopTrainer
 
 STILL = ClassificationTask(Augmentation(flip=False, shift=0))
 
@@ -43,7 +45,19 @@ def federated(
         for name, data in clients.items():
             config = strategy.client_config(number, name, [])
             r = ClientRound(
-                number, rounds, name, shared, private[name], make_model, data, None, config, 1, task, training
+                number,
+                rounds,
+                name,
+                shared,
+                private[name],
+                make_model,
+                data,
+                None,
+                config,
+                1,
+                task,
+                training,
+                LoopTrainer(),
             )
             done = strategy.local_update(r)
             private[name] = done.private

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.registry import create
-from medfedpure.training.loop import TrainingConfig
+from medfedpure.core.settings import TrainingConfig
 
 PIXELS, CLIENTS, FEW, TESTED = 40, 8, 20, 400
 

@@ -25,7 +25,7 @@ from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import FederationError
 from medfedpure.core.personalization import ClientRound, Tensors
 from medfedpure.core.registry import create
-from medfedpure.training.loop import TrainingConfig
+from medfedpure.core.settings import TrainingConfig
 
 
 @pytest.fixture(scope="module")

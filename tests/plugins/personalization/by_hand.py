@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from medfedpure.core.classifier import ClassificationTask
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.personalization import ClientRound, LocalResult, PersonalizationStrategy, Tensors, Update
-from medfedpure.data.augmentation import Augmentation
-from medfedpure.training.loop import TrainingConfig
+from medfedpure.core.settings import Augmentation, TrainingConfig
+from medfedpure.training.classification import ClassificationTask
+from medfedpure.training.trainer import LoopTrainer
 
 RATE, STEPS, TOLERANCE = 0.5, 4, 1e-6
 SIZES = {"north": 12, "south": 4}
@@ -92,6 +92,7 @@ def client_round(
         training=TrainingConfig(
             steps=2 * STEPS, batch_size=len(data), learning_rate=RATE, warmup=0, weight_decay=0, clip_norm=1e6
         ),
+        trainer=LoopTrainer(),
     )
 
 

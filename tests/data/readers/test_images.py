@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from medfedpure.core.errors import DataError
-from medfedpure.plugins.datasets.image_files import Decoder, is_image
+from medfedpure.data.readers.images import Decoder, is_image
 
 
 def put(path: Path, image: Image.Image, **options) -> Path:

@@ -1,0 +1,126 @@
+"""What a trainable part is: its task (loss, metrics, optimizer), its network, and who trains it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from medfedpure.core.dataset import Batch, ImageDataset
+from medfedpure.core.results import device_of
+from medfedpure.core.settings import AdversarialTraining, TrainingConfig
+from medfedpure.core.streams import Streams, derive_seed
+
+
+class Task(ABC):
+    """What one trainable part learns: a loss, and metrics to watch."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
+        """The scalar to minimize on one batch; all noise comes from `streams`."""
+
+    def metrics(self, model: nn.Module, data: ImageDataset, *, batch_size: int = 64, seed: int = 0) -> dict[str, float]:
+        """Figures of an evaluation; by default the mean loss."""
+        total = 0.0
+        with torch.no_grad():
+            for batch in data.batches(batch_size):
+                moved = batch.to(device_of(model))
+                total += float(self.loss(model, moved, Streams(derive_seed(seed, "metrics"), batch.ids))) * len(
+                    batch.ids
+                )
+        return {"loss": total / max(len(data), 1)}
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the loss, as plain values: a checkpoint goes on only where they are the same."""
+        return {"task": type(self).__name__}
+
+    def optimizer(self, parameters: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+        """AdamW unless a task says otherwise."""
+        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+class WrappedTask(Task):
+    """Another task with something changed about its loss; all else is the other's.
+
+    Args:
+        inner: what gives metrics and optimizer, and the loss that a subclass starts from.
+    """
+
+    def __init__(self, inner: Task) -> None:
+        self.inner = inner
+
+    def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
+        """The inner task's."""
+        return self.inner.loss(model, batch, streams)
+
+    def metrics(self, model: nn.Module, data: ImageDataset, *, batch_size: int = 64, seed: int = 0) -> dict[str, float]:
+        """The inner task's."""
+        return self.inner.metrics(model, data, batch_size=batch_size, seed=seed)
+
+    def recipe(self) -> dict[str, Any]:
+        """The wrapper's name around the inner recipe; a subclass adds its settings."""
+        return {"task": type(self).__name__, "inner": self.inner.recipe()}
+
+    def optimizer(self, parameters: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+        """The inner task's."""
+        return self.inner.optimizer(parameters, config)
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """A part whose network can be trained by anyone: alone by `fit`, or across clients."""
+
+    def make_network(self, image_shape: tuple[int, int, int], seed: int) -> nn.Module:
+        """A freshly initialized network for images of that (C, H, W)."""
+
+    def task(self) -> Task:
+        """What the network learns."""
+
+    def adopt(self, network: nn.Module, image_shape: tuple[int, int, int]) -> Self:
+        """Take a trained network and count as fitted."""
+
+
+@runtime_checkable
+class FinishesLocally(Protocol):
+    """A trainable part that, after `adopt`, still learns something from each client's own benign images."""
+
+    def finish_fit(self, data: ImageDataset, *, context: Any, seed: int = 0) -> Self:
+        """Learn what the network alone does not say, such as statistics of its scores; then it is fitted."""
+
+
+class Trainer(Protocol):
+    """The machinery of training as it is handed to whoever trains: `training/` implements it."""
+
+    def train(
+        self,
+        model: nn.Module,
+        task: Task,
+        data: ImageDataset,
+        config: TrainingConfig,
+        *,
+        seed: int,
+        description: str = "training",
+        parameters: Sequence[nn.Parameter] | None = None,
+        window: tuple[int, int] | None = None,
+    ) -> TrainingLog:
+        """Train a model in place; see `medfedpure.train`."""
+
+    def against(self, task: Task, settings: AdversarialTraining, objective: Task) -> Task:
+        """The task on batches with their share of adversarial examples, crafted on the objective's loss."""
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """Mean loss over the last tenth of the steps, and how many steps and images it took.
+
+    `validation` is the lowest loss on validation images, whose weights were kept; None without them.
+    """
+
+    loss: float
+    steps: int
+    images: int
+    validation: float | None = None

@@ -1,0 +1,54 @@
+"""The task of every classifier: cross-entropy on augmented images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medfedpure.core.dataset import Batch, ImageDataset
+from medfedpure.core.settings import Augmentation
+from medfedpure.core.streams import Streams
+from medfedpure.core.task import Task
+from medfedpure.data.augmentation import augment
+from medfedpure.figures.metrics import auroc, classification_figures
+
+
+class ClassificationTask(Task):
+    """Cross-entropy on augmented images.
+
+    Args:
+        augmentation: how training images are varied; by default mirrored and shifted by up to two pixels.
+        label_smoothing: of the cross-entropy.
+    """
+
+    def __init__(self, augmentation: Augmentation | None = None, *, label_smoothing: float = 0.0) -> None:
+        self.augmentation = augmentation or Augmentation()
+        self.label_smoothing = label_smoothing
+
+    def recipe(self) -> dict[str, Any]:
+        """The augmentation and the smoothing."""
+        return {**self.augmentation.model_dump(mode="json"), "label_smoothing": self.label_smoothing}
+
+    def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
+        """Mean cross-entropy of one augmented batch."""
+        images = augment(batch.images, self.augmentation, streams) if model.training else batch.images
+        return nn.functional.cross_entropy(model(images), batch.labels, label_smoothing=self.label_smoothing)
+
+    def metrics(self, model: nn.Module, data: ImageDataset, *, batch_size: int = 64, seed: int = 0) -> dict[str, float]:
+        """Mean cross-entropy, accuracy, balanced accuracy and, where both of two classes occur, AUROC."""
+        del seed
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        with torch.no_grad():
+            logits = torch.cat([model(batch.images.to(device)).cpu() for batch in data.batches(batch_size)])
+        counted = classification_figures(logits.argmax(1), data.labels, data.num_classes)
+        figures = {
+            "loss": float(nn.functional.cross_entropy(logits, data.labels)),
+            "accuracy": counted.accuracy,
+            "balanced_accuracy": counted.balanced_accuracy,
+        }
+        if data.num_classes == 2 and 0 < int(data.labels.sum()) < len(data):
+            margins = logits[:, 1] - logits[:, 0]
+            figures["auroc"] = auroc(margins[data.labels == 0], margins[data.labels == 1])
+        return figures
