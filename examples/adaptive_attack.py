@@ -1,11 +1,16 @@
 """The same defence before attackers that know more and more of it: the number that counts is the lowest."""
 
 import medfedpure
-from medfedpure.core.settings import TrainingConfig
-from medfedpure.core.streams import Streams
-from medfedpure.evaluation.views import bpda_view, detector_view, exact_view, static_view
-from medfedpure.training.classification import ClassificationTask
-from medfedpure.training.loop import train
+from medfedpure import (
+    ClassificationTask,
+    Streams,
+    TrainingConfig,
+    bpda_view,
+    detector_view,
+    exact_view,
+    static_view,
+    train,
+)
 
 data = medfedpure.create("dataset", "phantom", images=400, image_size=32, lesion_contrast=2.0).read()
 parts = data.split({"train": 0.4, "calibrate": 0.4, "test": 0.2})

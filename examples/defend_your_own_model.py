@@ -12,9 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import medfedpure
-from medfedpure.core.settings import TrainingConfig
-from medfedpure.training.classification import ClassificationTask
-from medfedpure.training.loop import train
+from medfedpure import ClassificationTask, TrainingConfig, train
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("folder", type=Path)

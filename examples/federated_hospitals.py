@@ -1,10 +1,8 @@
 """Three hospitals train one classifier without moving a scan; each keeps its own head and its own threshold."""
 
 import medfedpure
-from medfedpure.core.settings import TrainingConfig
-from medfedpure.evaluation.views import static_view
+from medfedpure import ClassificationTask, TrainingConfig, static_view
 from medfedpure.federation import Site, federate
-from medfedpure.training.classification import ClassificationTask
 
 data = medfedpure.create("dataset", "phantom", images=900, image_size=32, lesion_contrast=2.0).read()
 hospitals = {

@@ -1,8 +1,5 @@
 import medfedpure
-from medfedpure.core.settings import TrainingConfig
-from medfedpure.evaluation.views import static_view
-from medfedpure.training.classification import ClassificationTask
-from medfedpure.training.loop import train
+from medfedpure import ClassificationTask, TrainingConfig, static_view, train
 
 data = medfedpure.create("dataset", "phantom", images=800, image_size=32, lesion_contrast=2.0).read()
 parts = data.split({"train": 0.4, "benign": 0.3, "test": 0.3})  # near-duplicates are never separated

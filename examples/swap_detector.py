@@ -8,11 +8,8 @@ import sys
 import torch
 
 import medfedpure
-from medfedpure.core.settings import TrainingConfig
-from medfedpure.evaluation.views import static_view
+from medfedpure import ClassificationTask, TrainingConfig, static_view, train
 from medfedpure.figures.metrics import auroc
-from medfedpure.training.classification import ClassificationTask
-from medfedpure.training.loop import train
 
 names = sys.argv[1:] or ["feature_squeezing", "mahalanobis"]
 

@@ -12,38 +12,65 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Acceleration": "medfedpure.defence.acceleration",
+    "AdversarialTraining": "medfedpure.core.settings",
     "Attack": "medfedpure.core.attack",
     "AttackResult": "medfedpure.core.results",
+    "Augmentation": "medfedpure.core.settings",
     "Batch": "medfedpure.core.dataset",
+    "Budget": "medfedpure.core.attack",
     "Calibration": "medfedpure.defence.calibration",
     "Certificate": "medfedpure.defence.certify",
+    "ClassificationTask": "medfedpure.training.classification",
     "Classifier": "medfedpure.core.classifier",
+    "ClassifierModel": "medfedpure.core.classifier",
+    "ClientRound": "medfedpure.core.personalization",
     "Component": "medfedpure.core.component",
     "Config": "medfedpure.core.config",
     "Dataset": "medfedpure.core.dataset",
     "DefendedClassifier": "medfedpure.defence.chain",
+    "Denoiser": "medfedpure.core.detector",
     "Detector": "medfedpure.core.detector",
     "Eps": "medfedpure.core.config",
+    "FinishesLocally": "medfedpure.core.task",
     "FitContext": "medfedpure.core.detector",
     "ImageDataset": "medfedpure.core.dataset",
+    "LocalResult": "medfedpure.core.personalization",
     "Monitor": "medfedpure.defence.monitor",
+    "NoisePredictor": "medfedpure.core.detector",
+    "OneStepDenoiser": "medfedpure.core.detector",
     "PersonalizationStrategy": "medfedpure.core.personalization",
     "Plugin": "medfedpure.core.registry",
     "Prediction": "medfedpure.core.results",
     "Purification": "medfedpure.core.results",
     "Purifier": "medfedpure.core.purifier",
+    "Radius": "medfedpure.core.config",
     "ScoreContext": "medfedpure.core.detector",
     "State": "medfedpure.core.results",
+    "StrategyConfig": "medfedpure.core.personalization",
     "Streams": "medfedpure.core.streams",
-    "ThreatView": "medfedpure.evaluation.views",
+    "Task": "medfedpure.core.task",
+    "ThreatView": "medfedpure.core.attack",
+    "Trace": "medfedpure.core.results",
+    "Trainable": "medfedpure.core.task",
+    "TrainingConfig": "medfedpure.core.settings",
+    "TrainingLog": "medfedpure.core.task",
+    "Update": "medfedpure.core.personalization",
     "Vote": "medfedpure.defence.voting",
+    "WrappedTask": "medfedpure.core.task",
+    "bpda_view": "medfedpure.evaluation.views",
     "certify": "medfedpure.defence.certify",
     "create": "medfedpure.core.registry",
     "defend": "medfedpure.defence.defend",
+    "detector_view": "medfedpure.evaluation.views",
     "evaluate": "medfedpure.evaluation.evaluate",
+    "exact_view": "medfedpure.evaluation.views",
     "hookimpl": "medfedpure.core.registry",
     "registry": "medfedpure.core.registry",
+    "static_view": "medfedpure.evaluation.views",
+    "surrogate_view": "medfedpure.evaluation.views",
     "to_art": "medfedpure.plugins.attacks.art",
+    "train": "medfedpure.training.loop",
+    "transfer_view": "medfedpure.evaluation.views",
 }
 __all__ = sorted([*_PUBLIC, "__version__"])
 
@@ -62,18 +89,28 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from medfedpure.core.attack import Attack as Attack
+    from medfedpure.core.attack import Budget as Budget
     from medfedpure.core.attack import ThreatView as ThreatView
     from medfedpure.core.classifier import Classifier as Classifier
+    from medfedpure.core.classifier import ClassifierModel as ClassifierModel
     from medfedpure.core.component import Component as Component
     from medfedpure.core.config import Config as Config
     from medfedpure.core.config import Eps as Eps
+    from medfedpure.core.config import Radius as Radius
     from medfedpure.core.dataset import Batch as Batch
     from medfedpure.core.dataset import Dataset as Dataset
     from medfedpure.core.dataset import ImageDataset as ImageDataset
+    from medfedpure.core.detector import Denoiser as Denoiser
     from medfedpure.core.detector import Detector as Detector
     from medfedpure.core.detector import FitContext as FitContext
+    from medfedpure.core.detector import NoisePredictor as NoisePredictor
+    from medfedpure.core.detector import OneStepDenoiser as OneStepDenoiser
     from medfedpure.core.detector import ScoreContext as ScoreContext
+    from medfedpure.core.personalization import ClientRound as ClientRound
+    from medfedpure.core.personalization import LocalResult as LocalResult
     from medfedpure.core.personalization import PersonalizationStrategy as PersonalizationStrategy
+    from medfedpure.core.personalization import StrategyConfig as StrategyConfig
+    from medfedpure.core.personalization import Update as Update
     from medfedpure.core.purifier import Purifier as Purifier
     from medfedpure.core.registry import Plugin as Plugin
     from medfedpure.core.registry import create as create
@@ -83,7 +120,16 @@ if TYPE_CHECKING:
     from medfedpure.core.results import Prediction as Prediction
     from medfedpure.core.results import Purification as Purification
     from medfedpure.core.results import State as State
+    from medfedpure.core.results import Trace as Trace
+    from medfedpure.core.settings import AdversarialTraining as AdversarialTraining
+    from medfedpure.core.settings import Augmentation as Augmentation
+    from medfedpure.core.settings import TrainingConfig as TrainingConfig
     from medfedpure.core.streams import Streams as Streams
+    from medfedpure.core.task import FinishesLocally as FinishesLocally
+    from medfedpure.core.task import Task as Task
+    from medfedpure.core.task import Trainable as Trainable
+    from medfedpure.core.task import TrainingLog as TrainingLog
+    from medfedpure.core.task import WrappedTask as WrappedTask
     from medfedpure.defence.acceleration import Acceleration as Acceleration
     from medfedpure.defence.calibration import Calibration as Calibration
     from medfedpure.defence.certify import Certificate as Certificate
@@ -93,4 +139,12 @@ if TYPE_CHECKING:
     from medfedpure.defence.monitor import Monitor as Monitor
     from medfedpure.defence.voting import Vote as Vote
     from medfedpure.evaluation.evaluate import evaluate as evaluate
+    from medfedpure.evaluation.views import bpda_view as bpda_view
+    from medfedpure.evaluation.views import detector_view as detector_view
+    from medfedpure.evaluation.views import exact_view as exact_view
+    from medfedpure.evaluation.views import static_view as static_view
+    from medfedpure.evaluation.views import surrogate_view as surrogate_view
+    from medfedpure.evaluation.views import transfer_view as transfer_view
     from medfedpure.plugins.attacks.art import to_art as to_art
+    from medfedpure.training.classification import ClassificationTask as ClassificationTask
+    from medfedpure.training.loop import train as train

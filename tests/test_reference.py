@@ -77,7 +77,8 @@ def hidden(module: ModuleType) -> list[str]:
     ]
 
 
-MODULES = modules("medfedpure.core", "medfedpure.federation")
+ROOMS = ("core", "data", "defence", "evaluation", "federation", "figures", "training")
+MODULES = modules(*(f"medfedpure.{room}" for room in ROOMS))
 HOMES = medfedpure._PUBLIC | {
     name: getattr(getattr(testing, name), "__module__", testing.__name__) for name in testing.__all__
 }

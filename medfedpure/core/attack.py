@@ -130,7 +130,12 @@ def averaged(view: ThreatView, draws: int, *, chunk: int = 256) -> ThreatView:
 
 @dataclass(frozen=True)
 class Budget:
-    """How far an attack may go: ||x_adv - x|| <= eps in [0, 1] units."""
+    """How far an attack may go: ||x_adv - x|| <= eps.
+
+    Attributes:
+        norm: "linf" or "l2".
+        eps: in [0, 1] units of a pixel.
+    """
 
     norm: Norm
     eps: float

@@ -33,6 +33,12 @@ class Config(BaseModel):
             raise ConfigError(describe(error, cls)) from error
 
 
+class Record(BaseModel):
+    """Base of every result that is written to JSON as it stands: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
 def describe(error: ValidationError, cls: type[BaseModel]) -> str:
     """One readable line per problem of a pydantic validation error."""
     lines = []

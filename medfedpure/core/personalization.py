@@ -66,7 +66,14 @@ class ClientRound:
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What a client returns: `shared` travels, `private` stays on its disk."""
+    """What a client returns.
+
+    Attributes:
+        shared: the tensors that travel.
+        private: those that stay on the client's disk.
+        num_examples: images that it trained on: its weight in the mean.
+        metrics: plain numbers for the server.
+    """
 
     shared: Tensors
     private: Tensors
@@ -76,7 +83,14 @@ class LocalResult:
 
 @dataclass(frozen=True)
 class Update:
-    """One client's contribution as the server sees it."""
+    """One client's contribution as the server sees it.
+
+    Attributes:
+        client_id: a stable name.
+        shared: the tensors that came.
+        num_examples: images that it says it trained on.
+        metrics: plain numbers.
+    """
 
     client_id: str
     shared: Tensors

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-Record = TypeVar("Record", "Purification", "AttackResult", "Trace", "Prediction")
+Result = TypeVar("Result", "Purification", "AttackResult", "Trace", "Prediction")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def device_of(module: nn.Module) -> torch.device:
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
-def on_cpu(record: Record) -> Record:
+def on_cpu(record: Result) -> Result:
     """The same frozen record with every tensor on the CPU, those of inner records too."""
 
     def moved(value: Any) -> Any:

@@ -83,7 +83,7 @@ def near_duplicate_groups(
     bits = hash_size**2 - 1
     hashes = _hash(details, cosines)
     rows = max(1, _ELEMENTS // max(1, details.shape[0]))
-    for order in _versions().to(details.device):
+    for order in _flips_and_turns().to(details.device):
         turned = _hash(details[:, order], cosines)
         for start in range(0, details.shape[0], rows):
             # A version's inverse is among the 8 as well, so half of the matrix would suffice;
@@ -116,7 +116,7 @@ def _details(pixels: Tensor) -> tuple[Tensor, Tensor]:
     return details / norm.clamp_min(_FLAT), (norm < _FLAT).squeeze(1)
 
 
-def _versions() -> Tensor:
+def _flips_and_turns() -> Tensor:
     """The 8 flips and rotations as permutations of the pixels, `(8, 1024)` int64."""
     places = torch.arange(_SIDE**2).reshape(_SIDE, _SIDE)
     turned = [torch.rot90(side, turns) for side in (places, places.flip(1)) for turns in range(4)]

@@ -26,14 +26,14 @@ from medfedpure.core.progress import track
 from medfedpure.core.registry import create
 from medfedpure.core.results import device_of, on_cpu
 from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.core.versions import versions
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.cost import foresee
-from medfedpure.evaluation.findings import compare
 from medfedpure.evaluation.ladder import Preset, Rung, checks, preset_of, rungs
 from medfedpure.evaluation.pairs import Crossing, Victims
 from medfedpure.evaluation.readings import Reading, read
 from medfedpure.evaluation.records import ArmResult, Evaluation, RungResult
-from medfedpure.evaluation.reliability import probe, skipped_chain
+from medfedpure.evaluation.self_checks import compare, probe, skipped_chain
 from medfedpure.evaluation.store import Store, digest_of, digest_of_network
 from medfedpure.evaluation.views import is_stochastic
 
@@ -92,7 +92,7 @@ def evaluate(
         "eps": sizes,
         "norm": norm,
         "batch_size": batch_size,
-        "versions": _versions(),
+        "versions": versions(),
     }
     say = say or _silent
     clients = _with_images(federation or {}, strength.images, seed, say)
@@ -327,18 +327,6 @@ class _Job:
         )
         self.store.keep({"result": result.model_dump()}, {"images": images}, name, f"{CONTROL} {eps:g}")
         return result
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in ("medfedpure", "torch", "adversarial-robustness-toolbox", "diffusers", "timm"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def _silent(text: str) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from medfedpure.core.errors import ConfigError
-from medfedpure.evaluation.findings import compare
 from medfedpure.evaluation.readings import Reading
 from medfedpure.evaluation.records import ArmResult, Evaluation, RungResult
+from medfedpure.evaluation.self_checks import compare
 
 Joined = Callable[[Sequence[Sequence[Any]]], list[Any]]
 """One value for each image of each part, as one list."""

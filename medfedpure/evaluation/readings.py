@@ -13,21 +13,15 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from medfedpure.core.config import Record
 from medfedpure.core.streams import derive_seed
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.figures.metrics import expected_calibration_error
 
 ABSTAINED = -1
 Count = Literal["one draw", "worst of N", "majority of N"]
-
-
-class Record(BaseModel):
-    """Frozen, and written to JSON as it stands."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Reading(Record):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from medfedpure.evaluation.readings import Reading, Record
+from medfedpure.core.config import Record
+from medfedpure.evaluation.readings import Reading
 
 
 class RungResult(Record):

@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 
 def static_view(defended: DefendedClassifier) -> ThreatView:
-    """The bare classifier: the attacker ignores the defence (the paper's protocol)."""
+    """The bare classifier of `defended`: the attacker ignores the defence (the paper's protocol)."""
     return ThreatView(
         defended.classifier, name="static: attacker ignores the defence", features=defended.context().features
     )
 
 
 def transfer_view(model: nn.Module, of: str = "another model") -> ThreatView:
-    """A model that is not the victim's: what the attacker finds there is replayed on the victim."""
+    """A model that is not the victim's, called what `of` says: what is found there is replayed on the victim."""
     return ThreatView(model, name=f"transfer: crafted on {of}", features=getattr(model, "features", None))
 
 
 def bpda_view(defended: DefendedClassifier) -> ThreatView:
-    """The whole chain, with the identity as the gradient of the purifier (BPDA, Athalye 2018).
+    """The whole chain `defended`, with the identity as the gradient of the purifier (BPDA, Athalye 2018).
 
     Forward: what the chain answers, with fresh noise on each call (of a vote, one draw); backward: through the
     classifier as if purified images were the input images plus a constant.
@@ -55,7 +55,7 @@ def bpda_view(defended: DefendedClassifier) -> ThreatView:
 
 
 def exact_view(defended: DefendedClassifier, *, bandwidth: float = 1.0) -> ThreatView:
-    """The whole chain with its own gradient, through detector, strength, gate, purifier and classifier.
+    """The whole chain `defended` with its own gradient, through detector, strength, gate, purifier and classifier.
 
     Both branches are evaluated for every image, p = g p_purified + (1 - g) p_raw, every draw of a vote included.
     The gate g is what the chain decides, 1 where the score s exceeds the threshold; its gradient is that of
@@ -102,7 +102,7 @@ def exact_view(defended: DefendedClassifier, *, bandwidth: float = 1.0) -> Threa
 
 
 def detector_view(defended: DefendedClassifier) -> ThreatView:
-    """The bare prediction beside the detector's score: for attacks that fool one and hide from the other.
+    """The bare prediction of `defended` beside the score: for attacks that fool one and hide from the other.
 
     Raises:
         MissingRequirementError: there is no calibrated, differentiable detector.
@@ -128,7 +128,7 @@ def detector_view(defended: DefendedClassifier) -> ThreatView:
 
 
 def surrogate_view(defended: DefendedClassifier, *, steps: int, bandwidth: float = 1.0) -> ThreatView:
-    """As `exact_view`, of a chain whose purifier spends at most `steps` network evaluations: a cheaper gradient.
+    """As `exact_view` of `defended` at that `bandwidth`, its purifier in at most `steps` evaluations: cheaper.
 
     Raises:
         MissingRequirementError: the purifier cannot be shortened.

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from medfedpure.core.config import Record
 
 _ARMS = ("bare", "anchor", "defended")
-
-
-class Record(BaseModel):
-    """Frozen, and written to JSON as it stands."""
-
-    model_config = ConfigDict(frozen=True)
 
 
 class Arm(Record):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import platform
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -15,6 +13,7 @@ from medfedpure.core.dataset import check_disjoint
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.registry import create
 from medfedpure.core.storage import write_bytes, write_json
+from medfedpure.core.versions import versions
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.views import bpda_view, static_view
 from medfedpure.federation import Site
@@ -27,7 +26,6 @@ from medfedpure.job.measure import Measured
 from medfedpure.job.records import RunResult, StrategyResult
 
 logger = logging.getLogger(__name__)
-_PACKAGES = ("medfedpure", "torch", "flwr", "diffusers", "timm", "adversarial-robustness-toolbox", "numpy")
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def run_job(config: RunConfig, out: Path, *, say: Say | None = None) -> Job:
         sizes={client: {name: len(part) for name, part in of_client.items()} for client, of_client in parts.items()},
         federated=history,
         seconds=journal.seconds,
-        versions=_versions(),
+        versions=versions(),
     )
     write_json(out / "results.json", result.model_dump(mode="json"))
     return Job(result, chains, parts, measured)
@@ -124,13 +122,3 @@ def _check(config: RunConfig) -> None:
         torch.empty(1, device=config.device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"the device {config.device!r} cannot be used here: {error}") from error
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

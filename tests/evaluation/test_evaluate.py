@@ -14,11 +14,10 @@ from medfedpure.core.results import Purification
 from medfedpure.defence.acceleration import Acceleration
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.evaluate import beside_itself, choose, evaluate
-from medfedpure.evaluation.findings import compare
 from medfedpure.evaluation.ladder import Preset, rungs
 from medfedpure.evaluation.readings import Reading, read
 from medfedpure.evaluation.records import RungResult
-from medfedpure.evaluation.reliability import clearly_more, probe
+from medfedpure.evaluation.self_checks import clearly_more, compare, probe
 from medfedpure.figures.balanced import balanced
 from medfedpure.testing import tiny_classifier, tiny_dataset
 

@@ -9,10 +9,10 @@ from chains import chain_of
 from medfedpure.core.errors import ConfigError
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.evaluate import evaluate
-from medfedpure.evaluation.findings import compare
 from medfedpure.evaluation.ladder import Preset
 from medfedpure.evaluation.merge import merge
 from medfedpure.evaluation.records import Evaluation
+from medfedpure.evaluation.self_checks import compare
 from medfedpure.figures.metrics import auroc
 from medfedpure.testing import tiny_classifier, tiny_dataset
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medfedpure.evaluation.readings import ABSTAINED, Count, Reading, Record
+from medfedpure.core.config import Record
+from medfedpure.evaluation.readings import ABSTAINED, Count, Reading
 from medfedpure.evaluation.records import ArmResult, Evaluation, RungResult
 from medfedpure.figures.balanced import balanced, balanced_difference, balanced_interval
 from medfedpure.figures.metrics import auroc, true_positive_rate

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
-from medfedpure.evaluation.readings import Record
+from medfedpure.core.config import Record
 from medfedpure.evaluation.records import Evaluation
 from medfedpure.reporting.evaluation.summary import Figure, Line, RungRow, Summary
 from medfedpure.reporting.evaluation.words import figure, footnotes
