@@ -46,7 +46,8 @@ types: $(VENV)/.installed-all $(VENV)/.installed-dev ## check types
 contracts: $(VENV)/.installed-dev ## check who may import whom
 	$(BIN)/lint-imports
 
-docs: $(VENV)/.installed-all $(VENV)/.installed-docs ## build the documentation into site/
+docs: $(VENV)/.installed-all $(VENV)/.installed-docs ## draw the house and build the documentation into site/
+	$(BIN)/python docs/house.py
 	$(BIN)/mkdocs build --strict $(ARGS)
 
 golden: $(VENV)/.installed-test ## record what plugins answer on phantoms, where it changed

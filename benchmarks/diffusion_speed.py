@@ -59,8 +59,8 @@ def main() -> None:
     device = parser.parse_args().device
     scheduler = DDIMScheduler(beta_start=1e-4, beta_end=0.02, set_alpha_to_one=True)
     scheduler.set_timesteps(1000 // STRIDE)
-    options = {"t_min": 0, "t_max": DEEPEST, "num_inference_steps": DEEPEST // STRIDE, "adaptive_steps": True}
-    purifier = medfedpure.create("purifier", "ddpm", sampler="ddim", **options)
+    sampling = {"sampler": "ddim", "num_inference_steps": DEEPEST // STRIDE, "adaptive_steps": True}
+    purifier = medfedpure.create("purifier", "ddpm", t_min=0, t_max=DEEPEST, sampling=sampling)
     purifier.adopt(purifier.make_network((1, SIDE, SIDE), seed=0), (1, SIDE, SIDE)).to(device)
     network = purifier.network
     images = torch.rand(BATCH, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(device)
@@ -97,7 +97,8 @@ def main() -> None:
 
 def kept(steps: int, device: str) -> float:
     """Most bytes held while a gradient through the purifier is computed, beyond those before."""
-    purifier = medfedpure.create("purifier", "ddpm", sampler="ddim", t_min=100, t_max=100, num_inference_steps=steps)
+    sampling = {"sampler": "ddim", "num_inference_steps": steps}
+    purifier = medfedpure.create("purifier", "ddpm", t_min=100, t_max=100, sampling=sampling)
     purifier.adopt(purifier.make_network((1, SIDE, SIDE), seed=0), (1, SIDE, SIDE)).to(device)
     images = torch.rand(BATCH, 1, SIDE, SIDE, device=device).requires_grad_(True)
 

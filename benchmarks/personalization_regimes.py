@@ -153,7 +153,7 @@ def inverted_images(seed: int) -> list[Site]:
         own = replace(own, labels=answers(own, 1))
         generator = torch.Generator().manual_seed(derive_seed(seed, "inverted", place))
         inverted = torch.rand(len(own), generator=generator) < share
-        pixels = torch.where(inverted[:, None, None, None], 255 - own.pixels, own.pixels)
+        pixels = torch.where(inverted[:, None, None, None], own.top - own.pixels, own.pixels)
         sites.append(balanced_site(f"client_{place}", replace(own, pixels=pixels), 40, 25))
     return sites
 

@@ -39,7 +39,7 @@ from medfedpure.models.unet import NoiseUNet
 ATTACKS = ("pgd", "pgd 8/255")
 FLAGGED = {"detector": ("compose", {}), "policy": "purify_flagged"}
 BY_ONE = {"detector": ("denoising_disagreement", {}), "policy": "purify_flagged"}
-SHALLOW = {"t_min": 60, "t_max": 100, "num_inference_steps": 9}
+SHALLOW = {"t_min": 60, "t_max": 100, "sampling": {"num_inference_steps": 9}}
 ARMS: dict[str, dict[str, Any]] = {
     "bare": {},
     "ddpm, flagged only": {"purifier": ("ddpm", {}), **FLAGGED},
@@ -49,8 +49,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "ddpm, t* = 60 to 100, flagged by disagreement": {"purifier": ("ddpm", SHALLOW), **BY_ONE},
     "ddpm, all": {"purifier": ("ddpm", {})},
     "ddpm, t* = 100, all": {"purifier": ("ddpm", SHALLOW)},
-    "ddpm, all, low frequencies kept": {"purifier": ("ddpm", {"keep_low": 4.0})},
-    "ddpm one step, all": {"purifier": ("ddpm", {"sampler": "one_step"})},
+    "ddpm, all, low frequencies kept": {"purifier": ("ddpm", {"sampling": {"keep_low": 4.0}})},
+    "ddpm one step, all": {"purifier": ("ddpm", {"sampling": {"sampler": "one_step"}})},
     "diffpure t* = 100": {"purifier": ("diffpure", {"timestep": 100}), "bfloat16": True},
     "diffpure t* = 150": {"purifier": ("diffpure", {"timestep": 150}), "bfloat16": True},
     "diffpure t* = 100, float32": {"purifier": ("diffpure", {"timestep": 100})},
@@ -68,7 +68,10 @@ CONTROLS = ("diffpure t* = 100, float32",)
 """Asked for by name only: what bfloat16 changes in the anchor, which would take hours in float32 on a CPU."""
 CANDIDATES: dict[str, dict[str, Any]] = {
     f"t* = {depth}, {steps} steps": {
-        "purifier": ("ddpm", {"t_min": depth, "t_max": depth, "num_inference_steps": steps, "sampler": "ddim"})
+        "purifier": (
+            "ddpm",
+            {"t_min": depth, "t_max": depth, "sampling": {"sampler": "ddim", "num_inference_steps": steps}},
+        )
     }
     for depth, steps in ((60, 2), (60, 3), (100, 2), (100, 3), (100, 5), (150, 3), (150, 5))
 }
@@ -76,13 +79,14 @@ CANDIDATES |= {
     f"t* = {depth}, {steps} ancestral steps": {
         "purifier": (
             "ddpm",
-            {"t_min": depth, "t_max": depth, "num_inference_steps": steps, "sampler": "ancestral"},
+            {"t_min": depth, "t_max": depth, "sampling": {"sampler": "ancestral", "num_inference_steps": steps}},
         )
     }
     for depth, steps in ((60, 9), (100, 5), (100, 9), (150, 8), (150, 9))
 }
 CANDIDATES |= {
-    f"low frequencies kept ({kept} px)": {"purifier": ("ddpm", {"keep_low": float(kept)})} for kept in (1, 2)
+    f"low frequencies kept ({kept} px)": {"purifier": ("ddpm", {"sampling": {"keep_low": float(kept)}})}
+    for kept in (1, 2)
 }
 
 

@@ -8,8 +8,7 @@ import sys
 import torch
 
 import medfedpure
-from medfedpure import ClassificationTask, TrainingConfig, static_view, train
-from medfedpure.figures.metrics import auroc
+from medfedpure import ClassificationTask, TrainingConfig, auroc, static_view, train
 
 names = sys.argv[1:] or ["feature_squeezing", "mahalanobis"]
 

@@ -13,12 +13,16 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Acceleration": "medfedpure.defence.acceleration",
     "AdversarialTraining": "medfedpure.core.settings",
+    "ArtifactError": "medfedpure.core.errors",
     "Attack": "medfedpure.core.attack",
     "AttackResult": "medfedpure.core.results",
+    "AuditError": "medfedpure.core.errors",
     "Augmentation": "medfedpure.core.settings",
     "Batch": "medfedpure.core.dataset",
+    "BatchSampler": "medfedpure.core.task",
     "Budget": "medfedpure.core.attack",
     "Calibration": "medfedpure.defence.calibration",
+    "CalibrationError": "medfedpure.core.errors",
     "Certificate": "medfedpure.defence.certify",
     "ClassificationTask": "medfedpure.training.classification",
     "Classifier": "medfedpure.core.classifier",
@@ -26,26 +30,41 @@ _PUBLIC = {
     "ClientRound": "medfedpure.core.personalization",
     "Component": "medfedpure.core.component",
     "Config": "medfedpure.core.config",
+    "ConfigError": "medfedpure.core.errors",
+    "DataError": "medfedpure.core.errors",
     "Dataset": "medfedpure.core.dataset",
     "DefendedClassifier": "medfedpure.defence.chain",
     "Denoiser": "medfedpure.core.detector",
     "Detector": "medfedpure.core.detector",
     "Eps": "medfedpure.core.config",
+    "FederationError": "medfedpure.core.errors",
     "FinishesLocally": "medfedpure.core.task",
     "FitContext": "medfedpure.core.detector",
     "ImageDataset": "medfedpure.core.dataset",
+    "InputError": "medfedpure.core.errors",
     "LocalResult": "medfedpure.core.personalization",
+    "MedFedPureError": "medfedpure.core.errors",
+    "MissingExtraError": "medfedpure.core.errors",
+    "MissingRequirementError": "medfedpure.core.errors",
     "Monitor": "medfedpure.defence.monitor",
     "NoisePredictor": "medfedpure.core.detector",
+    "NotCalibratedError": "medfedpure.core.errors",
+    "NotFittedError": "medfedpure.core.errors",
+    "Observation": "medfedpure.core.progress",
+    "Observer": "medfedpure.core.progress",
     "OneStepDenoiser": "medfedpure.core.detector",
     "PersonalizationStrategy": "medfedpure.core.personalization",
     "Plugin": "medfedpure.core.registry",
+    "PluginConflictError": "medfedpure.core.errors",
+    "PluginError": "medfedpure.core.errors",
+    "PluginLoadError": "medfedpure.core.errors",
     "Prediction": "medfedpure.core.results",
     "Purification": "medfedpure.core.results",
     "Purifier": "medfedpure.core.purifier",
     "Radius": "medfedpure.core.config",
     "ScoreContext": "medfedpure.core.detector",
     "State": "medfedpure.core.results",
+    "Step": "medfedpure.core.task",
     "StrategyConfig": "medfedpure.core.personalization",
     "Streams": "medfedpure.core.streams",
     "Task": "medfedpure.core.task",
@@ -53,12 +72,16 @@ _PUBLIC = {
     "Trace": "medfedpure.core.results",
     "Trainable": "medfedpure.core.task",
     "TrainingConfig": "medfedpure.core.settings",
+    "TrainingError": "medfedpure.core.errors",
     "TrainingLog": "medfedpure.core.task",
+    "UnknownPluginError": "medfedpure.core.errors",
     "Update": "medfedpure.core.personalization",
     "Vote": "medfedpure.defence.voting",
     "WrappedTask": "medfedpure.core.task",
+    "auroc": "medfedpure.figures.metrics",
     "bpda_view": "medfedpure.evaluation.views",
     "certify": "medfedpure.defence.certify",
+    "classification_figures": "medfedpure.figures.metrics",
     "create": "medfedpure.core.registry",
     "defend": "medfedpure.defence.defend",
     "detector_view": "medfedpure.evaluation.views",
@@ -69,6 +92,7 @@ _PUBLIC = {
     "static_view": "medfedpure.evaluation.views",
     "surrogate_view": "medfedpure.evaluation.views",
     "to_art": "medfedpure.plugins.attacks.art",
+    "true_positive_rate": "medfedpure.figures.metrics",
     "train": "medfedpure.training.loop",
     "transfer_view": "medfedpure.evaluation.views",
 }
@@ -106,11 +130,30 @@ if TYPE_CHECKING:
     from medfedpure.core.detector import NoisePredictor as NoisePredictor
     from medfedpure.core.detector import OneStepDenoiser as OneStepDenoiser
     from medfedpure.core.detector import ScoreContext as ScoreContext
+    from medfedpure.core.errors import ArtifactError as ArtifactError
+    from medfedpure.core.errors import AuditError as AuditError
+    from medfedpure.core.errors import CalibrationError as CalibrationError
+    from medfedpure.core.errors import ConfigError as ConfigError
+    from medfedpure.core.errors import DataError as DataError
+    from medfedpure.core.errors import FederationError as FederationError
+    from medfedpure.core.errors import InputError as InputError
+    from medfedpure.core.errors import MedFedPureError as MedFedPureError
+    from medfedpure.core.errors import MissingExtraError as MissingExtraError
+    from medfedpure.core.errors import MissingRequirementError as MissingRequirementError
+    from medfedpure.core.errors import NotCalibratedError as NotCalibratedError
+    from medfedpure.core.errors import NotFittedError as NotFittedError
+    from medfedpure.core.errors import PluginConflictError as PluginConflictError
+    from medfedpure.core.errors import PluginError as PluginError
+    from medfedpure.core.errors import PluginLoadError as PluginLoadError
+    from medfedpure.core.errors import TrainingError as TrainingError
+    from medfedpure.core.errors import UnknownPluginError as UnknownPluginError
     from medfedpure.core.personalization import ClientRound as ClientRound
     from medfedpure.core.personalization import LocalResult as LocalResult
     from medfedpure.core.personalization import PersonalizationStrategy as PersonalizationStrategy
     from medfedpure.core.personalization import StrategyConfig as StrategyConfig
     from medfedpure.core.personalization import Update as Update
+    from medfedpure.core.progress import Observation as Observation
+    from medfedpure.core.progress import Observer as Observer
     from medfedpure.core.purifier import Purifier as Purifier
     from medfedpure.core.registry import Plugin as Plugin
     from medfedpure.core.registry import create as create
@@ -125,7 +168,9 @@ if TYPE_CHECKING:
     from medfedpure.core.settings import Augmentation as Augmentation
     from medfedpure.core.settings import TrainingConfig as TrainingConfig
     from medfedpure.core.streams import Streams as Streams
+    from medfedpure.core.task import BatchSampler as BatchSampler
     from medfedpure.core.task import FinishesLocally as FinishesLocally
+    from medfedpure.core.task import Step as Step
     from medfedpure.core.task import Task as Task
     from medfedpure.core.task import Trainable as Trainable
     from medfedpure.core.task import TrainingLog as TrainingLog
@@ -145,6 +190,9 @@ if TYPE_CHECKING:
     from medfedpure.evaluation.views import static_view as static_view
     from medfedpure.evaluation.views import surrogate_view as surrogate_view
     from medfedpure.evaluation.views import transfer_view as transfer_view
+    from medfedpure.figures.metrics import auroc as auroc
+    from medfedpure.figures.metrics import classification_figures as classification_figures
+    from medfedpure.figures.metrics import true_positive_rate as true_positive_rate
     from medfedpure.plugins.attacks.art import to_art as to_art
     from medfedpure.training.classification import ClassificationTask as ClassificationTask
     from medfedpure.training.loop import train as train

@@ -43,9 +43,8 @@ def chain_of(policy: Any = "purify_flagged", *, target_fpr: float = 0.3, calibra
 
 def diffusing(steps: int = 4, vote: Vote | None = None) -> DefendedClassifier:
     """A small gated chain around an untrained diffusion purifier."""
-    purifier = create(
-        "purifier", "ddpm", t_min=20, t_max=60, num_inference_steps=steps, model={"widths": [8, 16], "unshuffle": 1}
-    )
+    model, sampling = {"widths": [8, 16], "unshuffle": 1}, {"num_inference_steps": steps}
+    purifier = create("purifier", "ddpm", t_min=20, t_max=60, sampling=sampling, model=model)
     shape = DATA.image_shape
     purifier.adopt(purifier.make_network(shape, seed=0), shape)
     detector = create("detector", "denoising_disagreement")

@@ -53,7 +53,11 @@ SMALL_CONFIGS: Mapping[tuple[str, str], Mapping[str, Any] | Callable[[Path], Map
     ("detector", "mae"): {"model": TINY_MAE, "training": TINY_TRAINING},
     ("purifier", "diffpure"): {"model": {"widths": (8, 16)}, "timestep": 3, "training": TINY_TRAINING},
     ("purifier", "mae_inpaint"): {"model": TINY_MAE, "training": TINY_TRAINING},
-    ("purifier", "ddpm"): {"model": {"widths": (8, 16)}, "num_inference_steps": 2, "training": TINY_TRAINING},
+    ("purifier", "ddpm"): {
+        "model": {"widths": (8, 16)},
+        "sampling": {"num_inference_steps": 2},
+        "training": TINY_TRAINING,
+    },
     ("attack", "apgd"): {"steps": 10},
     ("attack", "auto_attack"): {"eps": 0.1, "steps": 10, "rounds": 1, "queries": 20},
     ("attack", "carlini_wagner"): {"steps": 10, "search_steps": 3},

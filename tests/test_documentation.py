@@ -153,7 +153,7 @@ def stand_ins() -> dict[str, Any]:
         "data": data,
         "classifier": model,
         "benign": benign,
-        "train_part": data,
+        "train_component": data,
         "tune_part": data.select(torch.arange(len(data)) % 3 == 0),
         "test": data,
         "images": data.images,

@@ -268,7 +268,7 @@ MODELS = {
     for name, value in own(module)
     if inspect.isclass(value) and issubclass(value, Config) and value.model_fields
 }
-INSIDE = {"StrategyConfig", "PartConfig"}
+INSIDE = {"StrategyConfig", "ComponentConfig"}
 """Shown in the tables of those that derive from it."""
 
 

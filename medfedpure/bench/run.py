@@ -18,6 +18,7 @@ from medfedpure.core.purifier import Purifier
 from medfedpure.core.registry import BUILTIN, Plugin, create, registry
 from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import Streams
+from medfedpure.core.verdict import fooled, verdicts_of
 from medfedpure.defence.calibration import Calibration
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.views import detector_view
@@ -99,7 +100,7 @@ def _purifier(part: Purifier, stage: Stage) -> Figures:
         lambda: [part(images, strength, streams=streams) for images in (test.images, attacked_images)]
     )
     with torch.no_grad():
-        answers = [stage.model(result.images).argmax(1) for result in (clean, attacked)]
+        answers = [verdicts_of(stage.model, result.images) for result in (clean, attacked)]
     return {
         "clean": right_and_wrong(test.labels, answers[0], test.num_classes),
         "robust": right_and_wrong(test.labels, answers[1], test.num_classes),
@@ -111,7 +112,7 @@ def _purifier(part: Purifier, stage: Stage) -> Figures:
 
 def _attack(part: Attack, stage: Stage) -> Figures:
     test = stage.parts["test"]
-    read = test.select(stage.model(test.images).argmax(1) == test.labels)
+    read = test.select(~fooled(verdicts_of(stage.model, test.images), test.labels))
     some = read.select(torch.arange(len(read)) < 24)
     view = _seeing(stage) if part.requires & {"score", "threshold"} else ThreatView(stage.model)
     if "features" in part.requires:
@@ -143,13 +144,13 @@ def _with_gradients(call: Callable[[], Any]) -> Any:
 
 
 def _classifier(part: Classifier, stage: Stage) -> Figures:
-    train_part, test = stage.parts["train"], stage.parts["test"]
-    model, seconds = timed(lambda: stage.trained(part, train_part))
-    answers, spent = timed(lambda: model(test.images).argmax(1))
+    train_component, test = stage.parts["train"], stage.parts["test"]
+    model, seconds = timed(lambda: stage.trained(part, train_component))
+    answers, spent = timed(lambda: verdicts_of(model, test.images))
     attacked = stage.attacked(model, test).images
     return {
         "clean": right_and_wrong(test.labels, answers, test.num_classes),
-        "robust": right_and_wrong(test.labels, model(attacked).argmax(1), test.num_classes),
+        "robust": right_and_wrong(test.labels, verdicts_of(model, attacked), test.num_classes),
         "weights": sum(weight.numel() for weight in model.parameters()),
         "ms an image": 1000 * spent / len(test),
         "fit s": seconds,
@@ -188,7 +189,7 @@ def _strategy(part: PersonalizationStrategy, stage: Stage) -> Figures:
     )
     with torch.no_grad():
         found = [
-            right_and_wrong(tests[name].labels, model(tests[name].images).argmax(1), data.num_classes)
+            right_and_wrong(tests[name].labels, verdicts_of(model, tests[name].images), data.num_classes)
             for name, model in result.models.items()
         ]
     sent = sum(record.bytes_up for record in result.history) / max(len(result.history) * len(sites), 1)
@@ -208,7 +209,7 @@ def _dataset(part: Dataset, stage: Stage) -> Figures:
     architecture: Classifier = create("classifier", "small_cnn", SMALL["classifier", "small_cnn"])
     model = stage.trained(architecture, halves["train"])
     with torch.no_grad():
-        found = right_and_wrong(test.labels, model(test.images).argmax(1), data.num_classes)
+        found = right_and_wrong(test.labels, verdicts_of(model, test.images), data.num_classes)
     return {
         "images": len(data),
         "groups": data.num_groups,
@@ -226,7 +227,7 @@ def _robust(stage: Stage) -> list[str]:
 
 def _of_detectors(stage: Stage) -> list[str]:
     test, fooled = stage.parts["test"], int(stage.attacked_test.success.sum())
-    right = right_and_wrong(test.labels, stage.model(test.images).argmax(1), test.num_classes)
+    right = right_and_wrong(test.labels, verdicts_of(stage.model, test.images), test.num_classes)
     return [
         stage.threat(),
         f"{len(test)} benign test images and the {fooled} of their attacked ones that fool small_cnn, whose clean "

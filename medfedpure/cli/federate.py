@@ -1,4 +1,4 @@
-"""`medfedpure federate`: one part across clients, with a live table of its rounds."""
+"""`medfedpure federate`: one component across clients, with a live table of its rounds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def federate(
     quiet: Annotated[bool, typer.Option("--quiet", help="No live table, only the last round.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of the tables.")] = False,
 ) -> None:
-    """Train one part across clients on this machine, without pooling an image; resumable."""
+    """Train one component across clients on this machine, without pooling an image; resumable."""
     from medfedpure.cli.bars import Bars
     from medfedpure.core.progress import listening
     from medfedpure.job.federate import run_federate

@@ -32,7 +32,7 @@ from medfedpure.federation import (
 )
 from medfedpure.job.federate import Watch, claim_folder, summary, train_across
 from medfedpure.job.federate_config import DeploymentConfig, SiteConfig
-from medfedpure.job.federated_component import FederatedPart, images_of
+from medfedpure.job.federated_component import FederatedComponent, images_of
 
 SITE_KEY = "site"
 OUT_VARIABLE = "MEDFEDPURE_SERVER_OUT"
@@ -81,18 +81,18 @@ def server_app(federation: Path) -> Any:
 def server_loop(config: DeploymentConfig, out: Path) -> RoundLoop:
     """The rounds at the server; a run that was cut off goes on from `out`."""
     claim_folder(config, out)
-    part = FederatedPart(config, config.images)
+    component = FederatedComponent(config, config.images)
 
     def record(history: tuple[RoundRecord, ...]) -> None:
-        write_json(out / RESULTS, summary(part, history))
+        write_json(out / RESULTS, summary(component, history))
 
     side = ServerSide(
         config.clients,
-        part.strategy,
-        SeededModel(part.make_model, part.seed),
-        part.training,
+        component.strategy,
+        SeededModel(component.make_model, component.seed),
+        component.training,
         config.choice.rounds,
-        part.seed,
+        component.seed,
         config.federation,
     )
     return RoundLoop(side, checkpoint=out / CHECKPOINT, watch=record)
@@ -105,15 +105,15 @@ def site_side(config: DeploymentConfig, site_file: Path) -> ClientSide:
         ConfigError, DataError, FederationError: the file, its data or its name do not fit the federation.
     """
     own = SiteConfig.from_toml(site_file)
-    part = FederatedPart(config, config.images)
+    component = FederatedComponent(config, config.images)
 
     def export(network: nn.Module, site: Site) -> None:
-        part.export(network, site.train, site_file.parent / own.out / config.kind)
+        component.export(network, site.train, site_file.parent / own.out / config.kind)
 
     return ClientSide(
-        part.strategy,
-        part.task(),
-        SeededModel(part.make_model, part.seed, own.device),
+        component.strategy,
+        component.task(),
+        SeededModel(component.make_model, component.seed, own.device),
         lambda _: read_site(config, own, site_file),
         (site_file.parent / own.state_dir).resolve() / config.kind,
         own.threads,
@@ -153,4 +153,4 @@ def rehearse(federation: Path, site_files: Sequence[Path], out: Path, watch: Wat
     config = DeploymentConfig.from_toml(federation)
     claim_folder(config, out)
     sites = [read_site(config, SiteConfig.from_toml(path), path) for path in site_files]
-    return train_across(FederatedPart(config, config.images), sites, out, "in_process", watch)
+    return train_across(FederatedComponent(config, config.images), sites, out, "in_process", watch)

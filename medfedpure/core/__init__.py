@@ -1,1 +1,1 @@
-"""Core: contracts and the defence itself. Needs torch, pydantic, pluggy and safetensors only."""
+"""Contracts: what a plugin author derives from, receives or returns, and what these stand on."""

@@ -3,23 +3,61 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from medfedpure.core.checks import check_image_layout, check_images, check_labels
 from medfedpure.core.component import Component
+from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import AuditError, InputError, MissingRequirementError
 from medfedpure.core.results import AttackResult
 from medfedpure.core.streams import Streams
+from medfedpure.core.verdict import fooled, verdicts_of
 
 Norm = Literal["linf", "l2"]
-VERDICTS = 64
-"""Attacked images that are read at a time, to see which have fallen."""
+
+
+def length(change: Tensor, norm: Norm) -> Tensor:
+    """Sizes `(N,)` of changes d `(N, C, H, W)`: max |d| in linf, sqrt(sum d^2) in l2."""
+    flat = change.flatten(1)
+    found: Tensor = flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+    return found
+
+
+def unit(gradient: Tensor) -> Tensor:
+    """`(N, C, H, W)` at l2 length 1 for each image, g / ||g||; zero stays zero."""
+    return gradient / length(gradient, "l2").clamp_min(1e-20)[:, None, None, None]
+
+
+def step_along(gradient: Tensor, norm: Norm, size: float) -> Tensor:
+    """Where a gradient g `(N, C, H, W)` rises most in one step: size sign(g) in linf, size g / ||g|| in l2."""
+    along = gradient.sign() if norm == "linf" else unit(gradient)
+    return size * along
+
+
+def project(moved: Tensor, images: Tensor, norm: Norm, eps: float, mask: Tensor | None = None) -> Tensor:
+    """The nearest images within ||moved - images|| <= eps, then within [0, 1]: x + d min(1, eps / ||d||) in l2.
+
+    Args:
+        moved: `(N, C, H, W)`, anywhere.
+        images: `(N, C, H, W)` in [0, 1], the centres of the balls.
+        norm: "linf" or "l2".
+        eps: the radius.
+        mask: `(N, 1, H, W)` bool; outside it the images themselves come back. None = everywhere.
+    """
+    if norm == "linf":
+        moved = torch.minimum(torch.maximum(moved, images - eps), images + eps)
+    else:
+        change = moved - images
+        share = (eps / length(change, norm).clamp_min(1e-20)).clamp(max=1)
+        moved = images + change * share[:, None, None, None]
+    moved = moved.clamp(0, 1)
+    return moved if mask is None else torch.where(mask, moved, images)
 
 
 Sight = tuple[Tensor, Tensor]
@@ -29,7 +67,11 @@ Sight = tuple[Tensor, Tensor]
 class ThreatView(nn.Module):
     """Images `(N, C, H, W)` in [0, 1] to logits `(N, K)`, as an attacker sees them.
 
+    Its parameters and modules are those of `predict`, where that is a module, and of `behind`.
+
     Attributes:
+        predict: images to logits.
+        behind: the modules that its functions run, as given by `of`: a function does not say what it runs.
         name: the gradient mode, to be printed beside every number: "static", "bpda", ...
         score: images to detector scores `(N,)`, or None where hidden.
         threshold: the calibrated threshold of that score, or None where hidden.
@@ -41,6 +83,7 @@ class ThreatView(nn.Module):
         self,
         predict: Callable[[Tensor], Tensor],
         *,
+        of: nn.Module | Sequence[nn.Module] = (),
         name: str = "static",
         score: Callable[[Tensor], Tensor] | None = None,
         threshold: float | None = None,
@@ -50,6 +93,7 @@ class ThreatView(nn.Module):
     ) -> None:
         super().__init__()
         self.predict = predict
+        self.behind = nn.ModuleList([of] if isinstance(of, nn.Module) else of)
         self.name = name
         self.score = score
         self.threshold = threshold
@@ -77,6 +121,10 @@ class ThreatView(nn.Module):
         """What it shows beyond logits."""
         return frozenset(n for n in ("score", "threshold", "features") if getattr(self, n) is not None)
 
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
+        """A view never puts what it shows into training mode: a defence does not change with who looks at it."""
+        return super().train(False)
+
 
 @runtime_checkable
 class Shortenable(Protocol):
@@ -87,7 +135,7 @@ class Shortenable(Protocol):
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
+def without_parameter_gradients(module: nn.Module) -> Iterator[None]:
     """No gradients for parameters inside the block: an attacker needs those of images only."""
     active = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in active:
@@ -125,7 +173,8 @@ def averaged(view: ThreatView, draws: int, *, chunk: int = 256) -> ThreatView:
         return (total / draws).clamp_min(torch.finfo(total.dtype).tiny).log()
 
     shown = {name: getattr(view, name) for name in ("score", "threshold", "features")}
-    return ThreatView(predict, name=f"{view.name}, mean of {draws} draws", stochastic=view.stochastic, **shown)
+    name = f"{view.name}, mean of {draws} draws"
+    return ThreatView(predict, of=view, name=name, stochastic=view.stochastic, **shown)
 
 
 @dataclass(frozen=True)
@@ -142,18 +191,39 @@ class Budget:
 
 
 class Attack(Component):
-    """One method to write: `generate`. An attack holds no model, so one instance serves many."""
+    """One method to write: `generate`; and `fit` where something is learned.
+
+    An attack holds no model, so one instance serves many.
+
+    Attributes:
+        learns_from_batch: it takes its knowledge of benign images from the batch, so an image's result depends on
+            the others.
+        supports_mask: it can keep to pixels inside a mask.
+        supports_targets: it can aim at classes.
+    """
 
     kind: ClassVar[str] = "attack"
-    learns_from_batch: ClassVar[bool] = False
-    """It takes its knowledge of benign images from the batch, so an image's result depends on the others."""
-    supports_mask: ClassVar[bool] = False
-    supports_targets: ClassVar[bool] = False
+    learns_from_batch: bool = False
+    supports_mask: bool = False
+    supports_targets: bool = False
 
     @property
     def requires(self) -> frozenset[str]:
         """Which of "score", "threshold", "features" it must see beyond logits."""
         return frozenset()
+
+    def fit(self, data: ImageDataset, *, view: nn.Module | None = None, seed: int = 0) -> Self:
+        """Learn before the first image is attacked; the default learns nothing.
+
+        What is learned must serve every view that is attacked later, or say in its docstring which.
+
+        Args:
+            data: images and labels that the attacker has: of no image that is attacked.
+            view: what the attacker can learn against, as `generate` will see it, or a plain module; None = nothing.
+            seed: of initialization, order and noise.
+        """
+        del data, view, seed
+        return self.mark_fitted()
 
     def budget(self) -> Budget | None:
         """The perturbation size it promises to respect; None for minimal-distance attacks."""
@@ -205,11 +275,13 @@ class Attack(Component):
 
         Raises:
             InputError: bad images, labels, mask or targets.
+            NotFittedError: before `fit`, where it is needed.
             MissingRequirementError: the view does not show what the attack requires.
             AuditError: the result breaks its budget, leaves [0, 1], or is not finite.
         """
         check_images(images)
         check_labels(labels, len(images))
+        self.check_fitted()
         threat = as_view(view)
         missing = self.requires - threat.provides()
         if missing:
@@ -227,9 +299,7 @@ class Attack(Component):
         source = streams or Streams.for_batch(0, len(images))
         adversarial = self.generate(threat, images, labels, mask=mask, targets=targets, streams=source).detach()
         distance = audit(images, adversarial, self.budget(), mask=mask, who=self.describe())
-        with torch.no_grad():
-            verdict = torch.cat([threat(part).argmax(1) for part in adversarial.split(VERDICTS)])
-        success = verdict == targets if targets is not None else verdict != labels
+        success = fooled(verdicts_of(threat, adversarial), labels, targets)
         return AttackResult(adversarial, success, distance, self.describe())
 
 
@@ -248,12 +318,12 @@ def audit(
         raise AuditError(f"{who} returned images that are not finite")
     if images.numel() and (float(adversarial.min()) < -1e-6 or float(adversarial.max()) > 1 + 1e-6):
         raise AuditError(f"{who} left [0, 1]: {float(adversarial.min()):.4g} to {float(adversarial.max()):.4g}")
-    change = (adversarial - images).flatten(1)
-    norm = "linf" if budget is None else budget.norm
-    distance = change.abs().amax(1) if norm == "linf" else change.norm(dim=1)
+    change = adversarial - images
+    norm: Norm = "linf" if budget is None else budget.norm
+    distance = length(change, norm)
     if budget is not None and len(images) and float(distance.max()) > budget.eps * (1 + 1e-5) + 1e-6:
         raise AuditError(f"{who} spent {float(distance.max()):.6g} of a {norm} budget of {budget.eps:.6g}")
-    if mask is not None and bool((change.reshape(images.shape) * ~mask).any()):
+    if mask is not None and bool((change * ~mask).any()):
         raise AuditError(f"{who} changed pixels outside its mask")
     return distance
 

@@ -25,8 +25,8 @@ class Classifier(Component):
     """
 
     kind: ClassVar[str] = "classifier"
-    deterministic: ClassVar[bool] = True
-    differentiable: ClassVar[bool] = True
+    deterministic = True
+    differentiable = True
 
     @abstractmethod
     def build(self, *, in_channels: int, num_classes: int, image_size: int) -> nn.Module:

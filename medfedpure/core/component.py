@@ -19,6 +19,8 @@ class Component:
     A subclass may declare a `Config` (pydantic, frozen) and, when it is fitted, two methods:
     `fitted_state()`, which returns what `fit` learned, and `restore(state)`, which takes it back.
 
+    Flags are set by a class, and may be computed by an instance whose configuration decides.
+
     Attributes:
         kind: the plugin kind, set by each base class.
         deterministic: equal inputs give equal outputs whatever the seed.
@@ -30,16 +32,16 @@ class Component:
 
     kind: ClassVar[str] = ""
     Config: ClassVar[type[BaseConfig]] = BaseConfig
-    deterministic: ClassVar[bool] = False
-    differentiable: ClassVar[bool] = False
-    per_image_streams: ClassVar[bool] = True
-    needs_fit: ClassVar[bool] = False
+    deterministic: bool = False
+    differentiable: bool = False
+    per_image_streams: bool = True
+    needs_fit: bool = False
 
     def __init__(self, config: BaseConfig | Mapping[str, Any] | None = None, **options: Any) -> None:
         super().__init__()
         self.config: Any = type(self).Config.parse(config, **options)
         self.plugin_name: str | None = None
-        self._fitted = not type(self).needs_fit
+        self._fitted = False
 
     @property
     def name(self) -> str:
@@ -54,7 +56,7 @@ class Component:
     @property
     def fitted(self) -> bool:
         """Whether it may be used: `fit` or `load` has run, or it needs neither."""
-        return self._fitted
+        return self._fitted or not self.needs_fit
 
     def mark_fitted(self) -> Self:
         """To be called at the end of `fit`."""

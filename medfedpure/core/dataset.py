@@ -1,14 +1,15 @@
-"""Images in memory as uint8, their labels, and the groups that must not be split."""
+"""Images in memory as whole numbers, their labels, and the groups that must not be split."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from safetensors.torch import save
@@ -16,36 +17,76 @@ from torch import Tensor
 
 from medfedpure.core.component import Component
 from medfedpure.core.errors import DataError
+from medfedpure.core.storage import FORMAT
 from medfedpure.core.streams import derive_seed
+
+_LARGEST = {torch.uint8: 255, torch.uint16: 65535}
+_WHOLE = ("labels", "groups", "ids", "sites")
+
+
+def bits_of(pixels: Tensor) -> Tensor:
+    """Pixels `(N, ...)` as a type that can be indexed, joined, compared for equality and saved: uint16 as int16.
+
+    Torch and safetensors know uint16 only in part. Nothing is copied, and `.view(pixels.dtype)` leads back.
+    """
+    return pixels.view(torch.int16) if pixels.dtype == torch.uint16 else pixels
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """What is known of each image in words, such as sex, age band or hospital.
+
+    Attributes:
+        names: the V different values.
+        values: `(N,)` int64, a place in `names`; -1 where unknown.
+    """
+
+    names: tuple[str, ...]
+    values: Tensor
+
+    def __post_init__(self) -> None:
+        _check_whole("values of an attribute", self.values, len(self.values))
+        if len(set(self.names)) != len(self.names):
+            raise DataError(f"names of an attribute must be distinct; got {', '.join(self.names)}")
+        low, high = (int(end) for end in self.values.aminmax()) if self.values.numel() else (-1, -1)
+        if not -1 <= low <= high < len(self.names):
+            raise DataError(f"values must lie in -1 ... {len(self.names) - 1}, -1 = unknown; got {low} ... {high}")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images `(N, C, H, W)` float32 in [0, 1], labels `(N,)` int64, ids `(N,)` int64."""
+    """Images `(N, C, H, W)` float32 in [0, 1], `(N,)` int64 labels and ids; masks, levels, attributes as a data set."""
 
     images: Tensor
     labels: Tensor
     ids: Tensor
+    masks: Tensor | None = None
+    levels: Mapping[str, Tensor] = field(default_factory=dict)
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with images and labels on a device; ids stay on the CPU."""
-        return Batch(self.images.to(device), self.labels.to(device), self.ids)
+        """The same batch with images, labels and masks on a device; all else stays on the CPU."""
+        masks = None if self.masks is None else self.masks.to(device)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device), masks=masks)
 
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A labelled set of images, decoded once and kept as uint8.
+    """A labelled set of images, decoded once and kept with 8 or 16 bits a value.
 
     Attributes:
-        pixels: `(N, C, H, W)` uint8.
+        pixels: `(N, C, H, W)` uint8 or uint16.
         labels: `(N,)` int64 in 0 ... K - 1.
-        groups: `(N,)` int64; images of one group are near-duplicates (or of one patient) and are
-            never separated by `split` or `partition`.
+        groups: `(N,)` int64; images of one group are near-duplicates (or of one patient), never separated.
         class_names: K names; the last one is the positive class of a two-class task.
         ids: `(N,)` int64, distinct; they key the random streams and survive `select`.
         sites: `(N,)` int64, the scanner or hospital an image came from; -1 where unknown.
         masks: `(N, 1, H, W)` bool lesion masks, or None.
         name: for reports.
+        top: the pixel that stands for 1.0, such as 4095 for 12 bits; 0 becomes the largest of the type.
+        levels: `(N,)` int64 by name, from the coarsest on, what an image is part of: "patient", "study". Numbers
+            hold across the data set: a study lies in one patient.
+        attributes: by name ("sex", "age band"), `(N,)` each.
     """
 
     pixels: Tensor
@@ -56,25 +97,50 @@ class ImageDataset:
     sites: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     masks: Tensor | None = None
     name: str = "images"
+    top: int = 0
+    levels: Mapping[str, Tensor] = field(default_factory=dict)
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        size = self.pixels.shape[0]
-        if self.pixels.ndim != 4 or self.pixels.dtype != torch.uint8:
-            raise DataError(f"pixels must be uint8 (N, C, H, W); got {self.pixels.dtype} {tuple(self.pixels.shape)}")
+        pixels, masks, size = self.pixels, self.masks, self.pixels.shape[0]
+        if pixels.ndim != 4 or pixels.dtype not in _LARGEST:
+            raise DataError(f"pixels must be uint8 or uint16 (N, C, H, W); got {pixels.dtype} {tuple(pixels.shape)}")
+        object.__setattr__(self, "top", self.top or _LARGEST[pixels.dtype])
+        self._check_top()
         if self.ids.numel() == 0 and size:
             object.__setattr__(self, "ids", torch.arange(size))
         if self.sites.numel() == 0 and size:
             object.__setattr__(self, "sites", torch.full((size,), -1, dtype=torch.int64))
-        for what in ("labels", "groups", "ids", "sites"):
-            value = getattr(self, what)
-            if value.dtype != torch.int64 or value.shape != (size,):
-                raise DataError(f"{what} must be int64 ({size},); got {value.dtype} {tuple(value.shape)}")
+        for what in _WHOLE:
+            _check_whole(what, getattr(self, what), size)
         if size and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.class_names):
             raise DataError(f"labels must lie in 0 ... {len(self.class_names) - 1}; got up to {int(self.labels.max())}")
         if self.ids.unique().numel() != size:
             raise DataError("ids must be distinct: two images would receive the same noise")
-        if self.masks is not None and self.masks.shape != (size, 1, *self.pixels.shape[2:]):
-            raise DataError(f"masks must be ({size}, 1, H, W); got {tuple(self.masks.shape)}")
+        if masks is not None and (masks.dtype != torch.bool or masks.shape != (size, 1, *pixels.shape[2:])):
+            raise DataError(f"masks must be bool ({size}, 1, H, W); got {masks.dtype} {tuple(masks.shape)}")
+        self._check_levels(size)
+        for name, attribute in self.attributes.items():
+            _check_whole(f"values of attribute {name!r}", attribute.values, size)
+
+    def _check_top(self) -> None:
+        largest = _LARGEST[self.pixels.dtype]
+        if not 1 <= self.top <= largest:
+            raise DataError(f"top must lie in 1 ... {largest} for {self.pixels.dtype}; got {self.top}")
+        parts = self.pixels.split(1024) if self.top < largest and self.pixels.numel() else ()  # int32 is large
+        found = max((int(part.int().max()) for part in parts), default=0)
+        if found > self.top:
+            raise DataError(f"no pixel may exceed top={self.top}; got {found}: raise top or scale the pixels")
+
+    def _check_levels(self, size: int) -> None:
+        above, outer = torch.zeros(size, dtype=torch.int64), ""
+        for name, level in self.levels.items():
+            _check_whole(f"level {name!r}", level, size)
+            unique, inverse = level.unique(return_inverse=True)
+            home = torch.zeros_like(unique).scatter_(0, inverse, above)
+            if bool((home[inverse] != above).any()):
+                raise DataError(f"a {name} lies in more than one {outer}: list the coarsest first, number across all")
+            above, outer = level, name
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
@@ -92,31 +158,33 @@ class ImageDataset:
 
     @property
     def images(self) -> Tensor:
-        """All images as float32 in [0, 1], `(N, C, H, W)`; makes a copy four times the size."""
-        return self.pixels.float().div_(255.0)
+        """All images as float32 in [0, 1], `(N, C, H, W)`, pixels / top; makes a copy of 4 bytes a value."""
+        return self.pixels.float().div_(float(self.top))
 
     @cached_property
     def num_groups(self) -> int:
         """How many independent groups there are: the effective sample size is nearer to this."""
         return int(self.groups.unique().numel())
 
-    def fingerprint(self) -> str:
-        """SHA-256 of pixels, labels and groups in order: equal data, equal text."""
-        content = {"pixels": self.pixels, "labels": self.labels, "groups": self.groups}
-        return hashlib.sha256(save({key: value.contiguous() for key, value in content.items()})).hexdigest()
+    def fingerprint(self, format: int = FORMAT) -> str:
+        """SHA-256 of all but the name, in order: equal data, equal text.
+
+        Format 1: pixels, labels and groups only, as saved before. DataError: there is no such format.
+        """
+        if not 1 <= format <= FORMAT:
+            raise DataError(f"fingerprints have formats 1 to {FORMAT}; got {format}")
+        content = self._tensors()
+        if format == 1:
+            told = {key: content[key].contiguous() for key in ("pixels", "labels", "groups")}
+            return hashlib.sha256(save(told)).hexdigest()
+        digest = hashlib.sha256(json.dumps([self.class_names, self._form()]).encode())
+        for key in sorted(content):  # one by one: safetensors refuses tensors that share memory
+            digest.update(save({key: content[key].contiguous()}))
+        return digest.hexdigest()
 
     def select(self, index: Tensor) -> Self:
-        """A subset by positions `(M,)` int64 or a mask `(N,)` bool; ids travel along."""
-        masks = None if self.masks is None else self.masks[index]
-        return replace(
-            self,
-            pixels=self.pixels[index],
-            labels=self.labels[index],
-            groups=self.groups[index],
-            ids=self.ids[index],
-            sites=self.sites[index],
-            masks=masks,
-        )
+        """A subset by positions `(M,)` int64 or a mask `(N,)` bool; all else travels along."""
+        return replace(self, **self._fields({key: value[index] for key, value in self._tensors().items()}))
 
     def one_per_group(self, seed: int = 0) -> Self:
         """One image of each group, chosen by the seed, in the order of the data."""
@@ -140,8 +208,10 @@ class ImageDataset:
             yield self.batch(torch.arange(start, min(start + batch_size, len(self))))
 
     def batch(self, index: Tensor) -> Batch:
-        """One batch of the images at `(N,)` positions, as floats in [0, 1]."""
-        return Batch(self.pixels[index].float().div_(255.0), self.labels[index], self.ids[index])
+        """One batch of the images at `(N,)` positions, as floats in [0, 1], pixels / top."""
+        found = self._fields({key: value[index] for key, value in self._tensors().items()})
+        images = found["pixels"].float().div_(float(self.top))
+        return Batch(images, **{key: found[key] for key in ("labels", "ids", "masks", "levels", "attributes")})
 
     def split(
         self, fractions: Mapping[str, float], *, by: Literal["group", "image"] = "group", seed: int = 0
@@ -150,8 +220,7 @@ class ImageDataset:
 
         Args:
             fractions: positive shares by part name; they are normalized to sum to one.
-            by: "group" never separates a group; "image" ignores groups and leaks near-duplicates,
-                for comparison with papers that do so.
+            by: "group" never separates a group; "image" leaks near-duplicates, for comparison with papers that do.
             seed: of the assignment.
 
         Raises:
@@ -175,10 +244,9 @@ class ImageDataset:
 
         Args:
             clients: how many.
-            by: "dirichlet" draws each class's shares over clients from Dirichlet(alpha), smaller
-                alpha = more skew; "site" gives whole scanners or hospitals to clients in turn, and a group
-                of several sites goes with the lowest;
-                "equal" deals groups evenly within each class.
+            by: "dirichlet" draws each class's shares over clients from Dirichlet(alpha), smaller alpha = more skew;
+                "site" gives whole scanners or hospitals to clients in turn, and a group of several sites goes with
+                the lowest; "equal" deals groups evenly within each class.
             alpha: concentration of the Dirichlet distribution.
             seed: of the assignment.
 
@@ -202,24 +270,54 @@ class ImageDataset:
         else:
             raise DataError(f"by must be 'dirichlet', 'site' or 'equal'; got {by!r}")
         parts = [self.select(owner == client) for client in range(clients)]
-        if any(len(part) == 0 for part in parts):
-            sizes = [len(part) for part in parts]
+        sizes = [len(part) for part in parts]
+        if 0 in sizes:
             raise DataError(f"a client would hold no image (sizes {sizes}): fewer clients or a larger alpha")
         return parts
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
-        """Join parts of one data set; their ids stay distinct."""
-        masks = [part.masks for part in parts if part.masks is not None]
-        return replace(
-            parts[0],
-            pixels=torch.cat([part.pixels for part in parts]),
-            labels=torch.cat([part.labels for part in parts]),
-            groups=torch.cat([part.groups for part in parts]),
-            ids=torch.cat([part.ids for part in parts]),
-            sites=torch.cat([part.sites for part in parts]),
-            masks=torch.cat(masks) if masks else None,
-        )
+        """Join parts of one data set; their ids stay distinct.
+
+        Raises:
+            DataError: parts that differ in depth or top of their pixels, or in what they carry, or share an id.
+        """
+        first, *others = parts
+        for part in others:
+            for what, wanted in first._form().items():
+                if (found := part._form()[what]) != wanted:
+                    raise DataError(f"parts of one data set are joined, but their {what} differ: {wanted} and {found}")
+        every = [part._tensors() for part in parts]
+        return replace(first, **first._fields({key: torch.cat([one[key] for one in every]) for key in every[0]}))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that has a row for each image, in types that can be indexed, joined and saved."""
+        return {
+            "pixels": bits_of(self.pixels),
+            **{what: getattr(self, what) for what in _WHOLE},
+            **({} if self.masks is None else {"masks": self.masks}),
+            **{f"level {name}": level for name, level in self.levels.items()},
+            **{f"attribute {name}": attribute.values for name, attribute in self.attributes.items()},
+        }
+
+    def _fields(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The fields that hold such tensors."""
+        return {
+            "pixels": tensors["pixels"].view(self.pixels.dtype),
+            **{what: tensors[what] for what in _WHOLE},
+            "masks": tensors.get("masks"),
+            "levels": {name: tensors[f"level {name}"] for name in self.levels},
+            "attributes": {key: Attribute(a.names, tensors[f"attribute {key}"]) for key, a in self.attributes.items()},
+        }
+
+    def _form(self) -> dict[str, Any]:
+        """What parts must have in common to be joined."""
+        return {
+            "pixels": f"{self.pixels.dtype} up to {self.top}",
+            "masks": "none" if self.masks is None else "given",
+            "levels": list(self.levels),
+            "attributes": {name: list(self.attributes[name].names) for name in sorted(self.attributes)},
+        }
 
 
 class Dataset(Component):
@@ -253,6 +351,11 @@ def check_disjoint(parts: Mapping[str, ImageDataset]) -> dict[str, str]:
                 raise DataError(f"group {group} stands in both {seen[group]} and {name}: split by group")
             seen[group] = name
     return {name: part.fingerprint() for name, part in parts.items()}
+
+
+def _check_whole(what: str, value: Tensor, size: int) -> None:
+    if value.dtype != torch.int64 or value.shape != (size,):
+        raise DataError(f"{what} must be int64 ({size},); got {value.dtype} {tuple(value.shape)}")
 
 
 def _generator(seed: int, purpose: str) -> torch.Generator:

@@ -15,6 +15,7 @@ from medfedpure.core.checks import check_images, check_scores
 from medfedpure.core.component import Component
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import MissingRequirementError
+from medfedpure.core.results import device_of
 from medfedpure.core.streams import Streams
 
 
@@ -65,8 +66,7 @@ class ScoreContext:
     @property
     def device(self) -> torch.device:
         """Where the classifier is: a part is fitted there. The CPU without one."""
-        parameters = self.classifier.parameters() if isinstance(self.classifier, nn.Module) else iter(())
-        return next((parameter.device for parameter in parameters), torch.device("cpu"))
+        return device_of(self.classifier) if isinstance(self.classifier, nn.Module) else torch.device("cpu")
 
     def provides(self) -> frozenset[str]:
         """Names of the requirements that are met here."""

@@ -54,13 +54,15 @@ class Trace:
         nfe: `(N,)` int64, evaluations of the purifier's network for each image, over all draws (0 = not purified).
         timestep: `(N,)` float, diffusion depth of each image, NaN where there was none.
         seconds: wall-clock seconds of each stage over the whole call.
+        noise: which backend of the streams drew: "reference" or "device".
     """
 
     policy: str
     seed: int | None
-    nfe: Tensor
-    timestep: Tensor
+    nfe: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    timestep: Tensor = field(default_factory=lambda: torch.empty(0))
     seconds: Mapping[str, float] = field(default_factory=dict)
+    noise: str = "reference"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,10 @@ class TrainingConfig(Config):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16 trains under autocast: faster where the hardware has it; weights stay float32"
     )
+    sampling: Literal["shuffled", "balanced"] = Field(
+        "shuffled",
+        description="batches: every image equally often, or every class equally often and within it every image",
+    )
     checks: int = Field(
         20, ge=1, description="how often at most, evenly, to look at validation images and save a checkpoint"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -38,6 +38,10 @@ class Task(ABC):
         """What decides the loss, as plain values: a checkpoint goes on only where they are the same."""
         return {"task": type(self).__name__}
 
+    def sampler(self) -> BatchSampler | None:
+        """Which images each batch holds; None leaves it to `TrainingConfig.sampling`."""
+        return None
+
     def optimizer(self, parameters: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
         """AdamW unless a task says otherwise."""
         return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -65,9 +69,64 @@ class WrappedTask(Task):
         """The wrapper's name around the inner recipe; a subclass adds its settings."""
         return {"task": type(self).__name__, "inner": self.inner.recipe()}
 
+    def sampler(self) -> BatchSampler | None:
+        """The inner task's."""
+        return self.inner.sampler()
+
     def optimizer(self, parameters: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
         """The inner task's."""
         return self.inner.optimizer(parameters, config)
+
+
+class BatchSampler(Protocol):
+    """Which images each step sees; derive from it and write `batches`. It holds no data, so it can be used again."""
+
+    @abstractmethod
+    def batches(self, data: ImageDataset, batch_size: int, seed: int) -> Iterator[Tensor]:
+        """Positions `(M,)` int64 in the data, batch by batch without end.
+
+        M may differ from batch to batch, and from `batch_size`, which is what to aim at. An empty batch is a step too:
+        the learning rate moves on, and `Step` says what happens. All is drawn from `seed`, so equal arguments give
+        equal batches; a training that goes on draws those of the steps behind it again.
+        """
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the batches, as plain values; a sampler with settings adds them."""
+        return {"sampler": type(self).__name__}
+
+
+class Step(Protocol):
+    """How one batch changes the weights; derive from it and write `__call__`."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        model: nn.Module,
+        task: Task,
+        batch: Batch,
+        streams: Streams,
+        *,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[nn.Parameter],
+        config: TrainingConfig,
+    ) -> Tensor:
+        """Loss, gradients, clipping, and the optimizer's step; the loss, scalar and detached.
+
+        Args:
+            model: in training mode, on the device of the batch.
+            task: gives the loss.
+            batch: (N, C, H, W) images; N may be 0 where the sampler says so. The loss of an empty batch is not looked
+                at, and what it does to the weights is the step's to say: the default leaves them as they are, a
+                private one would add its noise.
+            streams: of these images at this step; its seed is the step's own.
+            optimizer: of `parameters`, with its learning rate set for this step.
+            parameters: those to update.
+            config: `clip_norm`, `precision` and `batch_size`, the size of a batch that was aimed at.
+        """
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the update, as plain values; a step with settings adds them."""
+        return {"step": type(self).__name__}
 
 
 @runtime_checkable
@@ -106,6 +165,8 @@ class Trainer(Protocol):
         description: str = "training",
         parameters: Sequence[nn.Parameter] | None = None,
         window: tuple[int, int] | None = None,
+        sampler: BatchSampler | None = None,
+        step: Step | None = None,
     ) -> TrainingLog:
         """Train a model in place; see `medfedpure.train`."""
 
@@ -115,7 +176,7 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """Mean loss over the last tenth of the steps, and how many steps and images it took.
+    """Mean loss over the last tenth of the steps that saw images, and how many steps and images it took.
 
     `validation` is the lowest loss on validation images, whose weights were kept; None without them.
     """

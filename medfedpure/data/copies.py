@@ -12,9 +12,10 @@ from dataclasses import replace
 
 import torch
 
-from medfedpure.core.dataset import ImageDataset
+from medfedpure.core.dataset import ImageDataset, bits_of
 from medfedpure.core.errors import DataError
 from medfedpure.core.purifier import Purifier
+from medfedpure.core.results import device_of
 from medfedpure.core.streams import Streams, derive_seed
 
 
@@ -34,7 +35,8 @@ def with_purified(
     copies that serve the detector's light cleaning and the chain's deep one.
 
     Args:
-        data: training images; a copy keeps label, group, site and mask of its original, and has an id of its own.
+        data: training images; a copy keeps all that its original carries and the depth of its pixels, and has an id of
+            its own.
         purifier: fitted; on the device where it shall work.
         copies: purified ones of every image.
         originals: how often an image itself stands in the result, so that it is drawn more often.
@@ -50,7 +52,7 @@ def with_purified(
     if len(data) == 0:
         raise DataError(f"{data.name} holds no image to purify")
     spread = int(data.ids.max()) - int(data.ids.min()) + 1
-    own = next((part.device for part in purifier.parameters()), torch.device("cpu"))
+    own = device_of(purifier)
     rows = []
     for number in range(originals + copies):
         pixels = data.pixels
@@ -60,7 +62,7 @@ def with_purified(
                 streams = Streams(derive_seed(seed, "purified copy", number - originals), batch.ids)
                 strength = streams.uniform((), stage="strength").to(own)
                 cleaned = purifier(batch.images.to(own), strength, streams=streams).images
-                parts.append(cleaned.mul(255).round().to("cpu", torch.uint8))
-            pixels = torch.cat(parts)
+                parts.append(bits_of(cleaned.mul(data.top).round().to("cpu", torch.int32).to(data.pixels.dtype)))
+            pixels = torch.cat(parts).view(data.pixels.dtype)
         rows.append(replace(data, pixels=pixels, ids=data.ids + number * spread))
     return ImageDataset.concatenate(rows)

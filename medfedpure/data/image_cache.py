@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import PIL
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from medfedpure.core.dataset import bits_of
 from medfedpure.core.storage import write_bytes
 
 _logger = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ def through_cache(path: Path, names: Set[str], decode: Callable[[], dict[str, Te
 
     Args:
         path: of the file.
-        names: of the tensors; all have one row for each image.
+        names: of the tensors; all have one row for each image; uint16 is kept bit by bit as int16, which none may be.
         decode: makes them.
 
     A file that cannot be read is built again, and a folder that cannot be written to is only
@@ -63,7 +65,7 @@ def through_cache(path: Path, names: Set[str], decode: Callable[[], dict[str, Te
     tensors = decode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_bytes(path, save(tensors), mode=0o600)
+        write_bytes(path, save({name: bits_of(value) for name, value in tensors.items()}), mode=0o600)
     except OSError as error:
         _logger.warning("the decoded images cannot be kept in %s: %s", path, error)
     return tensors
@@ -73,4 +75,4 @@ def _read(path: Path, names: Set[str]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = load(path.read_bytes())
     if set(tensors) != names or len({value.shape[:1] for value in tensors.values()}) != 1:
         raise ValueError(f"it holds {', '.join(sorted(tensors))}")
-    return tensors
+    return {name: value.view(torch.uint16) if value.dtype == torch.int16 else value for name, value in tensors.items()}

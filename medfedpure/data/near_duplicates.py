@@ -20,6 +20,8 @@ from medfedpure.core.errors import InputError
 _SIDE = 32
 _DETAIL = 5
 _FLAT = 1e-3
+_STEP = {torch.uint8: 1.0, torch.uint16: 257.0}
+"""What one of 255 steps of grey is."""
 _ELEMENTS = 2**24
 """Most float32 values of one temporary matrix: 64 MiB."""
 
@@ -55,7 +57,7 @@ def near_duplicate_groups(
       99 %. A shift by a whole pixel, a crop by 3 % or a turn by 5 degrees is mostly not.
 
     Args:
-        pixels: `(N, C, H, W)` uint8, any device; channels are averaged.
+        pixels: `(N, C, H, W)` uint8 or uint16, any device; channels are averaged.
         hash_size: cosine coefficients per axis, 2 ... 32; the hash has `hash_size**2 - 1` bits.
         max_distance: most differing bits of a candidate pair; larger is slower and misses less.
         min_correlation: least correlation of a confirmed pair, in (0, 1]; smaller joins more.
@@ -66,8 +68,8 @@ def near_duplicate_groups(
     Raises:
         InputError: pixels of another shape or type, or a parameter out of its range.
     """
-    if pixels.ndim != 4 or pixels.dtype != torch.uint8:
-        raise InputError(f"pixels must be uint8 (N, C, H, W); got {pixels.dtype} {tuple(pixels.shape)}")
+    if pixels.ndim != 4 or pixels.dtype not in _STEP:
+        raise InputError(f"pixels must be uint8 or uint16 (N, C, H, W); got {pixels.dtype} {tuple(pixels.shape)}")
     if pixels.shape[0] and 0 in pixels.shape[1:]:
         raise InputError(f"images must have pixels; got shape {tuple(pixels.shape)}")
     if not 2 <= hash_size <= _SIDE:
@@ -106,7 +108,7 @@ def _details(pixels: Tensor) -> tuple[Tensor, Tensor]:
     details = torch.empty(pixels.shape[0], _SIDE**2, device=pixels.device)
     rows = max(1, _ELEMENTS // max(1, math.prod(pixels.shape[1:])))
     for start in range(0, pixels.shape[0], rows):
-        grey = pixels[start : start + rows].float().mean(dim=1, keepdim=True)
+        grey = pixels[start : start + rows].float().div_(_STEP[pixels.dtype]).mean(dim=1, keepdim=True)
         small = functional.adaptive_avg_pool2d(grey, _SIDE)
         margin = _DETAIL // 2
         mean = functional.avg_pool2d(functional.pad(small, (margin,) * 4, mode="reflect"), _DETAIL, stride=1)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from medfedpure.core.errors import ConfigError
+from medfedpure.core.streams import Backend
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,18 @@ class Acceleration:
         autocast: convolutions and matrix products in bfloat16; logits, scores and images stay float32.
         channels_last: convolution weights in the memory format that tensor cores prefer.
         compile: networks through torch.compile; the first batch of every size takes long.
+        noise: who draws it: "reference" on the CPU, so that every device sees the same, or "device" where the
+            images are; see core/streams.py. Results say which.
     """
 
     autocast: bool = False
     channels_last: bool = False
     compile: bool = False
+    noise: Backend = "reference"
+
+    def __post_init__(self) -> None:
+        if self.noise not in ("reference", "device"):
+            raise ConfigError(f'noise is drawn by "reference" or "device"; got {self.noise!r}')
 
     def prepare(self, *parts: nn.Module | None) -> None:
         """Change the memory format of the parts, and compile their networks, in place.

@@ -22,6 +22,7 @@ from medfedpure.core.checks import check_images
 from medfedpure.core.detector import OneStepDenoiser
 from medfedpure.core.errors import ConfigError, InputError
 from medfedpure.core.streams import Streams
+from medfedpure.core.verdict import verdicts
 from medfedpure.figures.binomial import clopper_pearson_lower
 
 
@@ -148,7 +149,7 @@ def _count(
         noise = torch.cat([streams.normal(image.shape, stage="copy", draw=number, like=image) for number in numbers])
         noisy = image + sigma * noise
         logits = classifier(noisy if denoiser is None else denoiser.denoise_once(noisy, sigma))
-        votes = torch.bincount(logits.argmax(1).cpu(), minlength=logits.shape[1])
+        votes = torch.bincount(verdicts(logits).cpu(), minlength=logits.shape[1])
         total = votes if total is None else total + votes
     assert total is not None
     return total

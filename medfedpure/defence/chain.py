@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +16,14 @@ from medfedpure.core.checks import check_image_layout, check_logits, check_score
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Denoiser, Detector, ScoreContext, check_requirements
 from medfedpure.core.errors import ArtifactError, ConfigError, InputError, MissingRequirementError, NotCalibratedError
+from medfedpure.core.progress import Observer, observing
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import Prediction, Trace
 from medfedpure.core.streams import Streams, derive_seed
 from medfedpure.defence.acceleration import Acceleration
 from medfedpure.defence.bundle import Bundle
 from medfedpure.defence.calibration import Calibration, Scope
-from medfedpure.defence.inference import Clock, Images, Inspection, as_batches, flags_on_cpu
+from medfedpure.defence.inference import Clock, Images, Inspection, as_batches, assemble, count_batches, flags_on_cpu
 from medfedpure.defence.voting import Cleaned, Vote, count, draw
 
 Policy = Literal["purify_flagged", "purify_all", "none", "abstain"]
@@ -119,7 +119,7 @@ class DefendedClassifier(nn.Module):
         noise_seed, context = derive_seed(seed, "calibrate"), self.context()
         with torch.no_grad(), self.acceleration.active(self._device()):
             scores = [
-                self.detector(self._moved(batch), context=context, streams=Streams(noise_seed, ids))
+                self.detector(self._moved(batch), context=context, streams=self._streams(noise_seed, ids))
                 for batch, ids in as_batches(images, None, batch_size)
             ]
         return torch.cat(scores) if scores else torch.empty(0)
@@ -179,9 +179,12 @@ class DefendedClassifier(nn.Module):
     def next_streams(self, size: int) -> Streams:
         """The noise of the next call on so many images: fresh, or what `fixed_noise` or `noise_sequence` say."""
         if self._noise_seed is not None:
-            return Streams.for_batch(self._noise_seed, size)
+            return self._streams(self._noise_seed, torch.arange(size))
         self._calls += 1
-        return Streams.for_batch(derive_seed(self._secret(), self._calls), size)
+        return self._streams(derive_seed(self._secret(), self._calls), torch.arange(size))
+
+    def _streams(self, seed: int, ids: Tensor) -> Streams:
+        return Streams(seed, ids, self.acceleration.noise)
 
     def _secret(self) -> int:
         if not hasattr(self, "_secret_seed"):
@@ -220,6 +223,7 @@ class DefendedClassifier(nn.Module):
         target_fpr: float | None = None,
         batch_size: int = 64,
         explain: bool = False,
+        observer: Observer | None = None,
     ) -> Prediction:
         """Verdicts for a tensor, a data set, or a loader of batches.
 
@@ -233,6 +237,7 @@ class DefendedClassifier(nn.Module):
             batch_size: images at a time; flagged images are collected to full batches before they
                 are purified.
             explain: also ask the detector where the images look suspicious, at the cost of another score.
+            observer: is told scores, flags, ids and times of every batch as it is found, never an image.
 
         Raises:
             InputError: images of the wrong rank, dtype or range.
@@ -244,21 +249,30 @@ class DefendedClassifier(nn.Module):
         cleaned: list[Cleaned] = []
         waiting: list[Inspection] = []
         maps: list[Tensor | None] = []
-        for batch, batch_ids in as_batches(images, ids, batch_size):
-            with clock.measure("detect"):
-                parts.append(self.inspect(self._moved(batch), Streams(noise_seed, batch_ids), target_fpr))
-            if explain:
-                with clock.measure("explain"):
-                    maps.append(self._map(parts[-1]))
-            waiting.append(parts[-1])
-            if sum(part.selected.numel() for part in waiting) * self.vote.draws >= batch_size:
-                cleaned.append(self._purify_together(waiting, clock))
-                waiting = []
+        with observing(observer, "predict", count_batches(images, batch_size)) as told:
+            for batch, batch_ids in as_batches(images, ids, batch_size):
+                with clock.measure("detect"):
+                    parts.append(self.inspect(self._moved(batch), self._streams(noise_seed, batch_ids), target_fpr))
+                for one in told:
+                    one.observe(parts[-1].observation(clock.lap()))
+                if explain:
+                    with clock.measure("explain"):
+                        maps.append(self._map(parts[-1]))
+                waiting.append(parts[-1])
+                if sum(part.selected.numel() for part in waiting) * self.vote.draws >= batch_size:
+                    cleaned.append(self._purify_together(waiting, clock))
+                    waiting = []
         if any(part.selected.numel() for part in waiting):
             cleaned.append(self._purify_together(waiting, clock))
         if not parts:
             raise InputError("there is no image to predict")
-        found = self._assemble(parts, cleaned, Trace(self.policy, seed, *_empty_trace(parts), clock.seconds))
+        found = assemble(
+            parts,
+            cleaned,
+            Trace(self.policy, seed, seconds=clock.seconds, noise=self.acceleration.noise),
+            self.calibration,
+            self.vote.min_agreement,
+        )
         drawn = [suspicion for suspicion in maps if suspicion is not None]
         return replace(found, suspicion_map=torch.cat(drawn)) if drawn else found
 
@@ -291,7 +305,7 @@ class DefendedClassifier(nn.Module):
         everything = torch.arange(len(images))
         decided = flags_on_cpu(images, flagged)
         chosen = {"purify_all": everything, "purify_flagged": everything[decided]}.get(self.policy, everything[:0])
-        return Inspection(images, streams, logits, scores, flagged, strength, chosen)
+        return Inspection(images, streams, logits, scores, flagged, decided, strength, chosen)
 
     def _ready_calibration(self) -> Calibration | None:
         """The calibration, after making sure that every part may be used."""
@@ -314,46 +328,8 @@ class DefendedClassifier(nn.Module):
     def _purify_together(self, parts: list[Inspection], clock: Clock) -> Cleaned:
         """Purify and classify the selected images of several batches as one dense batch."""
         images, strengths, streams = zip(*(part.take_selected() for part in parts), strict=True)
-        joined = Streams(streams[0].seed, torch.cat([s.ids for s in streams]))
+        joined = replace(streams[0], ids=torch.cat([s.ids for s in streams]))
         return self.clean(torch.cat(images), torch.cat(strengths), joined, clock)
-
-    def _assemble(self, parts: list[Inspection], cleaned: list[Cleaned], trace: Trace) -> Prediction:
-        images = torch.cat([part.images for part in parts])
-        bare_logits = torch.cat([part.logits for part in parts])
-        flagged = torch.cat([part.flagged for part in parts])
-        logits = bare_logits
-        purified = torch.zeros_like(flagged)
-        agreement = images.new_ones(len(images))
-        if cleaned:
-            starts = [0, *itertools.accumulate(len(part.images) for part in parts)]
-            index = torch.cat([p.selected + start for p, start in zip(parts, starts, strict=False)]).to(images.device)
-            known = [c.timestep for c in cleaned if c.timestep is not None]
-            images = images.index_copy(0, index, torch.cat([c.images for c in cleaned]))
-            logits = logits.index_copy(0, index, torch.cat([c.logits for c in cleaned]))
-            agreement = agreement.index_copy(0, index, torch.cat([c.agreement for c in cleaned]).to(agreement))
-            purified = purified.index_fill(0, index, True)
-            nfe = torch.cat([c.nfe for c in cleaned]).to(trace.nfe)
-            trace = replace(trace, nfe=trace.nfe.index_copy(0, index, nfe))
-            if known:
-                depth = torch.cat(known).to(trace.timestep)
-                trace = replace(trace, timestep=trace.timestep.index_copy(0, index, depth))
-        scores = None if parts[0].scores is None else torch.cat([p.scores for p in parts if p.scores is not None])
-        abstained = agreement < self.vote.min_agreement
-        return Prediction(
-            labels=logits.argmax(1),
-            probabilities=logits.softmax(1),
-            logits=logits,
-            bare_logits=bare_logits,
-            scores=scores,
-            p_values=None if scores is None or self.calibration is None else self.calibration.p_values(scores),
-            flagged=flagged,
-            strength=torch.cat([part.strength for part in parts]),
-            purified=purified,
-            images=images,
-            abstained=flagged if self.policy == "abstain" else abstained,
-            agreement=agreement,
-            trace=trace,
-        )
 
     def _classify(self, images: Tensor) -> Tensor:
         with self.acceleration.active(images.device):
@@ -385,9 +361,3 @@ class DefendedClassifier(nn.Module):
             return cls(**{item.name: getattr(found, item.name) for item in fields(found)})
         except (AttributeError, TypeError) as error:
             raise ArtifactError(f"{folder} is not a defence as this version saves it: {error!r}") from error
-
-
-def _empty_trace(parts: list[Inspection]) -> tuple[Tensor, Tensor]:
-    """NFE and timestep of images that met no purifier."""
-    size, like = sum(len(part.images) for part in parts), parts[0].images
-    return torch.zeros(size, dtype=torch.int64, device=like.device), like.new_full((size,), torch.nan)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +13,9 @@ from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.registry import create
+from medfedpure.core.results import device_of
 from medfedpure.core.streams import derive_seed
 from medfedpure.defence.chain import DefendedClassifier, Policy
-
-logger = logging.getLogger(__name__)
 
 
 def defend(
@@ -39,7 +37,7 @@ def defend(
         model: any module from images `(N, C, H, W)` in [0, 1] to logits `(N, K)`; it is put in eval
             mode and otherwise left as it is.
         benign: an ImageDataset, whose groups are never separated, or `(n, C, H, W)` in [0, 1], each
-            image a group of its own; kept with 8 bits a value, as scans are stored.
+            image a group of its own; kept as `from_tensor` says.
         target_fpr: the share of benign images that may be flagged.
         detector: plugin name.
         purifier: plugin name.
@@ -58,7 +56,7 @@ def defend(
     """
     data = benign if isinstance(benign, ImageDataset) else from_tensor(benign)
     parts = data.split({"fit": 1 - calibrate_share, "calibrate": calibrate_share}, seed=derive_seed(seed, "defend"))
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     cleaner: Purifier = create("purifier", purifier, purifier_config).to(device)
     watcher: Detector = create("detector", detector, detector_config).to(device)
     context = DefendedClassifier(model, purifier=cleaner, policy="none").context()
@@ -71,16 +69,17 @@ def defend(
 
 
 def from_tensor(images: Tensor) -> ImageDataset:
-    """Unlabelled images `(n, C, H, W)` in [0, 1] as a data set of single-image groups, 8 bits a value.
+    """Unlabelled images `(n, C, H, W)` in [0, 1] as a data set of single-image groups.
+
+    Kept with 8 bits a value where all are n / 255, as scans are stored, else rounded to 16 bits.
 
     Raises:
         InputError: wrong rank, dtype or range.
     """
     check_images(images)
-    pixels = (images.detach().cpu() * 255).round().to(torch.uint8)
-    lost = float((pixels / 255 - images.detach().cpu()).abs().max()) if len(images) else 0.0
-    if lost > 1e-3:
-        logger.warning("benign images are rounded to 8 bits (by up to %.4f): the threshold assumes such images", lost)
+    values = (images.detach().cpu().float() * 65535).round().clamp_(0, 65535).to(torch.int32)
+    eight = bool((values % 257 == 0).all())
+    pixels = (values // 257).to(torch.uint8) if eight else values.to(torch.uint16)
     count = len(images)
     return ImageDataset(
         pixels=pixels,

@@ -1,11 +1,12 @@
-"""The plumbing of `DefendedClassifier.predict`: batches in, inspected batches, clock, records out."""
+"""The plumbing of `DefendedClassifier.predict`: batches in, inspected batches, clock, one prediction out."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +15,12 @@ from torch import Tensor
 from medfedpure.core.checks import check_image_layout, check_range
 from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.errors import InputError
+from medfedpure.core.progress import Observation
+from medfedpure.core.results import Prediction, Trace
 from medfedpure.core.streams import Streams
+from medfedpure.core.verdict import verdicts
+from medfedpure.defence.calibration import Calibration
+from medfedpure.defence.voting import Cleaned
 
 Images = Tensor | ImageDataset | Iterable[Any]
 
@@ -29,6 +35,7 @@ class Inspection:
         logits: `(N, K)` of the bare classifier.
         scores: `(N,)`, or None without a detector.
         flagged: `(N,)` bool.
+        decided: the same on the CPU.
         strength: `(N,)` in [0, 1].
         selected: `(M,)` int64 on the CPU, the positions that enter the purifier.
     """
@@ -38,6 +45,7 @@ class Inspection:
     logits: Tensor
     scores: Tensor | None
     flagged: Tensor
+    decided: Tensor
     strength: Tensor
     selected: Tensor
 
@@ -46,12 +54,22 @@ class Inspection:
         index = self.selected.to(self.images.device)
         return self.images[index], self.strength[index], self.streams.select(self.selected)
 
+    def observation(self, seconds: float) -> Observation:
+        """What an observer is told of this batch, found in so many seconds."""
+        return Observation(self.streams.ids, self.scores, self.decided, seconds)
+
 
 class Clock:
     """Wall-clock seconds by stage, on the host: work still queued on a device counts where it is awaited."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._lap = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap, or since the clock was made."""
+        before, self._lap = self._lap, time.perf_counter()
+        return self._lap - before
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
@@ -73,6 +91,11 @@ def flags_on_cpu(images: Tensor, flagged: Tensor) -> Tensor:
     packed = torch.cat((flagged.to(torch.float64), torch.stack((low, high)).to(torch.float64))).cpu()
     check_range(*packed[-2:].tolist())
     return packed[:-2].bool()
+
+
+def count_batches(images: Images, batch_size: int) -> int | None:
+    """How many batches `as_batches` will give of a tensor `(N, C, H, W)` or a data set; None of a loader."""
+    return -(-len(images) // batch_size) if isinstance(images, Tensor | ImageDataset) else None
 
 
 def as_batches(images: Images, ids: Tensor | None, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -97,3 +120,58 @@ def as_batches(images: Images, ids: Tensor | None, batch_size: int) -> Iterator[
         check_image_layout(part)
         yield part, item.ids if isinstance(item, Batch) else torch.arange(count, count + len(part))
         count += len(part)
+
+
+def assemble(
+    parts: list[Inspection], cleaned: list[Cleaned], trace: Trace, calibration: Calibration | None, least: float
+) -> Prediction:
+    """One prediction of `N` images from inspected batches and what became of their selected images.
+
+    Args:
+        parts: the batches in order, `(N,)` images together.
+        cleaned: of the selected images, in order.
+        trace: policy, seed and seconds; evaluations and depths are filled in.
+        calibration: gives p-values where there are scores.
+        least: share of a vote's draws that must agree; below it the defence abstains.
+    """
+    images = torch.cat([part.images for part in parts])
+    bare_logits = torch.cat([part.logits for part in parts])
+    flagged = torch.cat([part.flagged for part in parts])
+    logits = bare_logits
+    purified = torch.zeros_like(flagged)
+    agreement = images.new_ones(len(images))
+    nfe, timestep = _untouched(parts)
+    if cleaned:
+        starts = [0, *itertools.accumulate(len(part.images) for part in parts)]
+        index = torch.cat([p.selected + start for p, start in zip(parts, starts, strict=False)]).to(images.device)
+        known = [c.timestep for c in cleaned if c.timestep is not None]
+        images = images.index_copy(0, index, torch.cat([c.images for c in cleaned]))
+        logits = logits.index_copy(0, index, torch.cat([c.logits for c in cleaned]))
+        agreement = agreement.index_copy(0, index, torch.cat([c.agreement for c in cleaned]).to(agreement))
+        purified = purified.index_fill(0, index, True)
+        nfe = nfe.index_copy(0, index, torch.cat([c.nfe for c in cleaned]).to(nfe))
+        if known:
+            timestep = timestep.index_copy(0, index, torch.cat(known).to(timestep))
+    scores = None if parts[0].scores is None else torch.cat([p.scores for p in parts if p.scores is not None])
+    abstained = agreement < least
+    return Prediction(
+        labels=verdicts(logits),
+        probabilities=logits.softmax(1),
+        logits=logits,
+        bare_logits=bare_logits,
+        scores=scores,
+        p_values=None if scores is None or calibration is None else calibration.p_values(scores),
+        flagged=flagged,
+        strength=torch.cat([part.strength for part in parts]),
+        purified=purified,
+        images=images,
+        abstained=flagged if trace.policy == "abstain" else abstained,
+        agreement=agreement,
+        trace=replace(trace, nfe=nfe, timestep=timestep),
+    )
+
+
+def _untouched(parts: list[Inspection]) -> tuple[Tensor, Tensor]:
+    """NFE and timestep of images that met no purifier."""
+    size, like = sum(len(part.images) for part in parts), parts[0].images
+    return torch.zeros(size, dtype=torch.int64, device=like.device), like.new_full((size,), torch.nan)

@@ -17,6 +17,7 @@ from medfedpure.core.errors import ConfigError
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import Purification
 from medfedpure.core.streams import Streams
+from medfedpure.core.verdict import verdicts
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,13 @@ class Vote:
         if self.draws == 1:
             return logits[:, 0], logits.new_ones(len(logits))
         mean = logits.softmax(2).mean(1)
-        votes = torch.nn.functional.one_hot(logits.argmax(2), logits.shape[2]).sum(1)
+        votes = (
+            torch.nn.functional.one_hot(verdicts(logits.flatten(0, 1)), logits.shape[2])
+            .unflatten(0, logits.shape[:2])
+            .sum(1)
+        )
         counted = mean if self.how == "mean" else (votes + mean) / (self.draws + 1)
-        agreement = votes.gather(1, counted.argmax(1, keepdim=True)).squeeze(1) / self.draws
+        agreement = votes.gather(1, verdicts(counted)[:, None]).squeeze(1) / self.draws
         return counted.clamp_min(torch.finfo(counted.dtype).tiny).log(), agreement.to(logits.dtype)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from medfedpure.core.attack import Norm, ThreatView, frozen
+from medfedpure.core.attack import Norm, ThreatView, without_parameter_gradients
 from medfedpure.core.errors import MedFedPureError
 from medfedpure.core.results import device_of
 from medfedpure.defence.chain import DefendedClassifier
@@ -92,7 +92,7 @@ def seconds_per_gradient(chain: DefendedClassifier, images: Tensor, *, seed: int
     except MedFedPureError:
         view = static_view(chain)
     start = 0.0
-    with chain.noise_sequence(seed), frozen(chain):
+    with chain.noise_sequence(seed), without_parameter_gradients(chain):
         for _ in range(2):
             start = time.perf_counter()
             leaf = some.clone().requires_grad_(True)

@@ -26,7 +26,7 @@ from medfedpure.core.progress import track
 from medfedpure.core.registry import create
 from medfedpure.core.results import device_of, on_cpu
 from medfedpure.core.streams import Streams, derive_seed
-from medfedpure.core.versions import versions
+from medfedpure.core.verdict import fooled, verdicts_of
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.cost import foresee
 from medfedpure.evaluation.ladder import Preset, Rung, checks, preset_of, rungs
@@ -35,6 +35,7 @@ from medfedpure.evaluation.readings import Reading, read
 from medfedpure.evaluation.records import ArmResult, Evaluation, RungResult
 from medfedpure.evaluation.self_checks import compare, probe, skipped_chain
 from medfedpure.evaluation.store import Store, digest_of, digest_of_network
+from medfedpure.evaluation.versions import versions
 from medfedpure.evaluation.views import is_stochastic
 
 EPS = (0.015, 8 / 255)
@@ -234,6 +235,7 @@ class _Job:
             policy=chain.policy,
             parts=", ".join(f"{p.kind} {p.name}" for p in (chain.detector, chain.purifier) if p is not None),
             precision="bfloat16" if chain.acceleration.autocast else "float32",
+            noise=chain.acceleration.noise,
             stochastic=is_stochastic(chain),
             bare_wrong=bare_wrong,
             clean=clean,
@@ -245,9 +247,8 @@ class _Job:
     def _clean(self, name: str, chain: DefendedClassifier, draws: int) -> tuple[Reading, list[bool]]:
         kept = self.store.load(name, "clean")
         if kept is None:
-            portions = self.data.images.to(device_of(chain)).split(self.batch_size)
-            with torch.no_grad():
-                wrong = torch.cat([chain.classifier(part).argmax(1) for part in portions]).cpu() != self.data.labels
+            images = self.data.images.to(device_of(chain))
+            wrong = fooled(verdicts_of(chain.classifier, images, batch_size=self.batch_size).cpu(), self.data.labels)
             reading = self._read(name, chain, self.data, self.data.images, draws)
             kept = ({"reading": reading.model_dump(), "bare_wrong": wrong.tolist()}, {})
             self.store.keep(*kept, name, "clean")
@@ -292,7 +293,7 @@ class _Job:
             with chain.noise_sequence(seed):
                 view = rung.view(chain)
                 images, labels = data.images.to(device), data.labels.to(device)
-                found = on_cpu(attack(view, images, labels, streams=Streams(seed, data.ids)))
+                found = on_cpu(attack(view, images, labels, streams=Streams(seed, data.ids, chain.acceleration.noise)))
             audit(data.images, found.images, Budget(rung.norm, rung.eps), who=found.description)
         except (MissingRequirementError, MissingExtraError, UnknownPluginError) as error:
             return RungResult(**blank, skipped=str(error)), None

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from medfedpure.core.attack import Norm
@@ -18,9 +17,10 @@ from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.registry import create
 from medfedpure.core.results import device_of, on_cpu
 from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.core.verdict import ABSTAINED, fooled, verdicts_of
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.ladder import Preset, replayed_options
-from medfedpure.evaluation.readings import ABSTAINED, read
+from medfedpure.evaluation.readings import read
 from medfedpure.evaluation.records import TransferResult
 from medfedpure.evaluation.store import Store
 
@@ -93,11 +93,10 @@ def _counts(
 ) -> dict[str, int]:
     """How many images the bare classifier misreads, and how many the defence misreads or refuses."""
     images = images.to(device_of(chain))
-    with torch.no_grad():
-        bare = torch.cat([chain.classifier(part).argmax(1).cpu() for part in images.split(batch_size)])
+    bare = verdicts_of(chain.classifier, images, batch_size=batch_size).cpu()
     reading = read(chain, images, data.ids, data.labels, seed=seed, draws=1, batch_size=batch_size)
     return {
-        "bare_fooled": int((bare != data.labels).sum()),
+        "bare_fooled": int(fooled(bare, data.labels).sum()),
         "fooled": int(reading.fooled(data.labels).sum()),
         "refused": reading.verdicts[0].count(ABSTAINED),
     }

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from medfedpure.core.config import Record
 from medfedpure.core.streams import derive_seed
+from medfedpure.core.verdict import ABSTAINED, fooled
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.figures.metrics import expected_calibration_error
 
-ABSTAINED = -1
 Count = Literal["one draw", "worst of N", "majority of N"]
 
 
@@ -61,7 +61,7 @@ class Reading(Record):
     def fooled(self, labels: Tensor) -> Tensor:
         """`(N,)` bool: in the first draw accepted, and not the label."""
         first = torch.tensor(self.verdicts[0])
-        return (first != labels) & (first != ABSTAINED)
+        return fooled(first, labels) & (first != ABSTAINED)
 
     def coverage(self) -> float:
         """Share of images that the first draw does not abstain on."""

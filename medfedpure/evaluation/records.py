@@ -43,12 +43,14 @@ class ArmResult(Record):
 
     Attributes:
         precision: that it computes in, and the attackers' gradients through it.
+        noise: which backend of the streams drew, for the defence and its attackers.
     """
 
     name: str
     policy: str
     parts: str
     precision: str = "float32"
+    noise: str = "reference"
     stochastic: bool
     bare_wrong: list[bool]
     clean: Reading

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from medfedpure.core.attack import frozen
+from medfedpure.core.attack import without_parameter_gradients
 from medfedpure.core.errors import MedFedPureError
 from medfedpure.core.streams import Streams
 from medfedpure.defence.chain import DefendedClassifier
@@ -51,7 +51,7 @@ def probe(chain: DefendedClassifier, images: Tensor, labels: Tensor, ids: Tensor
 
 def _gradient(chain: DefendedClassifier, view: torch.nn.Module, images: Tensor, labels: Tensor, seed: int) -> list[str]:
     leaf = images.clone().requires_grad_(True)
-    with chain.noise_sequence(seed), frozen(chain):
+    with chain.noise_sequence(seed), without_parameter_gradients(chain):
         logits = view(leaf)
         own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
         margin = logits.masked_fill(own, -torch.inf).amax(1) - logits[own]
@@ -72,7 +72,7 @@ def _purifier(chain: DefendedClassifier, images: Tensor, ids: Tensor, seed: int)
     """Does it pass a gradient, and does it keep values inside the range, or press them against its bounds?"""
     assert chain.purifier is not None
     leaf, streams = images.clone().requires_grad_(True), Streams(seed, ids)
-    with frozen(chain):
+    with without_parameter_gradients(chain):
         cleaned = chain.purifier.purify(leaf, leaf.new_ones(len(leaf)), streams=streams).images
         found = []
         if chain.purifier.differentiable:

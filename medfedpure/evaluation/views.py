@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 def static_view(defended: DefendedClassifier) -> ThreatView:
     """The bare classifier of `defended`: the attacker ignores the defence (the paper's protocol)."""
     return ThreatView(
-        defended.classifier, name="static: attacker ignores the defence", features=defended.context().features
+        defended.classifier,
+        of=defended,
+        name="static: attacker ignores the defence",
+        features=defended.context().features,
     )
 
 
@@ -50,7 +53,10 @@ def bpda_view(defended: DefendedClassifier) -> ThreatView:
 
     one = "" if defended.vote.draws == 1 else f", one of the {defended.vote.draws} draws of its vote"
     return ThreatView(
-        predict, name=f"bpda: identity gradient through the purifier{one}", stochastic=is_stochastic(defended)
+        predict,
+        of=defended,
+        name=f"bpda: identity gradient through the purifier{one}",
+        stochastic=is_stochastic(defended),
     )
 
 
@@ -92,6 +98,7 @@ def exact_view(defended: DefendedClassifier, *, bandwidth: float = 1.0) -> Threa
     drawn = "" if defended.vote.draws == 1 else f", all {defended.vote.draws} draws of its vote"
     return ThreatView(
         lambda images: sight(images)[0],
+        of=defended,
         name=f"exact: gradient of the whole chain{drawn}{gated if defended.policy == 'purify_flagged' else ''}",
         sight=sight,
         features=defended.context().features,
@@ -118,6 +125,7 @@ def detector_view(defended: DefendedClassifier) -> ThreatView:
 
     return ThreatView(
         defended.classifier,
+        of=defended,
         name="detector: bare prediction and detector score, both differentiated",
         sight=sight,
         features=defended.context().features,

@@ -9,7 +9,7 @@ from medfedpure.federation.client import ClientSide, SeededModel, make_client_ap
 from medfedpure.federation.deployment import deployed_client_app, deployed_server_app
 from medfedpure.federation.grid import InProcessGrid
 from medfedpure.federation.records import FederatedResult, FederationConfig, RoundRecord, Site
-from medfedpure.federation.run import federate, federate_part
+from medfedpure.federation.run import federate, federate_component
 from medfedpure.federation.server import RoundLoop, ServerSide, make_server_app
 from medfedpure.federation.state import PrivateStore, StaleStateError
 
@@ -28,7 +28,7 @@ __all__ = [
     "deployed_client_app",
     "deployed_server_app",
     "federate",
-    "federate_part",
+    "federate_component",
     "make_client_app",
     "make_server_app",
 ]

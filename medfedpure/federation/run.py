@@ -109,8 +109,8 @@ def federate(
         return _gather(clients, ordered, loop)
 
 
-def federate_part(
-    part: Trainable,
+def federate_component(
+    component: Trainable,
     sites: Sequence[Site],
     *,
     strategy: PersonalizationStrategy,
@@ -124,15 +124,15 @@ def federate_part(
     checkpoint: Path | None = None,
     watch: Watcher | None = None,
 ) -> FederatedResult:
-    """Train a part's network across sites; then `part.adopt(result.models[client], image_shape)`.
+    """Train a component's network across sites; then `component.adopt(result.models[client], image_shape)`.
 
     Arguments and errors are those of `federate`.
     """
     shape = check_sites(sites)[0].train.image_shape
     return federate(
         sites,
-        make_model=lambda: part.make_network(shape, seed),
-        task=part.task(),
+        make_model=lambda: component.make_network(shape, seed),
+        task=component.task(),
         strategy=strategy,
         training=training,
         rounds=rounds,

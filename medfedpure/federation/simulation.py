@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,15 +19,13 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from medfedpure.core import storage
-from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import FederationError, MissingExtraError
 from medfedpure.core.personalization import Scalar
+from medfedpure.data.stored import read_images, write_images
 from medfedpure.federation.client import ClientSide, make_client_app
 from medfedpure.federation.grid import Tap, TappedGrid, acting_as_server
 from medfedpure.federation.records import Site
 from medfedpure.federation.server import RoundLoop
-
-_TENSORS = ("pixels", "labels", "groups", "ids", "sites", "masks")
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,7 @@ def store_sites(sites: Sequence[Site], folder: Path) -> StoredSites:
         for name, data in parts.items():
             if data is not None:
                 (target / name).mkdir()
-                tensors = {key: getattr(data, key) for key in _TENSORS if getattr(data, key) is not None}
-                document = {"kind": "images", "class_names": list(data.class_names), "name": data.name}
-                storage.write_document(target / name, document, tensors)
+                write_images(target / name, data)
         storage.write_document(target / "site", {"kind": "site", "client": site.client_id})
         folders.append(target)
     return StoredSites(tuple(folders))
@@ -66,18 +62,8 @@ def store_sites(sites: Sequence[Site], folder: Path) -> StoredSites:
 @lru_cache(maxsize=16)
 def _read_site(folder: Path) -> Site:
     site, _ = storage.read_document(folder / "site", kind="site")
-    validation = _read_images(folder / "validation") if (folder / "validation").is_dir() else None
-    return Site(site["client"], _read_images(folder / "train"), validation)
-
-
-def _read_images(folder: Path) -> ImageDataset:
-    document, tensors = storage.read_document(folder, kind="images")
-    known = {field.name for field in fields(ImageDataset)}
-    return ImageDataset(
-        **{key: value for key, value in tensors.items() if key in known},
-        class_names=tuple(document["class_names"]),
-        name=document["name"],
-    )
+    validation = read_images(folder / "validation") if (folder / "validation").is_dir() else None
+    return Site(site["client"], read_images(folder / "train"), validation)
 
 
 def simulate(side: ClientSide, sites: Sequence[Site], loop: RoundLoop, tap: Tap | None = None) -> None:

@@ -1,1 +1,1 @@
-"""Figures: what a number is computed by; no model and no image enters here."""
+"""Figures: metrics, intervals and divergences, of numbers alone; no model enters here."""

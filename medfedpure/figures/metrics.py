@@ -31,7 +31,12 @@ class ClassificationFigures:
 
 
 def classification_figures(predicted: Tensor, labels: Tensor, num_classes: int) -> ClassificationFigures:
-    """Compare predictions `(N,)` int64 with labels `(N,)` int64.
+    """Compare predictions with labels.
+
+    Args:
+        predicted: `(N,)` int64.
+        labels: `(N,)` int64, the true classes; the last is the positive one.
+        num_classes: K.
 
     Raises:
         InputError: shapes or dtypes differ, or there is no image.

@@ -1,1 +1,1 @@
-"""The main job: from images to a federated, defended, attacked and measured classifier."""
+"""One run: from a configuration to federated, defended, attacked and measured classifiers."""

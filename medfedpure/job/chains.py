@@ -30,7 +30,7 @@ def build_chains(
     Raises:
         CalibrationError: too few groups to calibrate on.
     """
-    choice, seed = config.defense, derive_seed(config.seed, "calibrate")
+    choice, seed = config.defence, derive_seed(config.seed, "calibrate")
     chains = {
         client: DefendedClassifier(
             classifiers[client], detector=detectors[client], purifier=purifiers[client], policy=choice.policy

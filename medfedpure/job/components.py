@@ -17,7 +17,7 @@ from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import derive_seed
 from medfedpure.core.task import FinishesLocally, Trainable
 from medfedpure.defence.chain import DefendedClassifier
-from medfedpure.federation import FederatedResult, FederationConfig, Site, federate, federate_part
+from medfedpure.federation import FederatedResult, FederationConfig, Site, federate, federate_component
 from medfedpure.job.config import FederatedChoice, PluginChoice, RunConfig
 from medfedpure.job.federate import round_document
 from medfedpure.job.journal import Journal
@@ -60,7 +60,7 @@ def train_classifiers(
     return _complete(result, "classifier"), _history(result)
 
 
-def train_part(
+def train_component(
     kind: str,
     choice: FederatedChoice,
     config: RunConfig,
@@ -72,13 +72,13 @@ def train_part(
 ) -> dict[str, Any]:
     """One fitted detector or purifier for each client; `history` receives the rounds of a federated one."""
     made: dict[str, Any] = {site.client_id: create(kind, choice.plugin, choice.config) for site in sites}
-    part: Any = next(iter(made.values()))
+    component: Any = next(iter(made.values()))
     seed = derive_seed(config.seed, kind)
-    if isinstance(part, Trainable):
-        training = part.config.training  # type: ignore[attr-defined]
+    if isinstance(component, Trainable):
+        training = component.config.training  # type: ignore[attr-defined]
         with journal.phase(kind, budget(kind, choice, training)):
-            result = federate_part(
-                part,
+            result = federate_component(
+                component,
                 sites,
                 strategy=create("personalization", choice.strategy.plugin, choice.strategy.config),
                 training=training,
@@ -123,15 +123,15 @@ def budget(what: str, choice: FederatedChoice, training: TrainingConfig) -> str:
 
 
 def _fit_locally(
-    part: Any, site: Site, classifiers: Mapping[str, nn.Module], purifiers: Mapping[str, Any] | None, seed: int
+    component: Any, site: Site, classifiers: Mapping[str, nn.Module], purifiers: Mapping[str, Any] | None, seed: int
 ) -> None:
-    """All that a part learns at one client; a network trained across clients is not trained again."""
+    """All that a component learns at one client; a network trained across clients is not trained again."""
     denoiser = None if purifiers is None else purifiers[site.client_id]
     context: FitContext = DefendedClassifier(classifiers[site.client_id], purifier=denoiser, policy="none").context()
-    if not isinstance(part, Trainable):
-        part.fit(site.train, context=context, seed=seed)
-    elif isinstance(part, FinishesLocally):
-        part.finish_fit(site.train, context=context, seed=seed)
+    if not isinstance(component, Trainable):
+        component.fit(site.train, context=context, seed=seed)
+    elif isinstance(component, FinishesLocally):
+        component.finish_fit(site.train, context=context, seed=seed)
 
 
 def _federation(config: RunConfig) -> FederationConfig:

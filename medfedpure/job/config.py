@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from medfedpure.core.config import Config
 from medfedpure.core.errors import ConfigError
@@ -82,7 +82,7 @@ class DataChoice(PluginChoice):
         return {name: getattr(self, name) for name in ("train", "validation", "tune", "calibrate", "test")}
 
 
-class DefenseChoice(Config):
+class DefenceChoice(Config):
     """How the chain decides."""
 
     policy: Literal["purify_flagged", "purify_all", "none", "abstain"] = Field(
@@ -116,7 +116,11 @@ class RunConfig(TomlConfig):
     classifier: ClassifierChoice = Field(description="what reads the scans")
     detector: FederatedChoice = Field(description="what flags them")
     purifier: FederatedChoice = Field(description="what cleans them")
-    defense: DefenseChoice = Field(default_factory=DefenseChoice, description="how the chain decides")
+    defence: DefenceChoice = Field(
+        default_factory=DefenceChoice,
+        validation_alias=AliasChoices("defence", "defense"),  # the latter in files of version 0.1
+        description="how the chain decides",
+    )
     attack: PluginChoice = Field(PluginChoice(plugin="pgd"), description="who attacks the bare classifiers")
     evaluation: EvaluationChoice = Field(default_factory=EvaluationChoice, description="what is measured")
 

@@ -1,4 +1,4 @@
-"""Train one part across clients on this machine: results, personal models and checkpoint in one folder."""
+"""Train one component across clients on this machine: results, personal models and checkpoint in one folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medfedpure.federation.privacy import epsilon
 from medfedpure.job.config import TomlConfig
 from medfedpure.job.division import check_clients_disjoint, deal
 from medfedpure.job.federate_config import FederateConfig
-from medfedpure.job.federated_component import FederatedPart, images_of
+from medfedpure.job.federated_component import FederatedComponent, images_of
 
 Watch = Callable[[tuple[RoundRecord, ...]], None]
 _CONFIG, _RESULTS = "config.toml", "results.json"
@@ -22,10 +22,10 @@ _HIGHER_IS_BETTER = ("balanced_accuracy", "accuracy", "auroc")
 
 
 def run_federate(config: FederateConfig, out: Path, *, watch: Watch | None = None) -> FederatedResult:
-    """Train the part that the file names; a run that was cut off goes on where it stood.
+    """Train the component that the file names; a run that was cut off goes on where it stood.
 
     Args:
-        config: data, part, strategy and runtime.
+        config: data, component, strategy and runtime.
         out: receives `config.toml`, `results.json` (after every round), `parts/CLIENT`, and `checkpoint` and
             `private`, from which an interrupted run is resumed.
         watch: receives all records so far after every round.
@@ -37,7 +37,7 @@ def run_federate(config: FederateConfig, out: Path, *, watch: Watch | None = Non
     dealt = deal(config.data, config.seed)
     check_clients_disjoint(dealt)
     sites = [Site(client, own["train"], own["validation"]) for client, own in dealt.items()]
-    return train_across(FederatedPart(config, images_of(sites[0].train)), sites, out, config.runtime, watch)
+    return train_across(FederatedComponent(config, images_of(sites[0].train)), sites, out, config.runtime, watch)
 
 
 def claim_folder(config: TomlConfig, out: Path) -> None:
@@ -53,7 +53,7 @@ def claim_folder(config: TomlConfig, out: Path) -> None:
 
 
 def train_across(
-    part: FederatedPart,
+    component: FederatedComponent,
     sites: Sequence[Site],
     out: Path,
     runtime: Literal["in_process", "simulation"],
@@ -62,29 +62,29 @@ def train_across(
     """The rounds on this machine, with everything written into `out`."""
 
     def record(history: tuple[RoundRecord, ...]) -> None:
-        write_json(out / _RESULTS, summary(part, history))
+        write_json(out / _RESULTS, summary(component, history))
         if watch is not None:
             watch(history)
 
     result = federate(
         sites,
-        make_model=part.make_model,
-        task=part.task(),
-        strategy=part.strategy,
-        training=part.training,
-        rounds=part.config.choice.rounds,
-        seed=part.seed,
+        make_model=component.make_model,
+        task=component.task(),
+        strategy=component.strategy,
+        training=component.training,
+        rounds=component.config.choice.rounds,
+        seed=component.seed,
         runtime=runtime,
         state_dir=out / "private",
-        name=part.config.kind,
-        config=part.config.federation,
+        name=component.config.kind,
+        config=component.config.federation,
         checkpoint=out / "checkpoint",
         watch=record,
     )
     train = {site.client_id: site.train for site in sites}
     for client, network in result.models.items():
-        part.export(network, train[client], out / "parts" / client)
-    write_json(out / _RESULTS, summary(part, result.history, result.missing))
+        component.export(network, train[client], out / "parts" / client)
+    write_json(out / _RESULTS, summary(component, result.history, result.missing))
     return result
 
 
@@ -111,16 +111,16 @@ def mean_figures(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]
 
 
 def summary(
-    part: FederatedPart, history: Sequence[RoundRecord], missing: Mapping[str, str] | None = None
+    component: FederatedComponent, history: Sequence[RoundRecord], missing: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """results.json: what was trained, every round, and who is served worst."""
-    privacy = part.config.federation.privacy
+    privacy = component.config.federation.privacy
     spent = {} if privacy is None else {"privacy": {**privacy.model_dump(), "epsilon": epsilon(privacy, len(history))}}
     return {
-        "part": part.config.kind,
-        "plugin": part.config.choice.plugin,
-        "strategy": part.config.choice.strategy.plugin,
-        "rounds": part.config.choice.rounds,
+        "part": component.config.kind,
+        "plugin": component.config.choice.plugin,
+        "strategy": component.config.choice.strategy.plugin,
+        "rounds": component.config.choice.rounds,
         "history": [round_document(record) for record in history],
         "missing": dict(missing or {}),
         **spent,

@@ -14,7 +14,7 @@ PartKind = Literal["classifier", "detector", "purifier"]
 _KINDS: tuple[PartKind, ...] = ("classifier", "detector", "purifier")
 
 
-class PartConfig(TomlConfig):
+class ComponentConfig(TomlConfig):
     """Exactly one of [classifier], [detector] and [purifier], and when a round counts."""
 
     seed: int = Field(0, description="of everything")
@@ -44,7 +44,7 @@ class PartConfig(TomlConfig):
         return chosen
 
 
-class FederateConfig(PartConfig):
+class FederateConfig(ComponentConfig):
     """`medfedpure federate FILE.toml --out DIR`: all clients on this machine."""
 
     runtime: Literal["in_process", "simulation"] = Field("in_process", description="where federated rounds run")
@@ -59,7 +59,7 @@ class ImagesChoice(TomlConfig):
     class_names: tuple[str, ...] = Field(min_length=2, description="label K means name K; the last one is positive")
 
 
-class DeploymentConfig(PartConfig):
+class DeploymentConfig(ComponentConfig):
     """`federation.toml` of a deployment; it travels to every site with the app."""
 
     clients: tuple[str, ...] = Field(min_length=1, description="the names of the sites that may take part")

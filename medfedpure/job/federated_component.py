@@ -18,36 +18,36 @@ from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import derive_seed
 from medfedpure.core.task import FinishesLocally, Task, Trainable
 from medfedpure.job.config import ClassifierChoice
-from medfedpure.job.federate_config import ImagesChoice, PartConfig
+from medfedpure.job.federate_config import ComponentConfig, ImagesChoice
 from medfedpure.training.classification import ClassificationTask
 
 
 @dataclass(frozen=True)
-class FederatedPart:
-    """A part as every participant builds it for itself.
+class FederatedComponent:
+    """A component as every participant builds it for itself.
 
     Args:
-        config: the part, its strategy and its budget.
+        config: the component, its strategy and its budget.
         images: what the images are like.
 
     Raises:
-        ConfigError: the plugin has no network that could be trained across clients, or needs another part.
+        ConfigError: the plugin has no network that could be trained across clients, or needs another component.
     """
 
-    config: PartConfig
+    config: ComponentConfig
     images: ImagesChoice
 
     def __post_init__(self) -> None:
         if self.config.kind == "classifier":
             return
-        part, name = self._create(), f"{self.config.kind} {self.config.choice.plugin!r}"
-        if not isinstance(part, Trainable):
+        component, name = self._create(), f"{self.config.kind} {self.config.choice.plugin!r}"
+        if not isinstance(component, Trainable):
             raise ConfigError(f"the {name} has no network to train across clients: fit it at each client instead")
-        part.adopt(part.make_network(self.shape, 0), self.shape)
-        if not cast(Any, part).fitted and "classifier" in getattr(part, "requires", ()):
+        component.adopt(component.make_network(self.shape, 0), self.shape)
+        if not cast(Any, component).fitted and "classifier" in getattr(component, "requires", ()):
             raise ConfigError(
                 f"the {name}, configured like this, must be finished beside a classifier, and `federate` trains one "
-                "part alone: train it within `medfedpure run`, or choose another score"
+                "component alone: train it within `medfedpure run`, or choose another score"
             )
 
     @property
@@ -104,11 +104,11 @@ class FederatedPart:
         if isinstance(self.config.choice, ClassifierChoice):
             cast(ClassifierModel, network.cpu()).save(folder)
             return
-        part = self._create()
-        part.adopt(network.cpu(), self.shape)
-        if isinstance(part, FinishesLocally):
-            part.finish_fit(train, context=FitContext(), seed=derive_seed(self.config.seed, self.config.kind))
-        part.save(folder)
+        component = self._create()
+        component.adopt(network.cpu(), self.shape)
+        if isinstance(component, FinishesLocally):
+            component.finish_fit(train, context=FitContext(), seed=derive_seed(self.config.seed, self.config.kind))
+        component.save(folder)
 
     def _create(self) -> Any:
         return create(self.config.kind, self.config.choice.plugin, self.config.choice.config)

@@ -12,6 +12,7 @@ from medfedpure.core.attack import Attack
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.results import AttackResult, Prediction, on_cpu
 from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.core.verdict import verdicts
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.views import bpda_view, static_view
 from medfedpure.figures.metrics import auroc, classification_figures, true_positive_rate
@@ -70,7 +71,7 @@ def measure_client(
         calibration=calibration.describe(),
         majority_balanced_accuracy=majority_figures.balanced_accuracy,
         majority_accuracy=majority_figures.accuracy,
-        bare=_arm(benign.bare_logits.argmax(1), defended.bare_logits.argmax(1), test),
+        bare=_arm(verdicts(benign.bare_logits), verdicts(defended.bare_logits), test),
         anchor=_arm(anchored[0], anchored[1], test),
         defended=_arm(benign.labels, defended.labels, test),
         bpda_robust_balanced_accuracy=_bpda(chain, attack, test, name, seed, batch_size, device) if bpda else None,

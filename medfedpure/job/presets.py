@@ -8,7 +8,7 @@ from medfedpure.core.settings import Augmentation, TrainingConfig
 from medfedpure.job.config import (
     ClassifierChoice,
     DataChoice,
-    DefenseChoice,
+    DefenceChoice,
     EvaluationChoice,
     FederatedChoice,
     PluginChoice,
@@ -42,10 +42,9 @@ def phantom_demo(seed: int = 0) -> RunConfig:
             plugin="ddpm",
             rounds=3,
             config={
-                "sampler": "ddim",
                 "t_min": 30,
                 "t_max": 60,
-                "num_inference_steps": 3,
+                "sampling": {"sampler": "ddim", "num_inference_steps": 3},
                 "model": {"widths": [24, 48]},
                 "training": {"steps": 600, "batch_size": 16, "learning_rate": 2e-3, "ema": 0.99},
             },
@@ -86,15 +85,14 @@ def folder_demo(folder: Path, seed: int = 0) -> RunConfig:
                 plugin="ddpm",
                 rounds=4,
                 config={
-                    "sampler": "ddim",
                     "t_min": 60,
                     "t_max": 140,
-                    "num_inference_steps": 5,
+                    "sampling": {"sampler": "ddim", "num_inference_steps": 5},
                     "model": {"widths": [32, 64]},
                     "training": {"steps": 1200, "batch_size": 16, "learning_rate": 2e-3, "ema": 0.99},
                 },
             ),
             "detector": FederatedChoice(plugin="denoising_disagreement", config={"timestep": 40, "steps": 3}),
-            "defense": DefenseChoice(scope="federation"),
+            "defence": DefenceChoice(scope="federation"),
         }
     )

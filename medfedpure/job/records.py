@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 from medfedpure.core.config import Record
+from medfedpure.core.storage import FORMAT
 
 _ARMS = ("bare", "anchor", "defended")
 
@@ -67,8 +68,12 @@ class StrategyResult(Record):
 
 
 class RunResult(Record):
-    """The whole run; `strategies` holds the job's own first, then those it is compared with."""
+    """The whole run; `strategies` holds the job's own first, then those it is compared with.
 
+    `format` says what `splits` are fingerprints of, and by whom drawn images were drawn.
+    """
+
+    format: int = FORMAT
     config: dict[str, Any]
     class_names: list[str]
     attack: str

@@ -13,12 +13,12 @@ from medfedpure.core.dataset import check_disjoint
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.registry import create
 from medfedpure.core.storage import write_bytes, write_json
-from medfedpure.core.versions import versions
 from medfedpure.defence.chain import DefendedClassifier
+from medfedpure.evaluation.versions import versions
 from medfedpure.evaluation.views import bpda_view, static_view
 from medfedpure.federation import Site
 from medfedpure.job.chains import build_chains, measure_chains
-from medfedpure.job.components import History, budget, detectors_around, train_classifiers, train_part
+from medfedpure.job.components import History, budget, detectors_around, train_classifiers, train_component
 from medfedpure.job.config import PluginChoice, RunConfig
 from medfedpure.job.division import Parts, check_clients_disjoint, divide
 from medfedpure.job.journal import Journal, Say
@@ -63,12 +63,12 @@ def run_job(config: RunConfig, out: Path, *, say: Say | None = None) -> Job:
     own_strategy = config.classifier.strategy
     with journal.phase("classifier", budget("classifier", config.classifier, config.classifier.training)):
         classifiers, history["classifier"] = train_classifiers(config, sites, own_strategy)
-    purifiers = train_part("purifier", config.purifier, config, sites, classifiers, history, journal)
-    detectors = train_part("detector", config.detector, config, sites, classifiers, history, journal, purifiers)
+    purifiers = train_component("purifier", config.purifier, config, sites, classifiers, history, journal)
+    detectors = train_component("detector", config.detector, config, sites, classifiers, history, journal, purifiers)
 
     with journal.phase(
         "calibrate",
-        f"calibrate: {config.defense.target_fpr:.0%} target false-positive rate, {config.defense.scope} scope",
+        f"calibrate: {config.defence.target_fpr:.0%} target false-positive rate, {config.defence.scope} scope",
     ):
         chains = build_chains(classifiers, detectors, purifiers, parts, config)
 

@@ -12,15 +12,16 @@ from torch import nn
 
 from medfedpure.core.classifier import ClassifierModel
 from medfedpure.core.dataset import ImageDataset
-from medfedpure.core.errors import ConfigError, DataError
+from medfedpure.core.errors import ArtifactError, ConfigError, DataError
 from medfedpure.core.registry import create, registry
-from medfedpure.core.storage import DOCUMENT
+from medfedpure.core.storage import DOCUMENT, FORMAT
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.job.config import RunConfig
 from medfedpure.job.division import divide
 
 CONFIG = "config.toml"
 DEFENCES = "defences"
+RESULTS = "results.json"
 _HINT = "pass --data with a folder of one sub-folder per class, a MedMNIST .npz, or the name of a data set plugin"
 
 
@@ -114,21 +115,39 @@ def _clients(run: Path) -> list[str]:
 
 def _test_parts(run: Path) -> dict[str, ImageDataset]:
     """The test parts of a run by client, after making sure that they are still those that were left out of training."""
-    parts = divide(RunConfig.from_toml(run / CONFIG))
+    recorded = _recorded(run)
+    format = recorded.get("format", 1 if recorded else FORMAT)
+    config = RunConfig.from_toml(run / CONFIG)
+    drawn = registry().load("dataset", config.data.plugin).upgrade(config.data.config, format)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"config": drawn})})
+    parts = divide(config)
     clients = _clients(run)
     if missing := [client for client in clients if client not in parts]:
         raise ConfigError(f"{run / CONFIG} deals images to {', '.join(parts)}; {', '.join(missing)} is none of them")
     tests = {client: parts[client]["test"] for client in clients}
-    recorded = run / "results.json"
-    if recorded.is_file():
-        splits = json.loads(recorded.read_text(encoding="utf-8")).get("splits", {})
+    if recorded:
+        splits = recorded.get("splits", {})
         for client, test in tests.items():
-            if splits.get(client, {}).get("test") != test.fingerprint():
+            if splits.get(client, {}).get("test") != test.fingerprint(format):
                 raise DataError(
                     f"the images behind {run / CONFIG} are no longer those of the run ({client}'s test part has "
                     f"another fingerprint), so they may have been trained on: {_HINT}"
                 )
     return tests
+
+
+def _recorded(run: Path) -> dict[str, Any]:
+    """The results of a run; {} where it wrote none. Raises ArtifactError for those of a later version."""
+    path = run / RESULTS
+    if not path.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if found.get("format", 1) > FORMAT:
+        raise ArtifactError(
+            f"{path} has format {found['format']}, that of a later medfedpure; this version reads formats 1 to "
+            f"{FORMAT}: upgrade medfedpure"
+        )
+    return found
 
 
 def _read(data: str, options: dict[str, Any], classifier: nn.Module) -> ImageDataset:

@@ -1,1 +1,1 @@
-"""Networks that more than one plugin uses."""
+"""Networks that more than one plugin uses, and the only door to timm and diffusers."""

@@ -12,6 +12,7 @@ from medfedpure.core.config import Config
 from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.detector import FitContext
 from medfedpure.core.errors import ConfigError
+from medfedpure.core.results import device_of
 from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import Streams, derive_seed, isolated_rng
 from medfedpure.core.task import Task
@@ -133,7 +134,7 @@ class MaskedReconstruction(Task):
     def metrics(self, model: nn.Module, data: ImageDataset, *, batch_size: int = 64, seed: int = 0) -> dict[str, float]:
         """The mean loss over ratios evenly spread between the smallest and the largest."""
         total = 0.0
-        device = next(model.parameters()).device
+        device = device_of(model)
         with torch.no_grad():
             for batch in data.batches(batch_size):
                 streams = Streams(derive_seed(seed, "metrics"), batch.ids)

@@ -30,7 +30,7 @@ from medfedpure.testing.personalizations import PersonalizationContract
 from medfedpure.testing.purifiers import PurifierContract
 from medfedpure.testing.setting import Setting, SmoothingDenoiser, tiny_classifier, tiny_context, tiny_dataset
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 
 __all__ = [
     "CONTRACT_VERSION",

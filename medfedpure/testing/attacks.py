@@ -10,10 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from medfedpure.core.attack import Attack, ThreatView
-from medfedpure.core.errors import AuditError, InputError, MissingRequirementError
+from medfedpure.core.dataset import ImageDataset, bits_of
+from medfedpure.core.detector import ScoreContext
+from medfedpure.core.errors import AuditError, InputError, MissingRequirementError, NotFittedError
 from medfedpure.core.streams import Streams
-from medfedpure.testing.checking import assert_bad_images_are_refused, assert_in_range, module_unchanged
-from medfedpure.testing.components import ComponentContract
+from medfedpure.core.verdict import fooled, verdicts
+from medfedpure.testing.checking import (
+    assert_bad_images_are_refused,
+    assert_equal,
+    assert_in_range,
+    global_rng_untouched,
+    module_unchanged,
+    unchanged,
+)
+from medfedpure.testing.components import ComponentContract, fitted_copy, new_like
 from medfedpure.testing.observing import observe, view_of
 from medfedpure.testing.quality import many, strengthened
 from medfedpure.testing.setting import Setting
@@ -57,8 +67,8 @@ class AttackContract(ComponentContract):
         view = view_of(setting)
         result = component(view, setting.images, setting.labels, streams=setting.streams)
         with torch.no_grad():
-            fooled = view(result.images).argmax(1) != setting.labels
-        assert torch.equal(result.success, fooled), "success differs from the view's verdict"
+            fallen = fooled(verdicts(view(result.images)), setting.labels)
+        assert torch.equal(result.success, fallen), "success differs from the view's verdict"
 
     def test_it_attacks(self, component: Attack, setting: Setting) -> None:
         """The true classes become less likely."""
@@ -73,9 +83,9 @@ class AttackContract(ComponentContract):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def strong(cls, component: Attack) -> Attack:
+    def strong(cls, component: Attack, train: ImageDataset, context: ScoreContext) -> Attack:
         """The attack with a budget that must be enough: eps 0.3 where it has one."""
-        stronger: Attack = strengthened(component)
+        stronger: Attack = fitted_copy(strengthened(component), train, context)
         return stronger
 
     def test_accuracy_is_lowered(self, strong: Attack, setting: Setting) -> None:
@@ -83,12 +93,13 @@ class AttackContract(ComponentContract):
         some = many(setting, 12)
         view = view_of(some)
         with torch.no_grad():
-            right = view(some.images).argmax(1) == some.labels
+            right = ~fooled(verdicts(view(some.images)), some.labels)
         read = some.select(right.nonzero().squeeze(1))
         assert len(read.images), "the classifier of the context reads no image correctly: train it longer"
         result = strong(view_of(read), read.images, read.labels, streams=read.streams)
-        fooled = int(result.success.sum())
-        assert fooled, f"accuracy is not lowered: none of {len(read.images)} images fools ({result.description})"
+        assert bool(result.success.any()), (
+            f"accuracy is not lowered: none of {len(read.images)} images fools ({result.description})"
+        )
 
     def test_another_device(self, component: Attack, setting: Setting, device: str) -> None:
         """On an accelerator: adversarial images are there, and nearly those of the CPU."""
@@ -124,6 +135,37 @@ class AttackContract(ComponentContract):
             with pytest.raises(MissingRequirementError):
                 component(view_of(setting, hide=name), setting.images, setting.labels)
 
+    def test_fit_is_needed_where_declared(self, unfitted: Attack, setting: Setting) -> None:
+        """`needs_fit` says whether it refuses to work before `fit`."""
+        fresh = new_like(unfitted)
+        assert fresh.fitted is not fresh.needs_fit, "needs_fit must say whether a new instance is fitted"
+        if not fresh.needs_fit:
+            return
+        with pytest.raises(NotFittedError):
+            observe(fresh, setting)
+
+    def test_fit_repeats(self, unfitted: Attack, setting: Setting) -> None:
+        """Fitting again on equal data gives an attack that answers the same, and leaves no trace."""
+        data = {"pixels": bits_of(setting.train.pixels), "labels": setting.train.labels}
+        first, second = new_like(unfitted), new_like(unfitted)
+        with global_rng_untouched("fit"), unchanged(data, "fit"):
+            result = first.fit(setting.train, view=view_of(setting))
+        assert result is first, "fit must return self"
+        assert first.fitted, "fit must end with mark_fitted()"
+        if type(unfitted).fit is not Attack.fit:
+            second.fit(setting.train, view=view_of(setting))
+            assert_equal(observe(second, setting), observe(first, setting), "fitted twice on equal data")
+
+    def test_what_it_learned_is_saved(
+        self, unfitted: Attack, setting: Setting, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """Fitted, saved and loaded, it answers the same, bit by bit."""
+        if type(unfitted).fit is Attack.fit:
+            pytest.skip("it learns nothing before it attacks")
+        fitted, folder = new_like(unfitted), tmp_path_factory.mktemp("fitted") / "part"
+        fitted.fit(setting.train, view=view_of(setting)).save(folder)
+        assert_equal(observe(Attack.load(folder), setting), observe(fitted, setting), "fitted, saved, then loaded")
+
     def test_overspending_is_caught(self, component: Attack, setting: Setting) -> None:
         """A variant that leaves the budget raises AuditError: its images must not count."""
         budget = component.budget()
@@ -138,6 +180,7 @@ class AttackContract(ComponentContract):
             return torch.where(images > 0.5, images - step, images + step)
 
         cheat: Any = type("Overspending", (type(component),), {"generate": overspend})(component.config)
+        cheat.mark_fitted()
         with pytest.raises(AuditError):
             cheat(view_of(setting), setting.images, setting.labels)
 
@@ -175,21 +218,23 @@ class AttackContract(ComponentContract):
             before, after = (
                 float(nn.functional.cross_entropy(view(images), targets)) for images in (setting.images, result.images)
             )
-            reached = view(result.images).argmax(1) == targets
+            reached = fooled(verdicts(view(result.images)), setting.labels, targets)
         assert after < before, f"cross-entropy to the targets rose from {before:.4g} to {after:.4g}"
         assert torch.equal(result.success, reached), "success must mean that the target was reached"
 
     def test_batch_invariance(self, component: Attack, setting: Setting) -> None:
         """An image's perturbation hardly depends on the batch around it: a sign may flip at a flat place.
 
-        Where an attack decides at every step, rounding can lead a single image elsewhere: one may, or one in ten.
+        An attack that otherwise learns from its batch is fitted first. Where an attack decides at every step, rounding
+        can lead a single image elsewhere: one may, or one in ten.
         """
         if not (component.per_image_streams or component.deterministic):
             pytest.skip("an adapter whose noise comes from global generators")
-        if component.learns_from_batch:
-            pytest.skip("it learns from its batch what is normal")
-        whole = observe(component, setting)["images"]
-        alone = torch.cat([observe(component, setting.select(torch.tensor([i])))["images"] for i in range(len(whole))])
+        fitted = learned(component, setting)
+        if fitted.learns_from_batch:
+            pytest.skip("it learns from its batch, and `fit` changes nothing")
+        whole = observe(fitted, setting)["images"]
+        alone = torch.cat([observe(fitted, setting.select(torch.tensor([i])))["images"] for i in range(len(whole))])
         agreeing = ((alone - whole).abs() <= 1e-5).float().flatten(1).mean(1)
         strays = int((agreeing < 0.99).sum())
         assert strays <= max(1, len(whole) // 10), (
@@ -203,3 +248,11 @@ class AttackContract(ComponentContract):
         other = Streams(setting.seed + 1, setting.ids + 1000)
         again = component(view_of(setting), setting.images, setting.labels, streams=other).images
         assert torch.equal(again, observe(component, setting)["images"]), "another seed gives other images"
+
+
+def learned(attack: Attack, setting: Setting) -> Attack:
+    """The attack; of one that learns from its batch, a new one that was fitted before."""
+    if not attack.learns_from_batch:
+        return attack
+    fitted: Attack = new_like(attack).fit(setting.train, view=view_of(setting))
+    return fitted

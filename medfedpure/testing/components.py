@@ -9,13 +9,14 @@ import pytest
 import torch
 from pydantic import BaseModel
 
+from medfedpure.core.attack import Attack
 from medfedpure.core.component import Component
-from medfedpure.core.dataset import ImageDataset
+from medfedpure.core.dataset import ImageDataset, bits_of
 from medfedpure.core.detector import ScoreContext
 from medfedpure.core.errors import ConfigError, NotFittedError
 from medfedpure.core.registry import registry
 from medfedpure.testing.checking import assert_equal, global_rng_untouched, keep_global_rng, seed_everything, unchanged
-from medfedpure.testing.observing import Observed, observe, observe_in_fresh_process
+from medfedpure.testing.observing import Observed, observe, observe_in_fresh_process, view_of
 from medfedpure.testing.setting import Setting, tiny_context, tiny_dataset
 
 DEVICE_VARIABLE = "MEDFEDPURE_TEST_DEVICE"
@@ -91,10 +92,10 @@ class ComponentContract:
         assert type(component).__doc__, f"{type(component).__name__} needs a docstring: listings show it"
 
     def test_flags_are_booleans(self, component: Any) -> None:
-        """Flags are class attributes, so that they can be read without an instance."""
+        """A class sets its flags, or an instance computes them."""
         for flag in ("deterministic", "differentiable", "per_image_streams", "needs_fit"):
-            value = getattr(type(component), flag)
-            assert isinstance(value, bool), f"{flag} must be a class attribute of type bool; got {value!r}"
+            value = getattr(component, flag)
+            assert isinstance(value, bool), f"{flag} must be True or False; got {value!r}"
 
     def test_unknown_configuration_is_refused(self, component: Any) -> None:
         """A typo is an error, not a silent default."""
@@ -146,8 +147,8 @@ class FittedContract(ComponentContract):
     def test_fit_is_needed_where_declared(self, unfitted: Any, setting: Setting) -> None:
         """`needs_fit` says whether it refuses to work before `fit`."""
         fresh = new_like(unfitted)
-        assert fresh.fitted is not type(fresh).needs_fit, "needs_fit must say whether a new instance is fitted"
-        if type(fresh).needs_fit:
+        assert fresh.fitted is not fresh.needs_fit, "needs_fit must say whether a new instance is fitted"
+        if fresh.needs_fit:
             with pytest.raises(NotFittedError):
                 observe(fresh, setting)
         else:
@@ -155,7 +156,7 @@ class FittedContract(ComponentContract):
 
     def test_fit_repeats(self, component: Any, unfitted: Any, setting: Setting) -> None:
         """Fitting again on equal data gives a part that answers the same, and leaves no trace."""
-        data = {"pixels": setting.train.pixels, "labels": setting.train.labels}
+        data = {"pixels": bits_of(setting.train.pixels), "labels": setting.train.labels}
         with global_rng_untouched("fit"), unchanged(data, "fit"):
             again = new_like(unfitted)
             result = again.fit(setting.train, context=setting.context)
@@ -178,8 +179,10 @@ def new_like(component: Any) -> Any:
 
 
 def fitted_copy(unfitted: Any, train: ImageDataset, context: ScoreContext) -> Any:
-    """A fitted instance; parts that cannot be fitted are copied."""
+    """A fitted instance; parts that cannot be fitted are copied, and attacks that can do without."""
     fresh = new_like(unfitted)
+    if isinstance(fresh, Attack):
+        return fresh.fit(train, view=view_of(Setting.of(train, context))) if fresh.needs_fit else fresh
     if hasattr(fresh, "fit"):
         return fresh.fit(train, context=context)
     return fresh

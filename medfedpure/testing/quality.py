@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medfedpure.core.attack import Attack, frozen
+from medfedpure.core.attack import Attack, project, step_along, without_parameter_gradients
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.streams import Streams
 from medfedpure.testing.setting import Setting
@@ -40,13 +40,12 @@ def fooling(setting: Setting, *, eps: float = EPS, steps: int = 8) -> Tensor:
     classifier = setting.context.classifier
     assert classifier is not None, "gradient steps need a classifier in the context"
     images, moved = setting.images, setting.images.clone()
-    with frozen(classifier), torch.enable_grad():
+    with without_parameter_gradients(classifier), torch.enable_grad():
         for _ in range(steps):
             moved.requires_grad_(True)
             loss = nn.functional.cross_entropy(classifier(moved), setting.labels, reduction="sum")
             (slope,) = torch.autograd.grad(loss, moved)
-            step = moved.detach() + 2 * eps / steps * slope.sign()
-            moved = step.clamp(images - eps, images + eps).clamp(0, 1)
+            moved = project(moved.detach() + step_along(slope, "linf", 2 * eps / steps), images, "linf", eps)
     return moved.detach()
 
 

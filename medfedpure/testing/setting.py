@@ -19,6 +19,7 @@ from medfedpure.core.detector import ScoreContext
 from medfedpure.core.registry import create
 from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import Streams
+from medfedpure.data.stored import read_images, write_images
 from medfedpure.training.classification import ClassificationTask
 from medfedpure.training.loop import train
 
@@ -164,11 +165,9 @@ class Setting:
 
     def save(self, folder: Path) -> None:
         """Write everything, for another process."""
-        data = self.train
-        stored = {"pixels": data.pixels, "labels": data.labels, "groups": data.groups, "ids": data.ids}
-        content = {f"train.{key}": value for key, value in {**stored, "sites": data.sites}.items()}
-        for key in ("images", "labels", "ids", "strength"):
-            content[key] = getattr(self, key)
+        (folder / "train").mkdir()
+        write_images(folder / "train", self.train)
+        content = {key: getattr(self, key) for key in ("images", "labels", "ids", "strength")}
         save_file({key: value.contiguous().clone() for key, value in content.items()}, folder / "setting.safetensors")
         if self.context.classifier is not None:
             if not isinstance(self.context.classifier, ClassifierModel):
@@ -181,13 +180,12 @@ class Setting:
     def load(cls, folder: Path) -> Setting:
         """Read what `save` wrote."""
         content = load_file(folder / "setting.safetensors")
-        data = {key.removeprefix("train."): content[key] for key in content if key.startswith("train.")}
         classifier = ClassifierModel.load(folder / "classifier").requires_grad_(False)
         denoiser: Any = SmoothingDenoiser()
         if (folder / "denoiser").is_dir():
             denoiser = Component.load(folder / "denoiser")
         return cls(
             **{key: content[key] for key in ("images", "labels", "ids", "strength")},
-            train=ImageDataset(**data, class_names=classifier.class_names, name="tiny"),
+            train=read_images(folder / "train"),
             context=ScoreContext(classifier, classifier.features, denoiser),
         )

@@ -1,1 +1,1 @@
-"""training"""
+"""Training: the one loop, its state, batches and steps, and the tasks that every classifier learns."""

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from medfedpure.core.attack import project, step_along
 from medfedpure.core.dataset import Batch
 from medfedpure.core.settings import AdversarialTraining
 from medfedpure.core.streams import Streams
@@ -51,10 +53,23 @@ def harden(model: nn.Module, batch: Batch, streams: Streams, settings: Adversari
         return batch
     chosen = streams.uniform((), stage="adversarial choice").argsort()[:count].sort().values
     place = chosen.to(batch.images.device)
-    victims = Batch(batch.images[place], batch.labels[place], batch.ids[chosen])
+    victims = _rows(batch, chosen)
     images = batch.images.clone()
     images[place] = perturb(model, victims, streams.select(chosen), settings, objective)
-    return Batch(images, batch.labels, batch.ids)
+    return replace(batch, images=images)
+
+
+def _rows(batch: Batch, chosen: Tensor) -> Batch:
+    """The images at places `(M,)` on the CPU, with all that belongs to them."""
+    place = chosen.to(batch.images.device)
+    return Batch(
+        batch.images[place],
+        batch.labels[place],
+        batch.ids[chosen],
+        masks=None if batch.masks is None else batch.masks[place],
+        levels={name: level[chosen] for name, level in batch.levels.items()},
+        attributes={name: replace(one, values=one.values[chosen]) for name, one in batch.attributes.items()},
+    )
 
 
 def perturb(model: nn.Module, batch: Batch, streams: Streams, settings: AdversarialTraining, objective: Task) -> Tensor:
@@ -63,30 +78,15 @@ def perturb(model: nn.Module, batch: Batch, streams: Streams, settings: Adversar
     images = clean
     if settings.random_start:
         start = 2 * streams.uniform(clean.shape[1:], stage="adversarial start", like=clean) - 1
-        images = _project(clean, clean + settings.eps * start, settings)
+        images = project(clean + settings.eps * start, clean, settings.norm, settings.eps)
     with _normalization_fixed(model), torch.enable_grad():
         for _ in range(settings.steps):
             images = images.detach().requires_grad_(True)
-            loss = objective.loss(model, Batch(images, batch.labels, batch.ids), streams)
+            loss = objective.loss(model, replace(batch, images=images), streams)
             (gradient,) = torch.autograd.grad(loss, images)
-            direction = gradient.sign() if settings.norm == "linf" else gradient / _length(gradient)
-            images = _project(clean, images.detach() + settings.step * direction, settings)
+            moved = images.detach() + step_along(gradient, settings.norm, settings.step)
+            images = project(moved, clean, settings.norm, settings.eps)
     return images
-
-
-def _project(clean: Tensor, images: Tensor, settings: AdversarialTraining) -> Tensor:
-    """The nearest images within eps, then within [0, 1]: the range is a box around the clean image."""
-    change = images - clean
-    if settings.norm == "linf":
-        change = change.clamp(-settings.eps, settings.eps)
-    else:
-        change = change * (settings.eps / _length(change)).clamp(max=1)
-    return (clean + change).clamp(0, 1)
-
-
-def _length(images: Tensor) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(images.flatten(1), dim=1)
-    return length.clamp_min(1e-12)[:, None, None, None]
 
 
 @contextmanager

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from medfedpure.core.dataset import Batch, ImageDataset
+from medfedpure.core.results import device_of
 from medfedpure.core.settings import Augmentation
 from medfedpure.core.streams import Streams
 from medfedpure.core.task import Task
+from medfedpure.core.verdict import verdicts
 from medfedpure.data.augmentation import augment
 from medfedpure.figures.metrics import auroc, classification_figures
 
@@ -39,10 +41,10 @@ class ClassificationTask(Task):
     def metrics(self, model: nn.Module, data: ImageDataset, *, batch_size: int = 64, seed: int = 0) -> dict[str, float]:
         """Mean cross-entropy, accuracy, balanced accuracy and, where both of two classes occur, AUROC."""
         del seed
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        device = device_of(model)
         with torch.no_grad():
             logits = torch.cat([model(batch.images.to(device)).cpu() for batch in data.batches(batch_size)])
-        counted = classification_figures(logits.argmax(1), data.labels, data.num_classes)
+        counted = classification_figures(verdicts(logits), data.labels, data.num_classes)
         figures = {
             "loss": float(nn.functional.cross_entropy(logits, data.labels)),
             "accuracy": counted.accuracy,

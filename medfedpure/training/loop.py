@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import DataError, TrainingError
@@ -16,8 +15,10 @@ from medfedpure.core.progress import track
 from medfedpure.core.results import device_of
 from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import Streams, derive_seed, isolated_rng
-from medfedpure.core.task import Task, TrainingLog
+from medfedpure.core.task import BatchSampler, Step, Task, TrainingLog
+from medfedpure.training.sampling import SAMPLERS, checked_batches
 from medfedpure.training.state import TrainingState, WeightAverage
+from medfedpure.training.step import GradientStep
 
 
 def train(
@@ -30,6 +31,8 @@ def train(
     description: str = "training",
     parameters: Sequence[nn.Parameter] | None = None,
     window: tuple[int, int] | None = None,
+    sampler: BatchSampler | None = None,
+    step: Step | None = None,
     validation: ImageDataset | None = None,
     checkpoint: Path | None = None,
     on_check: Callable[[nn.Module], None] | None = None,
@@ -39,13 +42,15 @@ def train(
     Args:
         model: moved nowhere; batches follow its device.
         task: loss and optimizer.
-        data: at least one image; batches are always full (they wrap around the end of an epoch).
+        data: at least one image.
         config: budget and optimizer settings.
         seed: of the order, the streams and dropout. The global random state is left as it was.
         description: for the progress bar.
         parameters: which to update; by default all that require gradients.
         window: (first, last) step of this call within the schedule of `config.steps`, for a
             federated round; by default the whole schedule.
+        sampler: of the batches; by default the task's, or what `config.sampling` names.
+        step: from a batch to new weights; by default a `GradientStep`.
         validation: images to look at `config.checks` times; the weights with the lowest loss are kept,
             and `config.patience` checks without a lower one end the training.
         checkpoint: a folder that is written at every check; where it exists, the training goes on from
@@ -55,7 +60,8 @@ def train(
 
     Raises:
         DataError: no image.
-        TrainingError: the loss is not finite, the window holds no step, or patience has no validation images.
+        TrainingError: the loss is not finite, the window holds no step, no batch holds an image, the sampler gives no
+            batches, or patience has no validation images.
         ArtifactError: the checkpoint is damaged, or of another training.
     """
     if len(data) == 0:
@@ -72,12 +78,16 @@ def train(
         )
     chosen = list(parameters) if parameters is not None else [p for p in model.parameters() if p.requires_grad]
     optimizer = task.optimizer(chosen, config)
+    sampler = sampler or task.sampler() or SAMPLERS[config.sampling]()
+    step = step or GradientStep()
     state = TrainingState(model, optimizer, WeightAverage(model, config.ema) if config.ema else None, last - first)
     recipe = (
         {}
         if checkpoint is None
         else {
             "task": [description, task.recipe()],
+            "sampler": sampler.recipe(),
+            "step": step.recipe(),
             "settings": config.model_dump(mode="json"),
             "seed": seed,
             "window": [first, last],
@@ -88,7 +98,7 @@ def train(
     )
     device = device_of(model)
     every = math.ceil((last - first) / config.checks)
-    indices = _indices(len(data), config.batch_size, seed)
+    indices = checked_batches(sampler, data, config.batch_size, seed)
     model.train()
     with isolated_rng(derive_seed(seed, "global")):
         if checkpoint is not None:
@@ -101,13 +111,11 @@ def train(
             batch = data.batch(next(indices)).to(device)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _schedule(first + place, config)
-            with _autocast(config, device):
-                loss = task.loss(model, batch, Streams(derive_seed(seed, "step", first + place), batch.ids))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(chosen, config.clip_norm)
-            optimizer.step()
-            state.history[place] = loss.detach()
+            streams = Streams(derive_seed(seed, "step", first + place), batch.ids)
+            state.history[place] = step(
+                model, task, batch, streams, optimizer=optimizer, parameters=chosen, config=config
+            )
+            state.sizes[place] = len(batch.ids)
             if state.average is not None:
                 state.average.update(model)
             state.done = place + 1
@@ -126,11 +134,15 @@ def train(
     elif state.average is not None:
         state.average.copy_to(model)
     model.eval()
-    taken = state.history[: state.done]
+    taken = state.history[state.sizes.to(device) > 0]
+    if len(taken) == 0:
+        raise TrainingError(
+            f"{description}: no batch held an image; let the sampler draw more of them, or take more steps"
+        )
     final = float(taken[-max(1, len(taken) // 10) :].mean())
     if not math.isfinite(final):
         raise TrainingError(f"{description}: the loss is not finite; lower learning_rate ({config.learning_rate:g})")
-    return TrainingLog(final, state.done, state.done * config.batch_size, state.best.loss)
+    return TrainingLog(final, state.done, int(state.sizes.sum()), state.best.loss)
 
 
 @contextmanager
@@ -141,12 +153,6 @@ def _as_kept(state: TrainingState) -> Iterator[nn.Module]:
     state.model.train()
 
 
-def _autocast(config: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:
-    if config.precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
-
-
 def _schedule(step: int, config: TrainingConfig) -> float:
     """Linear warm-up, then a cosine down to 2 % of the peak."""
     warm = config.warmup * config.steps
@@ -154,15 +160,3 @@ def _schedule(step: int, config: TrainingConfig) -> float:
         return (step + 1) / (warm + 1)
     done = (step - warm) / max(config.steps - warm, 1)
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-
-def _indices(size: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Endless full batches: shuffled epochs laid end to end."""
-    generator = torch.Generator()
-    generator.manual_seed(derive_seed(seed, "order"))
-    waiting = torch.empty(0, dtype=torch.int64)
-    while True:
-        while waiting.numel() < batch_size:
-            waiting = torch.cat((waiting, torch.randperm(size, generator=generator)))
-        yield waiting[:batch_size]
-        waiting = waiting[batch_size:]

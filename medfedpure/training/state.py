@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from medfedpure.core.errors import ArtifactError
+from medfedpure.core.results import device_of
 from medfedpure.core.storage import (
     DOCUMENT,
     atomic_folder,
@@ -82,6 +83,7 @@ class TrainingState:
     Attributes:
         done: steps taken.
         history: `(steps,)`, the loss of each.
+        sizes: `(steps,)` int64 on the CPU, the images that each saw.
     """
 
     def __init__(
@@ -90,8 +92,8 @@ class TrainingState:
         self.model, self.optimizer, self.average = model, optimizer, average
         self.best = Best()
         self.done = 0
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self.history = torch.zeros(steps, device=device)
+        self.history = torch.zeros(steps, device=device_of(model))
+        self.sizes = torch.zeros(steps, dtype=torch.int64)
 
     def save(self, folder: Path, recipe: Mapping[str, Any]) -> None:
         """Write everything, replacing what an earlier `save` wrote there; never half."""
@@ -101,7 +103,7 @@ class TrainingState:
             tensors |= {f"average.{key}": value for key, value in self.average.tensors.items()}
         for place, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{place}.{key}": torch.as_tensor(value) for key, value in state.items()}
-        tensors |= {"history": self.history, "random": torch.get_rng_state()}
+        tensors |= {"history": self.history, "sizes": self.sizes, "random": torch.get_rng_state()}
         if self.history.is_cuda:
             tensors["random_cuda"] = torch.cuda.get_rng_state(self.history.device)
         document = {
@@ -145,6 +147,7 @@ class TrainingState:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.history.copy_(tensors["history"])
+        self.sizes.copy_(tensors["sizes"])
         torch.set_rng_state(tensors["random"])
         if self.history.is_cuda:
             torch.cuda.set_rng_state(tensors["random_cuda"], self.history.device)

@@ -22,7 +22,7 @@ from medfedpure.core.personalization import ClientRound, LocalResult
 from medfedpure.core.registry import registry
 from medfedpure.federation import federate
 from medfedpure.job.federate_config import DeploymentConfig, SiteConfig
-from medfedpure.job.federated_component import FederatedPart
+from medfedpure.job.federated_component import FederatedComponent
 
 pytestmark = MARKS
 
@@ -153,7 +153,7 @@ def test_a_site_that_was_killed_and_started_again_keeps_its_head(consortium: Con
     files = [folder / "sites" / site / "site.toml" for site in SITES]
     sites = [read_site(config, SiteConfig.from_toml(file), file) for file in files]
     images = {site.client_id: site.train for site in sites}
-    part = FederatedPart(config, config.images)
+    part = FederatedComponent(config, config.images)
     repeated = federate(
         sites,
         make_model=part.make_model,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from planted import DoesNothing, GoodAttack
 from torch import Tensor, nn
 
-from medfedpure.core.attack import Budget, ThreatView, as_view, audit
-from medfedpure.core.errors import AuditError, InputError, MissingRequirementError
+from medfedpure.core.attack import Budget, ThreatView, as_view, audit, length, project, step_along, unit
+from medfedpure.core.errors import AuditError, InputError, MissingRequirementError, NotFittedError
 from medfedpure.testing import tiny_classifier, tiny_dataset
 
 DATA = tiny_dataset(6)
@@ -122,6 +124,62 @@ def test_a_view_is_a_module() -> None:
     assert torch.equal(view(IMAGES), model(IMAGES)), "a view answers as its module"
     assert len(list(view.parameters())) == len(list(model.parameters())), "parameters must be found through the view"
     assert isinstance(as_view(nn.Flatten()), ThreatView), "any module will do"
+
+
+def test_a_view_never_trains_what_it_shows() -> None:
+    model, behind = nn.Sequential(nn.Dropout()).train(), nn.Dropout().eval()
+    view = ThreatView(model, of=behind)
+    assert model.training, "making a view must change no mode"
+    view.train()
+    assert not behind.training, "a view must not put what is behind it into training mode"
+    view.eval()
+    assert not any(part.training for part in model.modules()), "eval() must reach what is shown"
+
+
+def test_what_is_behind_a_view_is_found_through_it() -> None:
+    one, two = nn.Linear(2, 2), nn.Linear(2, 3)
+    view = ThreatView(lambda images: two(one(images)), of=(one, two))
+    assert set(view.parameters()) == {*one.parameters(), *two.parameters()}, "parameters must be found"
+    assert set(ThreatView(one, of=one).parameters()) == set(one.parameters()), "what is named twice counts once"
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**31),
+    norm=st.sampled_from(["linf", "l2"]),
+    eps=st.floats(1e-3, 3),
+    far=st.floats(0, 10),
+    masked=st.booleans(),
+)
+def test_projection(seed: int, norm: str, eps: float, far: float, masked: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(3, 2, 4, 5, generator=generator)
+    mask = torch.rand(3, 1, 4, 5, generator=generator) < 0.5 if masked else None
+    there = images + far * torch.randn(images.shape, generator=generator)
+    found = project(there, images, norm, eps, mask)
+    assert float(length(found - images, norm).max()) <= eps + 1e-6, "outside the ball"
+    assert 0 <= float(found.min()) <= float(found.max()) <= 1, "outside [0, 1]"
+    assert mask is None or torch.equal(found[~mask.expand_as(found)], images[~mask.expand_as(found)]), "beyond the mask"
+    assert torch.allclose(project(found, images, norm, eps, mask), found, atol=1e-6), "twice is not once"
+    room = 1 + float(length(found - images, norm).max())
+    assert torch.allclose(project(found, images, norm, room), found, atol=1e-6), "what lies inside must stay"
+
+
+def test_steps_have_their_size_and_follow_the_gradient() -> None:
+    gradient = torch.tensor([[3.0, -4.0], [0.0, 0.0]]).view(2, 1, 1, 2)
+    assert step_along(gradient, "linf", 0.5).flatten().tolist() == [0.5, -0.5, 0, 0], "the sign"
+    assert step_along(gradient, "l2", 0.5).flatten().tolist() == pytest.approx([0.3, -0.4, 0, 0]), "the direction"
+    assert length(unit(gradient), "l2").tolist() == pytest.approx([1, 0]), "length 1, and zero stays zero"
+    assert length(gradient, "linf").tolist() == [4, 0], "the largest"
+
+
+def test_attacks_may_learn_and_need_not() -> None:
+    plain = GoodAttack()
+    assert plain.fit(DATA) is plain, "an attack that learns nothing is itself after fit"
+    learner = type("Learner", (GoodAttack,), {"needs_fit": True})()
+    with pytest.raises(NotFittedError, match="attack 'Learner' is not fitted"):
+        learner(tiny_classifier(), IMAGES, DATA.labels)
+    assert learner.fit(DATA, view=tiny_classifier())(tiny_classifier(), IMAGES, DATA.labels).success.shape == (6,)
 
 
 def test_descriptions_hold_every_setting() -> None:

@@ -125,6 +125,21 @@ def test_flags_and_names() -> None:
         GoodDetector(threshold=1)
 
 
+def test_an_instance_may_compute_what_its_class_leaves_open() -> None:
+    class Computes(GoodDetector):
+        needs_fit = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.needs_fit = False
+            self.deterministic = True
+
+    assert GoodDetector.needs_fit is False, "the default of the class"
+    assert GoodDetector.deterministic is False, "the default of the class"
+    assert Computes().fitted, "the instance needs no fit"
+    assert Computes().deterministic, "the instance is deterministic"
+
+
 def test_modes_stay_in_eval() -> None:
     part = GoodDetector()
     part.network = torch.nn.Dropout(0.5)

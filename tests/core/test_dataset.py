@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medfedpure.core.dataset import ImageDataset, check_disjoint
+from medfedpure.core.dataset import Attribute, ImageDataset, check_disjoint
 from medfedpure.core.errors import DataError
 from medfedpure.testing import tiny_dataset
 from medfedpure.testing.checking import global_rng_untouched
@@ -213,14 +215,15 @@ def test_fingerprints() -> None:
     changed = data.pixels.clone()
     changed[3, 0, 1, 1] ^= 1
     others = {
-        "a pixel": ImageDataset(changed, data.labels, data.groups, data.class_names),
-        "a label": ImageDataset(data.pixels, data.labels.clone().fill_(1), data.groups, data.class_names),
-        "the groups": ImageDataset(data.pixels, data.labels, data.groups + 1, data.class_names),
+        "a pixel": replace(data, pixels=changed),
+        "a label": replace(data, labels=data.labels.clone().fill_(1)),
+        "the groups": replace(data, groups=data.groups + 1),
         "the order": data.select(torch.arange(len(data)).flip(0)),
         "a part": data.select(torch.arange(5)),
     }
     for what, other in others.items():
         assert other.fingerprint() != data.fingerprint(), f"{what} does not change the fingerprint"
+        assert other.fingerprint(format=1) != data.fingerprint(format=1), f"{what} does not change format 1"
     assert data.select(torch.arange(len(data))).fingerprint() == data.fingerprint(), "a full selection is the same"
 
 
@@ -237,8 +240,17 @@ def test_fingerprints() -> None:
         {"ids": torch.tensor([1, 2, 3, 3])},
         {"sites": torch.zeros(2, dtype=torch.int64)},
         {"masks": torch.zeros(4, 2, 2, dtype=torch.bool)},
+        {"masks": torch.zeros(4, 1, 2, 2)},
+        {"top": -1},
+        {"top": 256},
+        {"pixels": torch.full((4, 1, 2, 2), 101, dtype=torch.uint8), "top": 100},
+        {"pixels": torch.full((4, 1, 2, 2), 65535).to(torch.uint16), "top": 4095},
+        {"levels": {"patient": torch.zeros(4)}},
+        {"levels": {"patient": torch.zeros(3, dtype=torch.int64)}},
+        {"levels": {"patient": torch.arange(4), "study": torch.tensor([0, 0, 1, 1])}},
+        {"attributes": {"sex": Attribute(("F",), torch.zeros(3, dtype=torch.int64))}},
     ],
-    ids=lambda change: next(iter(change)),
+    ids=lambda change: "-".join(change),
 )
 def test_wrong_parts_are_refused(change: dict) -> None:
     good = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -70,6 +72,17 @@ def test_masks_travel_along() -> None:
     assert torch.equal(found, masks.repeat(2, 1, 1, 1))
 
 
+def test_copies_keep_the_depth_of_their_originals():
+    data = bright()
+    deep = replace(data, pixels=torch.full((5, 1, 8, 8), 3001).to(torch.uint16), top=4095)
+    found = with_purified(deep, dimmer(), copies=2, originals=1)
+    assert (found.pixels.dtype, found.top) == (torch.uint16, 4095)
+    assert torch.equal(found.images[:5], deep.images)
+    narrow = with_purified(data, dimmer(), copies=2, originals=1)
+    ratio = found.images[5:] / deep.images.repeat(2, 1, 1, 1) * narrow.images[:5].repeat(2, 1, 1, 1)
+    assert (ratio - narrow.images[5:]).abs().max() < 1 / 255
+
+
 def test_what_cannot_be_made_is_an_error() -> None:
     with pytest.raises(DataError, match=r"got 4 and 0"):
         with_purified(bright(), dimmer(), copies=0)
@@ -82,7 +95,7 @@ def test_what_cannot_be_made_is_an_error() -> None:
 def test_the_diffusion_purifier_makes_copies_near_the_originals() -> None:
     data = medfedpure.create("dataset", "phantom", images=8, image_size=16).read()
     options = {"model": {"widths": [8, 8]}, "training": {"steps": 2}, "t_min": 5, "t_max": 20}
-    purifier = medfedpure.create("purifier", "ddpm", num_inference_steps=2, **options).fit(data)
+    purifier = medfedpure.create("purifier", "ddpm", sampling={"num_inference_steps": 2}, **options).fit(data)
     found = with_purified(data, purifier, copies=1, originals=1)
     assert found.pixels[8:].shape == data.pixels.shape
     assert not torch.equal(found.pixels[8:], data.pixels)

@@ -56,6 +56,14 @@ def test_different_pictures_on_the_same_bright_oval_stay_apart():
     assert near_duplicate_groups(images).tolist() == list(range(40))
 
 
+def test_groups_of_sixteen_bits_are_those_of_eight():
+    images = pictures(12)
+    flat = torch.full_like(images[:1], 90)
+    mixed = torch.cat([images, images[:6].rot90(1, (-2, -1)), flat, flat + 20])
+    deep = (mixed.int() * 257).clamp_max(65535).to(torch.uint16)
+    assert torch.equal(near_duplicate_groups(deep), near_duplicate_groups(mixed))
+
+
 def test_groups_are_joined_transitively_and_numbered_by_their_first_image():
     a, b = pictures(2)
     blend = [((1 - share) * a.float() + share * b.float()).byte() for share in (0.0, 0.3, 0.6, 1.0)]

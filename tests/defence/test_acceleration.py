@@ -11,7 +11,8 @@ SMALL = {"widths": (8, 16)}
 
 
 def chain(**switches):
-    purifier = medfedpure.create("purifier", "ddpm", model=SMALL, t_min=20, t_max=60, num_inference_steps=2)
+    sampling = {"num_inference_steps": 2}
+    purifier = medfedpure.create("purifier", "ddpm", model=SMALL, t_min=20, t_max=60, sampling=sampling)
     purifier.adopt(purifier.make_network((1, 16, 16), seed=0), (1, 16, 16))
     detector = medfedpure.create("detector", "denoising_disagreement")
     classifier = tiny_classifier(16, 1)

@@ -116,7 +116,7 @@ def test_votes_without_an_effect_are_refused():
 
 
 def test_the_bpda_view_says_that_it_attacks_one_draw():
-    view = medfedpure.evaluation.views.bpda_view(chain(draws=3))
+    view = medfedpure.bpda_view(chain(draws=3))
     assert "one of the 3 draws" in view.name
     Noise.calls = 0
     view(IMAGES)

@@ -1,12 +1,14 @@
 """What an attacker sees of a chain, and that the gradients it is granted are those that are promised."""
 
+import copy
+
 import pytest
 import torch
 from chains import BENIGN, chain_of, diffusing
 from planted import GoodDetector, GoodPurifier
 
 import medfedpure
-from medfedpure.core.attack import averaged
+from medfedpure.core.attack import averaged, without_parameter_gradients
 from medfedpure.core.errors import InputError, MissingRequirementError
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.defence.voting import Vote
@@ -124,6 +126,44 @@ def test_averaging_approaches_the_mean_of_probabilities():
         found = averaged(bpda_view(chain), 64, chunk=100)(IMAGES)
     assert torch.allclose(found.exp().sum(1), torch.ones(len(IMAGES)), atol=1e-5)
     assert float((found.exp() - mean).abs().mean()) < 0.5 * float((one - mean).abs().mean())
+
+
+VIEWS = {
+    "static": static_view,
+    "transfer": lambda chain: transfer_view(chain.classifier),
+    "bpda": bpda_view,
+    "exact": exact_view,
+    "detector": detector_view,
+    "surrogate": lambda chain: surrogate_view(chain, steps=1),
+    "averaged": lambda chain: averaged(exact_view(chain), 2),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_attackers_take_no_gradients_of_weights(name):
+    chain = diffusing()
+    chain.classifier = copy.deepcopy(chain.classifier)
+    chain.requires_grad_(True)
+    weights = list((chain.classifier if name == "transfer" else chain).parameters())
+    weights[0].requires_grad_(False)
+    wanted = [weight.requires_grad for weight in weights]
+    modes = [part.training for part in chain.modules()]
+    with chain.fixed_noise(3):  # a surrogate takes over the noise of the chain as it is now
+        view = VIEWS[name](chain)
+
+    def gradient():
+        leaf = IMAGES[:8].clone().requires_grad_(True)
+        with chain.fixed_noise(3):
+            return torch.autograd.grad(view(leaf)[:, 0].sum(), leaf)[0]
+
+    before = gradient()
+    with without_parameter_gradients(view):
+        assert not any(weight.requires_grad for weight in weights)
+        assert torch.equal(gradient(), before)
+    assert [weight.requires_grad for weight in weights] == wanted
+    assert set(weights) <= set(view.parameters())
+    view.train()
+    assert [part.training for part in chain.modules()] == modes
 
 
 def test_what_cannot_be_seen_is_said():

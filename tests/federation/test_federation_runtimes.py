@@ -22,7 +22,7 @@ from medfedpure.core.progress import listening
 from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import Streams, isolated_rng
 from medfedpure.core.task import Task, Trainable
-from medfedpure.federation import InProcessGrid, federate_part
+from medfedpure.federation import InProcessGrid, federate_component
 from medfedpure.federation.grid import acting_as_server
 from medfedpure.federation.simulation import store_sites
 
@@ -59,7 +59,7 @@ def test_any_trainable_part_is_trained_federatedly() -> None:
     part = Autoencoder()
     assert isinstance(part, Trainable)
     training = TrainingConfig(steps=60, batch_size=8, learning_rate=0.02)
-    result = federate_part(
+    result = federate_component(
         part, three_sites(validation=True), strategy=strategy("fedavg"), training=training, rounds=3, seed=1
     )
     data, task = images(6, 100), part.task()

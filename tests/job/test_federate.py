@@ -16,7 +16,7 @@ from medfedpure.core.errors import ConfigError
 from medfedpure.federation import RoundRecord
 from medfedpure.job.federate import mean_figures, run_federate, worst_client
 from medfedpure.job.federate_config import FederateConfig, ImagesChoice
-from medfedpure.job.federated_component import FederatedPart
+from medfedpure.job.federated_component import FederatedComponent
 
 DATA = {
     "plugin": "phantom",
@@ -114,7 +114,7 @@ def test_other_parts_are_trained_and_saved_ready_to_use(kind: str, choice: dict[
 def test_what_cannot_be_trained_like_this_is_refused_before_it_starts(parts: dict[str, object], text: str) -> None:
     images = ImagesChoice(size=16, class_names=("healthy", "lesion"))
     with pytest.raises(ConfigError, match=text):
-        FederatedPart(configuration(**parts), images)
+        FederatedComponent(configuration(**parts), images)
 
 
 def test_the_worst_client_is_the_one_with_the_poorest_figure() -> None:

@@ -37,7 +37,7 @@ SMALL = {
         "config": {
             "model": {"widths": [8, 8], "unshuffle": 4},
             "training": {"steps": 4, "batch_size": 8},
-            "num_inference_steps": 2,
+            "sampling": {"num_inference_steps": 2},
         },
     },
     "detector": {"plugin": "denoising_disagreement", "config": {"steps": 1}},
@@ -228,7 +228,7 @@ def test_command_line_lists_and_describes_plugins():
     )
     assert "required" not in runner.invoke(app, ["plugins", "classifier", "timm"]).stdout, "timm has defaults for all"
     shown = runner.invoke(app, ["plugins", "purifier", "ddpm"])
-    assert "num_inference_steps" in shown.stdout
+    assert "sampling.num_inference_steps" in shown.stdout
     assert json.loads(runner.invoke(app, ["info", "--json"]).stdout)["medfedpure"] == medfedpure.__version__
 
 

@@ -1,1 +1,1 @@
-"""Readers: files of scans and pictures to pixels, each in a file of its own; no data set knows a format."""
+"""Readers: files of scans and pictures to pixels, one file for each format."""

@@ -1,4 +1,4 @@
-"""Image files as people have them: which files are images, and one file as a square of uint8.
+"""Image files as people have them: which files are images, and one file as a square of whole numbers.
 
 A file is an image when its ending says so (`ENDINGS`) or when its first bytes do; the decoder goes by
 the bytes alone, so a PNG named .jpg is read, and a text named .jpg is an error. Everything else
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import (
@@ -65,7 +66,7 @@ def some(names: Iterable[object], most: int = 10) -> str:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Reads one file as `(channels, image_size, image_size)` uint8.
+    """Reads one file as `(channels, image_size, image_size)` uint8 or uint16.
 
     The picture is turned as its EXIF orientation says, laid over black where it is transparent,
     padded with black to a centred square (never stretched), then resized with Lanczos: it averages
@@ -75,17 +76,20 @@ class Decoder:
     Grey 16-bit files are scaled by the range that the file declares: 65535, or for a TIFF with fewer
     bits per sample that range; never by the picture's own extremes, which would give every
     picture another contrast. Many scanners store 12 bits in 16 without saying so: `bit_depth` says it.
+    Of colour files of 16 bits Pillow reads the upper 8.
 
     Attributes:
         image_size: height and width in pixels.
         channels: 1 = luminance (ITU-R 601), 3 = RGB.
         bit_depth: bits really used by 16-bit grey files; None = what the file declares.
+        pixel_bits: of the result. With 16 the scaled range is 0 ... 65535, and files of 8 bits are multiplied by 257.
         dim: collects the 16-bit files that use less than a sixteenth of their declared range.
     """
 
     image_size: int
     channels: int
     bit_depth: int | None = None
+    pixel_bits: Literal[8, 16] = 8
     dim: list[Path] = field(default_factory=list)
 
     def read(self, path: Path) -> Tensor:
@@ -105,8 +109,16 @@ class Decoder:
         except Exception as error:  # Pillow's readers raise almost anything on damaged files
             raise DataError(f"{error}" or type(error).__name__) from error
 
+    def is_deep(self, path: Path) -> bool:
+        """Whether a file holds grey of more than 8 bits; False where it cannot be opened."""
+        try:
+            with path.open("rb") as stream, Image.open(stream, formats=_FORMATS) as opened:
+                return _is_sixteen(opened, opened.format) and self._bits(_tags(opened)) > 8
+        except Exception:  # as in `read`, which says what is wrong
+            return False
+
     def _flat(self, path: Path) -> Image.Image:
-        """The upright picture in mode L or RGB."""
+        """The upright picture in mode L or RGB, or in F if it is grey of 16 bits and stays so."""
         # Given a path, Pillow maps uncompressed TIFFs into memory, and garbles those that are to be turned.
         with path.open("rb") as stream, Image.open(stream, formats=_FORMATS) as opened:
             kind = opened.format
@@ -120,10 +132,12 @@ class Decoder:
                     f"{opened.width}x{opened.height} would be a square of more than {limit} pixels: "
                     "shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
                 )
-            tags = dict(getattr(opened, "tag_v2", {}))
+            tags = _tags(opened)
             image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PNG"):
-            image = self._eight_bit(image, tags, path)
+        if _is_sixteen(image, kind):
+            image = self._scaled(image, tags, path)
+            if self.pixel_bits == 16:
+                return image
         elif image.mode in ("I", "F"):
             raise DataError(
                 f"its {image.mode!r} pixels (32-bit or signed) have no known range: save it as 8 or 16 bits"
@@ -135,19 +149,27 @@ class Decoder:
             image = image.convert("RGB")
         return image.convert("L" if self.channels == 1 else "RGB")
 
-    def _eight_bit(self, image: Image.Image, tags: dict[int, object], path: Path) -> Image.Image:
+    def _bits(self, tags: dict[int, object]) -> int:
+        """That grey of 16 bits really uses."""
         declared = tags.get(_BITS_PER_SAMPLE, 16)
-        bits = self.bit_depth or int(declared[0] if isinstance(declared, tuple) else str(declared))
+        return self.bit_depth or int(declared[0] if isinstance(declared, tuple) else str(declared))
+
+    def _scaled(self, image: Image.Image, tags: dict[int, object], path: Path) -> Image.Image:
+        """Grey of 16 bits over the range of the result: in mode F, or with 8 bits rounded in mode L."""
+        bits = self._bits(tags)
         image = image.convert("I")
         top, largest = 2**bits - 1, int(image.getextrema()[1])  # type: ignore[arg-type]
         if largest > top:
             raise DataError(f"holds the value {largest}, above {top}: bit_depth={bits} is too small")
         if 0 < largest <= top // 16:
             self.dim.append(path)
+        white, half = (255.0, 0.5) if self.pixel_bits == 8 else (65535.0, 0.0)
+        scale, black = white / top, half
         if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts such files only up to 8 bits
-            return image.convert("F").point(lambda value: value * (-255.0 / top) + 255.5).convert("L")
-        # Half a step is added because the conversion to L cuts.
-        return image.convert("F").point(lambda value: value * (255.0 / top) + 0.5).convert("L")
+            scale, black = -scale, white + half
+        grey = image.convert("F").point(lambda value: value * scale + black)
+        # Half a step was added because the conversion to L cuts.
+        return grey.convert("L") if self.pixel_bits == 8 else grey
 
     def _tensor(self, image: Image.Image) -> Tensor:
         side, size = max(image.size), self.image_size
@@ -158,5 +180,19 @@ class Decoder:
         if side != size:
             # The gap lets very large pictures be averaged in whole steps first.
             image = image.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        if image.mode == "F":
+            grey = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.float32).round_().clamp_(0, 65535)
+            return grey.to(torch.int32).to(torch.uint16).reshape(1, size, size).repeat(self.channels, 1, 1)
         values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        return values.reshape(size, size, self.channels).permute(2, 0, 1)
+        values = values.reshape(size, size, self.channels).permute(2, 0, 1)
+        return values if self.pixel_bits == 8 else (values.to(torch.int32) * 257).to(torch.uint16)
+
+
+def _is_sixteen(image: Image.Image, kind: str | None) -> bool:
+    """Whether a picture of a format is grey of 16 bits; older versions of Pillow read such a PNG in mode I."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and kind == "PNG")
+
+
+def _tags(image: Image.Image) -> dict[int, object]:
+    """A TIFF's; of other formats none."""
+    return dict(getattr(image, "tag_v2", {}))

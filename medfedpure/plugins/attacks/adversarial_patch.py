@@ -9,7 +9,7 @@ perturbation of a bounded size: within the patch, a pixel may become anything.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torchvision  # noqa: F401  ART needs it here, and does not say so until it runs
@@ -42,7 +42,7 @@ class AdversarialPatch(ArtAttack):
     Config = AdversarialPatchConfig
 
     art_class = "AdversarialPatchPyTorch"
-    supports_mask: ClassVar[bool] = True
+    supports_mask = True
 
     def make(self, estimator: Any, *, targeted: bool) -> Any:
         """A patch not yet learned, in the channels of the images."""

@@ -6,15 +6,11 @@ under a lock, and restores them.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import multiprocessing
-import sys
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +18,10 @@ from art.attacks import EvasionAttack, evasion
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from medfedpure.core.attack import Attack, Budget, ThreatView, frozen
+from medfedpure.core.attack import Attack, Budget, ThreatView, length, project, without_parameter_gradients
 from medfedpure.core.errors import ConfigError, InputError
 from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.core.verdict import verdicts
 from medfedpure.plugins.foreign import seeded_globals
 
 MASKED = frozenset(
@@ -56,11 +53,13 @@ def to_art(module: nn.Module, *, input_shape: tuple[int, int, int], num_classes:
         num_classes: K.
     """
     weights = next((part for part in module.parameters() if part.is_floating_point()), torch.empty(0))
-    return _estimator(module, input_shape, num_classes, like=weights)
+    return _estimator(PyTorchClassifier, module, input_shape, num_classes, like=weights)
 
 
-def _estimator(module: nn.Module, input_shape: tuple[int, ...], classes: int, *, like: Tensor) -> PyTorchClassifier:
-    return PyTorchClassifier(
+def _estimator(
+    kind: type[PyTorchClassifier], module: nn.Module, input_shape: tuple[int, ...], classes: int, *, like: Tensor
+) -> PyTorchClassifier:
+    return kind(
         _InOnePrecision(module, like.dtype),
         loss=nn.CrossEntropyLoss(),
         input_shape=tuple(input_shape),
@@ -90,8 +89,8 @@ class ToldOnce(PyTorchClassifier):  # type: ignore[misc]
     fresh question, so that one lucky answer of a noisy defence does not end the search.
     """
 
-    def __init__(self, estimator: PyTorchClassifier) -> None:
-        self.__dict__ = dict(estimator.__dict__)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self._told: dict[bytes, np.ndarray] = {}
 
     def predict(self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **options: Any) -> np.ndarray:
@@ -110,15 +109,17 @@ class ArtAttack(Attack):
 
     Attributes:
         art_class: the name in art.attacks.evasion.
+        asks: the class through which ART asks the model.
         spares_fooled: images that are read wrong already stay as they are, at distance 0. For attacks that
             look for the nearest other reading: of those images, that would be the right one again.
     """
 
     art_class: str
+    asks: type[PyTorchClassifier] = PyTorchClassifier
 
-    per_image_streams: ClassVar[bool] = False
-    supports_targets: ClassVar[bool] = True
-    spares_fooled: ClassVar[bool] = False
+    per_image_streams = False
+    supports_targets = True
+    spares_fooled = False
 
     @abstractmethod
     def art_options(self) -> dict[str, Any]:
@@ -183,15 +184,18 @@ class ArtAttack(Attack):
             return images.clone()
         wanted = labels if targets is None else targets
         adversarial = images.clone()
-        with seeded_globals(derive_seed(streams.seed, "art")), frozen(view), _as_art_expects():
+        seed = derive_seed(streams.seed, "art")
+        with seeded_globals(seed), without_parameter_gradients(view), warnings.catch_warnings():
+            # ART's PGD with several starts hands tensors to numpy in a way that numpy deprecates.
+            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
             with torch.no_grad():
                 logits = view(images if self.spares_fooled else images[:1])
             chosen = torch.ones(len(images), dtype=torch.bool, device=images.device)
             if self.spares_fooled:
-                reached = logits.argmax(1) == wanted
+                reached = verdicts(logits) == wanted
                 chosen = reached if targets is None else ~reached
             if bool(chosen.any()):
-                estimator = _estimator(view, tuple(images.shape[1:]), logits.shape[1], like=images)
+                estimator = _estimator(self.asks, view, tuple(images.shape[1:]), logits.shape[1], like=images)
                 rows = None if mask is None else mask[chosen]
                 found = self.craft(estimator, images[chosen], wanted[chosen], rows, targeted=targets is not None)
                 adversarial[chosen] = without_rounding(found.to(images), images[chosen], self.budget(), rows)
@@ -224,15 +228,9 @@ def without_rounding(adversarial: Tensor, images: Tensor, budget: Budget | None,
             adversarial = torch.where(mask, adversarial, images)
     if budget is None:
         return adversarial
-    change = adversarial - images
-    flat = change.flatten(1)
-    spent = flat.abs().amax(1) if budget.norm == "linf" else flat.norm(dim=1)
+    spent = length(adversarial - images, budget.norm)
     rounded = ((spent > budget.eps) & (spent <= budget.eps * (1 + ROUNDING)))[:, None, None, None]
-    if budget.norm == "linf":
-        inside = change.clamp(-budget.eps, budget.eps)
-    else:
-        inside = change * (budget.eps / spent.clamp_min(budget.eps))[:, None, None, None]
-    return torch.where(rounded, images + inside, adversarial)
+    return torch.where(rounded, project(adversarial, images, budget.norm, budget.eps), adversarial)
 
 
 class _HopSkipJump(evasion.HopSkipJump):  # type: ignore[misc]
@@ -287,22 +285,3 @@ def _art_type(name: str) -> type[EvasionAttack]:
     if not (isinstance(found, type) and issubclass(found, EvasionAttack)):
         raise ConfigError(f"ART has no evasion attack {name!r}: see the names in art.attacks.evasion")
     return found
-
-
-@contextmanager
-def _as_art_expects() -> Iterator[None]:
-    """What ART takes for granted.
-
-    Its AutoAttack imports `multiprocess`, which ART does not require, also where it starts no process; and its PGD
-    with several starts hands tensors to numpy in a way that numpy deprecates.
-    """
-    absent = "multiprocess" not in sys.modules and importlib.util.find_spec("multiprocess") is None
-    if absent:
-        sys.modules["multiprocess"] = multiprocessing
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-            yield
-    finally:
-        if absent:
-            del sys.modules["multiprocess"]

@@ -39,8 +39,8 @@ class ArtByName(ArtAttack):
     def __init__(self, config: Any = None, **options: Any) -> None:
         super().__init__(config, **options)
         self.art_class = self.config.attack
-        self.supports_mask = self.art_class in MASKED  # type: ignore[misc]
-        self.spares_fooled = self.config.eps is None  # type: ignore[misc]
+        self.supports_mask = self.art_class in MASKED
+        self.spares_fooled = self.config.eps is None
         takes = self.art_parameters()
         unknown = set(self.config.options) - takes
         if unknown:

@@ -11,7 +11,7 @@ there the part is left out.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -36,7 +36,7 @@ class AutoAttack(ArtAttack):
     Config = AutoAttackConfig
 
     art_class = "AutoAttack"
-    supports_targets: ClassVar[bool] = False
+    supports_targets = False
 
     def make(self, estimator: Any, *, targeted: bool) -> Any:  # noqa: ARG002
         """The mix, with the parts that are defined for this model and norm."""

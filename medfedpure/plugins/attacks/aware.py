@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from medfedpure.core.attack import Attack, ThreatView, frozen
+from medfedpure.core.attack import Attack, ThreatView, project, step_along, without_parameter_gradients
 from medfedpure.core.streams import Streams
 from medfedpure.plugins.attacks.gradient import (
     GradientConfig,
@@ -17,10 +16,8 @@ from medfedpure.plugins.attacks.gradient import (
     is_fooled,
     looks,
     loss_of,
-    project,
     random_start,
     slope,
-    step_along,
 )
 
 UNSEEN = 6.0
@@ -46,8 +43,8 @@ class AwareAttack(Attack):
     """
 
     Config = AwareConfig
-    supports_mask: ClassVar[bool] = True
-    supports_targets: ClassVar[bool] = True
+    supports_mask = True
+    supports_targets = True
 
     @property
     def requires(self) -> frozenset[str]:
@@ -81,7 +78,7 @@ class AwareAttack(Attack):
     ) -> Tensor:
         """Adversarial images `(N, C, H, W)` within the budget; the best of all starts for each image."""
         c, found, reached = self.config, images.clone(), images.new_full((len(images),), -torch.inf)
-        with frozen(view):
+        with without_parameter_gradients(view):
             for start in range(c.restarts):
                 waiting = torch.nonzero(reached < UNSEEN if c.early_stop else reached < torch.inf).squeeze(1)
                 for rows in waiting.split(c.batch_size) if len(waiting) else ():

@@ -9,7 +9,7 @@ bound, and the bound shrinks for as long as the model is fooled.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -35,12 +35,12 @@ class CarliniWagner(ArtAttack):
 
     Config = CarliniWagnerConfig
 
-    spares_fooled: ClassVar[bool] = True
+    spares_fooled = True
 
     def __init__(self, config: Any = None, **options: Any) -> None:
         super().__init__(config, **options)
         self.art_class = "CarliniL2Method" if self.config.norm == "l2" else "CarliniLInfMethod"
-        self.supports_targets = self.config.norm == "l2"  # type: ignore[misc]
+        self.supports_targets = self.config.norm == "l2"
 
     def art_options(self) -> dict[str, Any]:
         """The search under ART's names."""

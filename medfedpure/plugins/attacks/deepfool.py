@@ -10,7 +10,7 @@ and the way gone is stretched by 1 + overshoot at the end.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 
@@ -33,8 +33,8 @@ class DeepFool(ArtAttack):
     Config = DeepFoolConfig
 
     art_class = "DeepFool"
-    supports_targets: ClassVar[bool] = False
-    spares_fooled: ClassVar[bool] = True
+    supports_targets = False
+    spares_fooled = True
 
     def art_options(self) -> dict[str, Any]:
         """Steps and overshoot under ART's names."""

@@ -5,7 +5,7 @@ x' = clip( x + eps * sign(grad loss(x)), 0, 1 )
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -27,7 +27,7 @@ class FGSM(ArtAttack):
     Config = FGSMConfig
 
     art_class = "FastGradientMethod"
-    supports_mask: ClassVar[bool] = True
+    supports_mask = True
 
     def art_options(self) -> dict[str, Any]:
         """The step under ART's name."""

@@ -1,4 +1,4 @@
-"""What our own gradient attacks share: losses, steps, projections, and gradients averaged over looks."""
+"""What our own gradient attacks share: losses, random starts, and gradients averaged over looks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from medfedpure.core.attack import ThreatView
+from medfedpure.core.attack import Norm, ThreatView, unit
 from medfedpure.core.config import Config, Radius
 from medfedpure.core.errors import ConfigError, MissingRequirementError
 from medfedpure.core.streams import Streams
+from medfedpure.core.verdict import fooled, verdicts
 
 Loss = Literal["ce", "cw", "dlr"]
 
@@ -79,35 +80,10 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 def is_fooled(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
     """`(N,)` bool: another class than the label, or the target."""
-    verdict = logits.argmax(1)
-    return verdict != labels if targets is None else verdict == targets
+    return fooled(verdicts(logits), labels, targets)
 
 
-def step_along(gradient: Tensor, norm: str, size: float) -> Tensor:
-    """The step of the asked size that follows a gradient `(N, C, H, W)` best: its sign, or its direction in L2."""
-    along = gradient.sign() if norm == "linf" else unit(gradient)
-    return size * along
-
-
-def unit(gradient: Tensor) -> Tensor:
-    """`(N, C, H, W)` at L2 length 1 for each image; zero stays zero."""
-    length: Tensor = gradient.flatten(1).norm(dim=1).clamp_min(1e-20)
-    return gradient / length[:, None, None, None]
-
-
-def project(moved: Tensor, images: Tensor, norm: str, eps: float, mask: Tensor | None = None) -> Tensor:
-    """Back into the ball of radius eps around the images, into [0, 1], and onto the images outside the mask."""
-    if norm == "linf":
-        moved = torch.minimum(torch.maximum(moved, images - eps), images + eps)
-    else:
-        change = moved - images
-        length = change.flatten(1).norm(dim=1).clamp_min(1e-20)
-        moved = images + change * (eps / length).clamp(max=1)[:, None, None, None]
-    moved = moved.clamp(0, 1)
-    return moved if mask is None else torch.where(mask, moved, images)
-
-
-def random_start(images: Tensor, norm: str, eps: float, streams: Streams, draw: int) -> Tensor:
+def random_start(images: Tensor, norm: Norm, eps: float, streams: Streams, draw: int) -> Tensor:
     """Uniform inside the ball, `(N, C, H, W)` in [0, 1]."""
     shape = images.shape[1:]
     if norm == "linf":

@@ -3,34 +3,37 @@
     climb  grad L / ||grad L||  +  weight * grad C / ||grad C||  until it is fooled, then  grad C  as long as it is,
     C = mean over layers of -1/2 mean over channels of (h - m)^2 / v
 
-h is a layer's activation averaged over places, m and v the mean and variance over the batch's own images of the
-class that the attacked image is driven to: one Gaussian where the paper fits a mixture. Layers are the classifier's
-convolutions, or the features before its head where none can be seen. It hides from detectors that look at features,
-without knowing them.
+h is a layer's activation averaged over places, m and v the mean and variance over benign images of the class that the
+attacked image is driven to: one Gaussian where the paper fits a mixture. The benign images are those of `fit`, or else
+the batch's own. Layers are the classifier's convolutions, or the features before its head where none can be seen. It
+hides from detectors that look at features, without knowing them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from medfedpure.core.attack import Attack, ThreatView, frozen
+from medfedpure.core.attack import Attack, ThreatView, project, step_along, unit, without_parameter_gradients
+from medfedpure.core.dataset import ImageDataset
+from medfedpure.core.errors import DataError, InputError
+from medfedpure.core.results import State
 from medfedpure.core.streams import Streams
+from medfedpure.core.verdict import verdicts
 from medfedpure.plugins.attacks.gradient import (
     Loss,
     StepsConfig,
     is_fooled,
     loss_of,
-    project,
     slope,
-    step_along,
-    unit,
 )
+
+_KEPT = ("images", "labels")
 
 
 class HFCConfig(StepsConfig):
@@ -42,18 +45,51 @@ class HFCConfig(StepsConfig):
 
 
 class HFC(Attack):
-    """White-box on a view that shows features; the benign images that it is given are its model of what is normal."""
+    """White-box on a view that shows features; benign images are its model of what is normal.
+
+    Fitted, it takes them from `fit`, and an image's result depends on no other; not fitted, from the batch it attacks.
+    """
 
     Config = HFCConfig
-    deterministic: ClassVar[bool] = True
-    learns_from_batch: ClassVar[bool] = True
-    supports_mask: ClassVar[bool] = True
-    supports_targets: ClassVar[bool] = True
+    deterministic = True
+    learns_from_batch = True
+    supports_mask = True
+    supports_targets = True
+
+    def __init__(self, config: Any = None, **options: Any) -> None:
+        super().__init__(config, **options)
+        self._reference: tuple[Tensor, Tensor] | None = None
 
     @property
     def requires(self) -> frozenset[str]:
         """The classifier's features."""
         return frozenset({"features"})
+
+    def fit(self, data: ImageDataset, *, view: nn.Module | None = None, seed: int = 0) -> Self:
+        """Keep the images, one for each near-duplicate group: activations belong to a view, and are taken from each.
+
+        Raises:
+            DataError: there is no image.
+        """
+        del view
+        kept = data.one_per_group(seed)
+        if not len(kept):
+            raise DataError("hfc learns what is normal from benign images; none came")
+        return self._adopt(kept.images, kept.labels)
+
+    def _adopt(self, images: Tensor, labels: Tensor) -> Self:
+        self._reference, self.learns_from_batch = (images, labels), False
+        return self.mark_fitted()
+
+    def fitted_state(self) -> State:
+        """The benign images `(n, C, H, W)` and their labels `(n,)`; empty before `fit`."""
+        return State() if self._reference is None else State({}, dict(zip(_KEPT, self._reference, strict=True)))
+
+    def restore(self, state: State) -> None:
+        """Take the images back, where there are any."""
+        if state.tensors:
+            images, labels = (state.tensors[key] for key in _KEPT)
+            self._adopt(images, labels)
 
     def generate(
         self,
@@ -65,15 +101,32 @@ class HFC(Attack):
         targets: Tensor | None = None,
         streams: Streams,  # noqa: ARG002
     ) -> Tensor:
-        """Adversarial images `(N, C, H, W)`: of each, the fooled iterate that looks most normal."""
+        """Adversarial images `(N, C, H, W)`: of each, the fooled iterate that looks most normal.
+
+        Raises:
+            InputError: images of another shape than those of `fit`.
+        """
         c = self.config
-        with frozen(view), activations(view) as recorded:
-            normal, classes = self._normal(view, recorded, images, labels)
+        benign, classes_of = self._benign(images, labels)
+        with without_parameter_gradients(view), activations(view) as recorded:
+            normal, classes = self._normal(view, recorded, benign, classes_of)
             found = images.clone()
             for rows in torch.arange(len(images), device=images.device).split(c.batch_size):
                 limit, wanted = (None if item is None else item[rows] for item in (mask, targets))
                 found[rows] = self._climb(view, recorded, images[rows], labels[rows], limit, wanted, normal, classes)
         return found
+
+    def _benign(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The images `(n, C, H, W)` that say what is normal, and their labels `(n,)`."""
+        if self._reference is None:
+            return images, labels
+        benign, known = self._reference
+        if benign.shape[1:] != images.shape[1:]:
+            raise InputError(
+                f"hfc was fitted on images of shape {tuple(benign.shape[1:])} and attacks {tuple(images.shape[1:])}: "
+                "fit it on images like those it attacks"
+            )
+        return benign.to(images), known.to(labels)
 
     def _normal(
         self, view: ThreatView, recorded: list[Tensor], images: Tensor, labels: Tensor
@@ -110,7 +163,7 @@ class HFC(Attack):
             leaf = current.detach().requires_grad_(True)
             logits, layers = look(view, recorded, leaf)
             others = logits.detach().masked_fill(nn.functional.one_hot(labels, classes).bool(), -torch.inf)
-            drawn_to = others.argmax(1) if targets is None else targets
+            drawn_to = verdicts(others) if targets is None else targets
             likeness = torch.stack(
                 [
                     -0.5 * ((layer - mean[drawn_to]).square() / spread[drawn_to]).mean(1)
@@ -151,7 +204,9 @@ def activations(view: ThreatView) -> Iterator[list[Tensor]]:
         del module, inputs
         recorded.append(output.mean((2, 3)))
 
-    hooks = [part.register_forward_hook(record) for part in view.modules() if isinstance(part, nn.Conv2d)]
+    # Of what is behind the view, a purifier has convolutions too: they say nothing of what the classifier sees.
+    parts = view.predict.modules() if isinstance(view.predict, nn.Module) else ()
+    hooks = [part.register_forward_hook(record) for part in parts if isinstance(part, nn.Conv2d)]
     try:
         yield recorded
     finally:

@@ -10,7 +10,7 @@ and leaves the boundary along g.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -35,8 +35,8 @@ class HopSkipJump(ArtAttack):
     Config = HopSkipJumpConfig
 
     art_class = "HopSkipJump"
-    supports_mask: ClassVar[bool] = True
-    spares_fooled: ClassVar[bool] = True
+    supports_mask = True
+    spares_fooled = True
 
     def art_options(self) -> dict[str, Any]:
         """Steps and queries under ART's names."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
+from medfedpure.core.attack import unit
 from medfedpure.plugins.attacks.aware import AwareAttack, AwareConfig
-from medfedpure.plugins.attacks.gradient import unit
 
 
 class JointPGDConfig(AwareConfig):

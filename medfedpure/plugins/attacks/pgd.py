@@ -5,7 +5,7 @@ x_{i+1} = clip( x_i + step * sign(grad loss(x_i)), x - eps, x + eps ), kept in [
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -30,7 +30,7 @@ class PGD(ArtAttack):
     Config = PGDConfig
 
     art_class = "ProjectedGradientDescent"
-    supports_mask: ClassVar[bool] = True
+    supports_mask = True
 
     def art_options(self) -> dict[str, Any]:
         """Steps and sizes under ART's names."""

@@ -10,13 +10,11 @@ no fall: who leaves too early leaves with a weaker perturbation.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from medfedpure.core.attack import Attack, ThreatView, frozen
+from medfedpure.core.attack import Attack, ThreatView, project, step_along, without_parameter_gradients
 from medfedpure.core.streams import Streams
 from medfedpure.plugins.attacks.gradient import (
     GradientConfig,
@@ -25,9 +23,7 @@ from medfedpure.plugins.attacks.gradient import (
     is_fooled,
     looks,
     loss_of,
-    project,
     random_start,
-    step_along,
 )
 
 
@@ -45,8 +41,8 @@ class PGDEoT(Attack):
     """White-box on any view; untargeted unless targets are given."""
 
     Config = PGDEoTConfig
-    supports_mask: ClassVar[bool] = True
-    supports_targets: ClassVar[bool] = True
+    supports_mask = True
+    supports_targets = True
 
     def generate(
         self,
@@ -60,7 +56,7 @@ class PGDEoT(Attack):
     ) -> Tensor:
         """Adversarial images `(N, C, H, W)` within the budget; the best of all starts for each image."""
         found = images.clone()
-        with frozen(view):
+        with without_parameter_gradients(view):
             for rows in torch.arange(len(images), device=images.device).split(self.config.batch_size):
                 limit, wanted = (None if item is None else item[rows] for item in (mask, targets))
                 found[rows] = self._all_starts(view, images[rows], labels[rows], limit, wanted, streams.select(rows))

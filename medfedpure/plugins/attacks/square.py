@@ -10,7 +10,7 @@ In linf only: ART's step in l2 divides by what the paper multiplies with, and by
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 
@@ -40,13 +40,13 @@ class Square(ArtAttack):
     Config = SquareConfig
 
     art_class = "SquareAttack"
-    supports_targets: ClassVar[bool] = False
+    asks = ToldOnce
+    supports_targets = False
 
     def make(self, estimator: Any, *, targeted: bool) -> Any:  # noqa: ARG002
         """The ART attack, its first square cut to the image."""
         share = largest_share(self.config.first_share, estimator.input_shape)
-        once = ToldOnce(estimator)
-        return build(self.art_class, once, norm=self.art_norm(), p_init=share, **self.art_options())
+        return build(self.art_class, estimator, norm=self.art_norm(), p_init=share, **self.art_options())
 
     def art_options(self) -> dict[str, Any]:
         """Queries and rounds under ART's names."""

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from medfedpure.core.config import Config
-from medfedpure.core.dataset import Dataset, ImageDataset
+from medfedpure.core.dataset import Dataset, ImageDataset, bits_of
 from medfedpure.core.errors import DataError
 from medfedpure.data.image_cache import cache_folder, cache_key, through_cache
 from medfedpure.data.near_duplicates import near_duplicate_groups
@@ -46,6 +46,11 @@ class ImageFolderConfig(Config):
         ge=8,
         le=16,
         description="bits that 16-bit grey files really use, e.g. 12; default: what each file declares",
+    )
+    pixel_bits: Literal["auto", 8, 16] = Field(
+        "auto",
+        description="bits that a pixel is kept with; auto = 16 if any grey file uses more than 8, else 8. "
+        "Of colour files of 16 bits the upper 8 are read",
     )
     on_error: Literal["raise", "skip"] = Field("raise", description="what to do about files that cannot be read")
     groups: Literal["auto", "csv", "hash", "none"] = Field(
@@ -76,7 +81,7 @@ class ImageFolder(Dataset):
     """JPEG, PNG, TIFF, BMP, GIF and WebP files, known by their content, one sub-folder per class.
 
     Read: grey, RGB, RGBA (over black), palette, CMYK, 1-bit and 16-bit grey files of any size and
-    aspect, upright by their EXIF orientation; see `image_files.Decoder`. Passed over: hidden files,
+    aspect, upright by their EXIF orientation; see `data.readers.images.Decoder`. Passed over: hidden files,
     and files that are images neither by their ending nor by their first bytes. Refused: files with
     several pictures, 32-bit values, and sub-folders inside a class folder.
 
@@ -97,8 +102,8 @@ class ImageFolder(Dataset):
         """Read every image.
 
         Returns:
-            pixels `(N, C, S, S)` uint8 in the sorted order of the paths, labels, groups, class names, and
-            ids 0 ... N - 1 before `max_per_group` is applied.
+            pixels `(N, C, S, S)` uint8 or uint16 (`pixel_bits`) in the sorted order of the paths, labels, groups,
+            class names, and ids 0 ... N - 1 before `max_per_group` is applied.
 
         Raises:
             DataError: a folder that is missing, empty or nested, files that cannot be read, or a
@@ -212,7 +217,7 @@ def _tensors(config: ImageFolderConfig, listing: _Listing, source: str) -> dict[
     """What `_decode` returns, through the cache if there is one."""
     if config.cache is False:
         return _decode(config, listing, source)
-    how = config.model_dump(mode="json", include={"image_size", "channels", "bit_depth", "on_error"})
+    how = config.model_dump(mode="json", include={"image_size", "channels", "bit_depth", "pixel_bits", "on_error"})
     key = cache_key(listing.paths, {**how, "hash": source == "hash"})
     names = {"pixels", "kept", "groups"} if source == "hash" else {"pixels", "kept"}
     path = cache_folder(config.cache) / f"{key}.safetensors"
@@ -221,9 +226,9 @@ def _tensors(config: ImageFolderConfig, listing: _Listing, source: str) -> dict[
 
 def _decode(config: ImageFolderConfig, listing: _Listing, source: str) -> dict[str, Tensor]:
     """Decode all files: pixels of those that could be read, their places, and groups if they are searched."""
-    decoder = Decoder(config.image_size, config.channels, config.bit_depth)
+    decoder = Decoder(config.image_size, config.channels, config.bit_depth, _pixel_bits(config, listing))
     size = (config.channels, config.image_size, config.image_size)
-    pixels = torch.empty(len(listing.paths), *size, dtype=torch.uint8)
+    pixels = torch.empty(len(listing.paths), *size, dtype=torch.uint8 if decoder.pixel_bits == 8 else torch.uint16)
 
     def read(place: int) -> str | None:
         try:
@@ -251,10 +256,18 @@ def _decode(config: ImageFolderConfig, listing: _Listing, source: str) -> dict[s
             some((listing.relative(path) for path in sorted(decoder.dim)), 3),
         )
     kept = torch.tensor([place for place, reason in enumerate(reasons) if reason is None], dtype=torch.int64)
-    tensors = {"pixels": pixels[kept] if bad else pixels, "kept": kept}
+    tensors = {"pixels": bits_of(pixels)[kept].view(pixels.dtype) if bad else pixels, "kept": kept}
     if source == "hash":
         tensors["groups"] = near_duplicate_groups(tensors["pixels"])
     return tensors
+
+
+def _pixel_bits(config: ImageFolderConfig, listing: _Listing) -> Literal[8, 16]:
+    """Those asked for; for auto the headers of the files tell."""
+    if config.pixel_bits != "auto":
+        return config.pixel_bits
+    decoder = Decoder(config.image_size, config.channels, config.bit_depth)
+    return 16 if any(map(decoder.is_deep, listing.paths)) else 8
 
 
 def _read_groups(listing: _Listing) -> list[int]:

@@ -17,8 +17,9 @@ with its own resolution, orientation and mirroring.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -48,6 +49,9 @@ class PhantomConfig(Config):
     lesion_size: float = Field(1.0, gt=0.0, le=3.0, description="multiplies the radius of lesions")
     noise: float = Field(0.015, ge=0.0, le=0.2, description="standard deviation of the scanners' noise, about")
     seed: int = Field(0, description="equal seeds give equal images")
+    noise_source: Literal["reference", "format_1"] = Field(
+        "reference", description="format_1 repeats the images of runs that were saved before version 0.2"
+    )
 
 
 class Phantom(Dataset):
@@ -58,6 +62,11 @@ class Phantom(Dataset):
 
     Config = PhantomConfig
     deterministic = True
+
+    @classmethod
+    def upgrade(cls, config: Mapping[str, Any], format: int) -> Mapping[str, Any]:
+        """A run of format 1 had its images drawn by other streams; they are repeated."""
+        return {**config, "noise_source": "format_1"} if format == 1 else config
 
     def read(self) -> ImageDataset:
         """Draw everything.
@@ -105,7 +114,7 @@ class _Scanners:
 
     @classmethod
     def draw(cls, config: PhantomConfig) -> _Scanners:
-        draws = Draws(Streams(config.seed, torch.arange(config.scanners)), "scanner", 16)
+        draws = Draws(Streams(config.seed, torch.arange(config.scanners), config.noise_source), "scanner", 16)
         shift = config.scanner_shift
         return cls(
             gain=0.8 + shift * draws.between(-0.08, 0.06),
@@ -123,7 +132,7 @@ class _Scanners:
 
 def _draw(config: PhantomConfig, ids: Tensor, labels: Tensor, scanners: _Scanners) -> tuple[Tensor, Tensor]:
     """Pixels `(N, S, S)` uint8 and lesion masks `(N, S, S)` bool of chosen images."""
-    streams = Streams(derive_seed(config.seed, "phantom"), ids)
+    streams = Streams(derive_seed(config.seed, "phantom"), ids, config.noise_source)
     draws = Draws(streams, "position", 16)
     turn = scanners.turn + draws.between(-0.09, 0.09)
     shift_x, shift_y = draws.between(-0.03, 0.03), draws.between(-0.03, 0.03)

@@ -12,7 +12,7 @@ detectors need attacked images or a second network, and are refused with the rea
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from art.defences.detector.evasion.subsetscanning.scanner import Scanner
@@ -64,8 +64,8 @@ class ArtDetector(Detector):
     """ART's subset scanning over the classifier's features; not differentiable."""
 
     Config = ArtDetectorConfig
-    deterministic: ClassVar[bool] = True
-    needs_fit: ClassVar[bool] = True
+    deterministic = True
+    needs_fit = True
 
     activations: Tensor
 

@@ -11,7 +11,7 @@ Standardizing promises nothing: the false-positive rate comes from the calibrati
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from pydantic import Field
@@ -26,7 +26,7 @@ from medfedpure.core.results import State
 from medfedpure.core.streams import Streams, derive_seed
 
 
-class PartConfig(Config):
+class ComponentConfig(Config):
     """One detector by name."""
 
     plugin: str = Field(description="registered name")
@@ -37,8 +37,8 @@ class PartConfig(Config):
 class ComposeConfig(Config):
     """Which detectors, and how sharply the largest counts."""
 
-    parts: tuple[PartConfig, ...] = Field(
-        (PartConfig(plugin="score_norm"), PartConfig(plugin="denoising_disagreement", floor=1e-4)),
+    parts: tuple[ComponentConfig, ...] = Field(
+        (ComponentConfig(plugin="score_norm"), ComponentConfig(plugin="denoising_disagreement", floor=1e-4)),
         min_length=1,
         description="the detectors",
     )
@@ -49,7 +49,7 @@ class Compose(Detector):
     """Its flags and requirements are those that all, or any, of its parts have."""
 
     Config = ComposeConfig
-    needs_fit: ClassVar[bool] = True
+    needs_fit = True
 
     centre: Tensor
     spread: Tensor
@@ -59,16 +59,16 @@ class Compose(Detector):
         made = [create("detector", part.plugin, part.config) for part in self.config.parts]
         # With all defaults spelled out, so that a saved one stays what it was when a default changes.
         spelled = [
-            PartConfig(plugin=part.plugin, config=detector.config.model_dump(mode="json"), floor=part.floor)
+            ComponentConfig(plugin=part.plugin, config=detector.config.model_dump(mode="json"), floor=part.floor)
             for part, detector in zip(self.config.parts, made, strict=True)
         ]
         self.config = self.config.model_copy(update={"parts": tuple(spelled)})
         self.parts = nn.ModuleList(made)
         self.register_buffer("centre", torch.zeros(len(self.parts), dtype=torch.float64), persistent=False)
         self.register_buffer("spread", torch.ones(len(self.parts), dtype=torch.float64), persistent=False)
-        self.deterministic = all(part.deterministic for part in self._detectors())  # type: ignore[misc]
-        self.differentiable = all(part.differentiable for part in self._detectors())  # type: ignore[misc]
-        self.per_image_streams = all(part.per_image_streams for part in self._detectors())  # type: ignore[misc]
+        self.deterministic = all(part.deterministic for part in self._detectors())
+        self.differentiable = all(part.differentiable for part in self._detectors())
+        self.per_image_streams = all(part.per_image_streams for part in self._detectors())
 
     def _detectors(self) -> list[Detector]:
         return [part for part in self.parts if isinstance(part, Detector)]

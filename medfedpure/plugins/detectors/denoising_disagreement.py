@@ -9,8 +9,6 @@ image is reformed is MagNet's (Meng and Chen 2017, arXiv 1705.09064); the reform
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -34,7 +32,7 @@ class DenoisingDisagreement(Detector):
     """Requires the classifier, and a denoiser such as the `ddpm` purifier of the same chain."""
 
     Config = DenoisingDisagreementConfig
-    differentiable: ClassVar[bool] = True
+    differentiable = True
 
     @property
     def requires(self) -> frozenset[str]:

@@ -7,7 +7,7 @@ The squeezers are fewer bits per pixel, round(x (2^b - 1)) / (2^b - 1), and medi
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from pydantic import Field, model_validator
@@ -39,7 +39,7 @@ class FeatureSqueezing(Detector):
     """Needs the classifier; learns nothing; one classifier pass for each squeezer."""
 
     Config = FeatureSqueezingConfig
-    deterministic: ClassVar[bool] = True
+    deterministic = True
 
     @property
     def requires(self) -> frozenset[str]:

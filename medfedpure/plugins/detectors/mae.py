@@ -21,7 +21,7 @@ the Laplacian. Means and standard deviations are those of benign images.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field
@@ -72,8 +72,8 @@ class MAEDetector(Detector):
     """Reconstructs from what is visible; suspicious when the image or its prediction does not come back."""
 
     Config = MAEConfig
-    differentiable: ClassVar[bool] = True
-    needs_fit: ClassVar[bool] = True
+    differentiable = True
+    needs_fit = True
 
     centre: Tensor
     spread: Tensor

@@ -10,7 +10,7 @@ part that needs no attacked images: one layer, no learned combination of layers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from pydantic import Field
@@ -34,9 +34,9 @@ class Mahalanobis(Detector):
     """Fitted on benign images and their labels; a score needs the features of one classifier pass."""
 
     Config = MahalanobisConfig
-    deterministic: ClassVar[bool] = True
-    differentiable: ClassVar[bool] = True
-    needs_fit: ClassVar[bool] = True
+    deterministic = True
+    differentiable = True
+    needs_fit = True
 
     means: Tensor
     precision: Tensor

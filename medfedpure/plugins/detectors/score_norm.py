@@ -12,8 +12,6 @@ It needs no classifier, and so sees an attack before it succeeds. It sees noise 
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -37,8 +35,8 @@ class ScoreNorm(Detector):
     """Requires a noise predictor such as the `ddpm` purifier of the same chain; one evaluation, no draw."""
 
     Config = ScoreNormConfig
-    differentiable: ClassVar[bool] = True
-    deterministic: ClassVar[bool] = True
+    differentiable = True
+    deterministic = True
 
     @property
     def requires(self) -> frozenset[str]:

@@ -30,13 +30,13 @@ class FedRepConfig(FedPerConfig):
 class FedRep(FedPer):
     """FedPer's division; the head is fitted to the body that came before the body is trained for that head.
 
-    What is frozen is so entirely: its weights, and its running statistics too.
+    What is held still is so entirely: its weights, and its running statistics too.
     """
 
     Config = FedRepConfig
 
     def local_update(self, r: ClientRound) -> LocalResult:
-        """Head steps with the body frozen, then body steps with the head frozen.
+        """Head steps with the body held still, then body steps with the head held still.
 
         Raises:
             FederationError: a round has a single step.
@@ -52,9 +52,9 @@ class FedRep(FedPer):
         head = set(self.head_of(model))
         body = model.state_dict().keys() - head
         task = self.hardened(r.task, r)
-        with frozen(model, body):
+        with held_still(model, body):
             fitted = train_round(r, model, _free(model), task=task, window=(first, middle), phase="head")
-        with frozen(model, head):
+        with held_still(model, head):
             log = train_round(r, model, _free(model), task=task, window=(middle, last), phase="body")
         shared, private = self.split(model)
         return LocalResult(
@@ -67,7 +67,7 @@ def _free(model: nn.Module) -> list[nn.Parameter]:
 
 
 @contextmanager
-def frozen(model: nn.Module, keys: set[str]) -> Iterator[None]:
+def held_still(model: nn.Module, keys: set[str]) -> Iterator[None]:
     """Inside the block the weights of these names need no gradient; their buffers are put back after it."""
     held = [weight for name, weight in model.named_parameters() if name in keys and weight.requires_grad]
     buffers = [(buffer, buffer.clone()) for name, buffer in model.named_buffers() if name in keys]

@@ -39,6 +39,7 @@ from medfedpure.core.personalization import (
     weighted_mean,
 )
 from medfedpure.core.registry import create, registry
+from medfedpure.core.results import device_of
 from medfedpure.core.streams import Streams, derive_seed, isolated_rng
 from medfedpure.core.task import WrappedTask
 from medfedpure.data.augmentation import augment
@@ -77,7 +78,7 @@ class MixtureOfExperts(PersonalizationStrategy):
             FederationError: a gate for a module that no classifier plugin built, whose channels are not known.
         """
         config, base = self.config, make_model()
-        device = next((weight.device for weight in base.parameters()), torch.device("cpu"))
+        device = device_of(base)
         if not isinstance(base, ClassifierModel):
             if config.gate:
                 raise FederationError(
@@ -191,7 +192,7 @@ class MixtureOfExperts(PersonalizationStrategy):
 
     def _as_trained(self, model: nn.Module, r: ClientRound) -> list[Batch]:
         """The client's images in order, with their share of adversarial examples."""
-        device, settings = next(model.parameters()).device, self.adversarial(r)
+        device, settings = device_of(model), self.adversarial(r)
         seed = derive_seed(r.seed, r.round, "expectation")
         return [
             harden(model, batch.to(device), Streams(seed, batch.ids), settings, r.task)
@@ -288,7 +289,7 @@ def _drawn_anew(base: nn.Module, seed: int) -> nn.Module:
 
 
 def _mean_gate(mixture: Mixture, data: ImageDataset) -> Tensor:
-    device = next(mixture.parameters()).device
+    device = device_of(mixture)
     with torch.no_grad():
         gates = [mixture.log_weights(batch.images.to(device)).exp() for batch in data.batches(_BATCH)]
     return torch.cat(gates).mean(0)

@@ -9,7 +9,7 @@ minimization (Guo et al. 2018) and others: whatever takes images and gives image
 from __future__ import annotations
 
 import inspect
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,11 +57,9 @@ class ArtPurifier(Purifier):
 
     Config = ArtPurifierConfig
 
-    deterministic: ClassVar[bool] = True
-
     def __init__(self, config: Any = None, **options: Any) -> None:
         super().__init__(config, **options)
-        self.deterministic = self.config.preprocessor not in RANDOM  # type: ignore[misc]
+        self.deterministic = self.config.preprocessor not in RANDOM
         name = self.config.preprocessor
         self._takes = frozenset(inspect.signature(getattr(preprocessor, name).__init__).parameters)
         self._preprocessor = self._make()

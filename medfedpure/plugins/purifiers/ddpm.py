@@ -15,9 +15,9 @@ timesteps. Images are in [0, 1] outside and in [-1, 1] inside.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -26,19 +26,18 @@ from torch import Tensor, nn
 from medfedpure.core.attack import Attack
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import InputError
-from medfedpure.core.results import Purification, State
+from medfedpure.core.results import Purification, State, device_of
 from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.core.verdict import verdicts_of
 from medfedpure.figures.metrics import classification_figures
-from medfedpure.plugins.purifiers.diffusion_base import DiffusionConfig, DiffusionPurifier, device_of
+from medfedpure.plugins.purifiers.diffusion_base import DiffusionConfig, DiffusionPurifier, SamplingConfig
 
 FEW = ("ddim", "ancestral")
 
 
-class DDPMConfig(DiffusionConfig):
-    """Depth, and the way back."""
+class DDPMSamplingConfig(SamplingConfig):
+    """The way back."""
 
-    t_min: float = Field(100.0, ge=0, description="depth at strength 0; t = 0 leaves an image as it is")
-    t_max: float = Field(150.0, ge=0, description="depth at strength 1; training covers timesteps up to here")
     sampler: Literal["ddim", "ancestral", "ddpm", "one_step"] = Field(
         "ancestral",
         description="deterministic in few steps; ancestral in few steps, with fresh noise at each; ancestral with one "
@@ -50,9 +49,24 @@ class DDPMConfig(DiffusionConfig):
         description="few steps in proportion to the depth: ceil(num_inference_steps t* / t_max), not all for all",
     )
 
+
+class DDPMConfig(DiffusionConfig):
+    """Depth, and the way back."""
+
+    moved: ClassVar[Mapping[str, str]] = {
+        **DiffusionConfig.moved,
+        "sampler": "sampling.sampler",
+        "num_inference_steps": "sampling.num_inference_steps",
+        "adaptive_steps": "sampling.adaptive_steps",
+    }
+
+    t_min: float = Field(100.0, ge=0, description="depth at strength 0; t = 0 leaves an image as it is")
+    t_max: float = Field(150.0, ge=0, description="depth at strength 1; training covers timesteps up to here")
+    sampling: DDPMSamplingConfig = Field(default_factory=DDPMSamplingConfig, description="the way back")
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if not self.t_min <= self.t_max < self.timesteps:
+        if not self.t_min <= self.t_max < self.schedule.timesteps:
             raise ValueError(f"0 <= t_min <= t_max < timesteps is wanted; got {self.t_min}, {self.t_max}")
         return self
 
@@ -69,25 +83,25 @@ class DDPM(DiffusionPurifier):
     def __init__(self, config: Any = None, **options: Any) -> None:
         super().__init__(config, **options)
         c = self.config
-        self.depth = Depth(c.t_min, c.t_max, c.num_inference_steps)
+        self.depth = Depth(c.t_min, c.t_max, c.sampling.num_inference_steps)
 
     def evaluations(self, timestep: Tensor) -> Tensor:
         """Network evaluations `(N,)` int64 of depths `(N,)`; none at t = 0."""
-        sampler, depth, deep = self.config.sampler, self.depth, timestep.detach().double()
-        if sampler == "one_step":
+        sampling, depth, deep = self.config.sampling, self.depth, timestep.detach().double()
+        if sampling.sampler == "one_step":
             return (deep > 0).long()
-        if sampler in FEW and not self.config.adaptive_steps:
+        if sampling.sampler in FEW and not sampling.adaptive_steps:
             return depth.steps * (deep > 0).long()
-        wanted = deep if sampler == "ddpm" else depth.steps * deep / max(depth.t_max, 1e-12)
+        wanted = deep if sampling.sampler == "ddpm" else depth.steps * deep / max(depth.t_max, 1e-12)
         # float noise in t* must not cost a step
         return (wanted - 1e-6).ceil().long().clamp_min(0)
 
     def purify(self, images: Tensor, strength: Tensor, *, streams: Streams) -> Purification:
         """`(N, C, H, W)` cleaned at t* = t_min + strength (t_max - t_min)."""
         timestep = self.depth.t_min + strength * (self.depth.t_max - self.depth.t_min)
-        nfe, sampler = self.evaluations(timestep), self.config.sampler
+        nfe, sampler = self.evaluations(timestep), self.config.sampling.sampler
         alike = 1 if sampler == "one_step" else self.depth.steps
-        varied = sampler == "ddpm" or (sampler in FEW and self.config.adaptive_steps)
+        varied = sampler == "ddpm" or (sampler in FEW and self.config.sampling.adaptive_steps)
         steps = nfe if varied or self.depth.t_min <= 0 else alike
         ancestral = sampler in ("ddpm", "ancestral")
         cleaned = self.clean(images, timestep, steps, ancestral=ancestral, streams=streams, stage="purify")
@@ -96,7 +110,8 @@ class DDPM(DiffusionPurifier):
     def shortened(self, steps: int) -> DDPM:
         """The same network and depths, in at most so many DDIM steps: what a cheaper attacker differentiates."""
         assert self.network is not None
-        short = DDPM(self.config, sampler="ddim").adopt(self.network, (self.channels, 1, 1))
+        sampling = {**self.config.sampling.model_dump(), "sampler": "ddim"}
+        short = DDPM(self.config, sampling=sampling).adopt(self.network, (self.channels, 1, 1))
         short.depth = replace(self.depth, steps=min(steps, self.depth.steps))
         return short
 
@@ -160,21 +175,21 @@ class DDPM(DiffusionPurifier):
             raise InputError(
                 f"steps >= 1 and 0 <= margin <= mild_margin are wanted; got {steps}, {margin}, {mild_margin}"
             )
-        if self.config.sampler not in FEW:
+        sampling = self.config.sampling
+        if sampling.sampler not in FEW:
             raise InputError(
-                f"tune chooses few steps, and the sampler is {self.config.sampler!r}: set it to one of {FEW}"
+                f"tune chooses few steps, and sampling.sampler is {sampling.sampler!r}: set it to one of {FEW}"
             )
-        images, streams = data.images.to(device_of(self.network)), Streams(derive_seed(seed, "tune"), data.ids)
+        images, streams = data.images.to(device_of(self)), Streams(derive_seed(seed, "tune"), data.ids)
         labels = data.labels.to(images.device)
         with torch.enable_grad():
             attacked = attack(classifier, images, labels, streams=streams).images
 
         def accuracy(given: Tensor) -> float:
-            verdicts = torch.cat([classifier(part).argmax(1) for part in given.split(64)])
-            return classification_figures(verdicts, labels, data.num_classes).balanced_accuracy
+            return classification_figures(verdicts_of(classifier, given), labels, data.num_classes).balanced_accuracy
 
         def cleaned(given: Tensor, depth: float, count: int) -> Tensor:
-            ancestral = self.config.sampler == "ancestral"
+            ancestral = sampling.sampler == "ancestral"
             return torch.cat(
                 [
                     self.clean(
@@ -194,8 +209,8 @@ class DDPM(DiffusionPurifier):
             for depth in depths
             for count in steps
         ]
-        adaptive = self.config.adaptive_steps
-        self.depth = choose_depth(rows, accuracy(images) - clean_drop, margin, mild_margin, adaptive=adaptive)
+        least, adaptive = accuracy(images) - clean_drop, sampling.adaptive_steps
+        self.depth = choose_depth(rows, least, margin, mild_margin, adaptive=adaptive)
         return rows
 
 

@@ -27,8 +27,8 @@ class DiffPureConfig(DiffusionConfig):
 
     @model_validator(mode="after")
     def _inside(self) -> Self:
-        if self.timestep >= self.timesteps:
-            raise ValueError(f"timestep < timesteps is wanted; got {self.timestep} of {self.timesteps}")
+        if self.timestep >= self.schedule.timesteps:
+            raise ValueError(f"timestep < timesteps is wanted; got {self.timestep} of {self.schedule.timesteps}")
         return self
 
     def deepest(self) -> float:
@@ -53,5 +53,6 @@ class DiffPure(DiffusionPurifier):
         assert self.network is not None
         same = self.config.model_dump(include=set(DiffusionConfig.model_fields))
         depth, count = self.config.timestep, min(steps, math.ceil(self.config.timestep))
-        short = DDPM(same, t_min=depth, t_max=depth, num_inference_steps=count)
+        sampling = {**same.pop("sampling"), "sampler": "ddim", "num_inference_steps": count}
+        short = DDPM(same, t_min=depth, t_max=depth, sampling=sampling)
         return short.adopt(self.network, (self.channels, 1, 1))

@@ -6,6 +6,7 @@ Images are in [0, 1] outside and in [-1, 1] inside.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -17,7 +18,7 @@ from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.detector import FitContext
 from medfedpure.core.errors import InputError
 from medfedpure.core.purifier import Purifier
-from medfedpure.core.results import State
+from medfedpure.core.results import State, device_of
 from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.storage import load_strictly
 from medfedpure.core.streams import Streams, isolated_rng
@@ -45,22 +46,54 @@ class UNetConfig(Config):
         return self
 
 
-class DiffusionConfig(Config):
-    """Schedule, network and training: what every diffusion purifier has."""
+class ScheduleConfig(Config):
+    """How much noise each timestep holds."""
 
-    schedule: Literal["linear", "cosine"] = Field("linear", description="the paper's linear betas, or cosine")
+    kind: Literal["linear", "cosine"] = Field("linear", description="the paper's linear betas, or cosine")
     beta_start: float = Field(1e-4, gt=0, lt=1, description="first beta of the linear schedule")
     beta_end: float = Field(0.02, gt=0, lt=1, description="last beta of the linear schedule")
     timesteps: int = Field(1000, ge=2, description="length T of the schedule")
-    keep_low: float = Field(
-        0.0, ge=0, description="guidance: keep the input's frequencies below a Gaussian of that many pixels; 0 = none"
-    )
+
+
+class ObjectiveConfig(Config):
+    """What training minimizes."""
+
     timestep_sampling: Literal["uniform", "log_snr"] = Field(
         "uniform", description="how training draws timesteps, up to the deepest that purification uses"
     )
-    loss_weighting: Literal["none", "min_snr"] = Field(
+    weighting: Literal["none", "min_snr"] = Field(
         "none", description="min_snr: errors weigh min(SNR, 5) / SNR (Hang et al. 2023, arXiv 2303.09556)"
     )
+
+
+class SamplingConfig(Config):
+    """The way back, as far as every diffusion purifier can choose it."""
+
+    keep_low: float = Field(
+        0.0, ge=0, description="guidance: keep the input's frequencies below a Gaussian of that many pixels; 0 = none"
+    )
+
+
+class DiffusionConfig(Config):
+    """Schedule, network and training: what every diffusion purifier has.
+
+    Attributes:
+        moved: where the options stand now that had no section before format 2.
+    """
+
+    moved: ClassVar[Mapping[str, str]] = {
+        "schedule": "schedule.kind",
+        "beta_start": "schedule.beta_start",
+        "beta_end": "schedule.beta_end",
+        "timesteps": "schedule.timesteps",
+        "timestep_sampling": "objective.timestep_sampling",
+        "loss_weighting": "objective.weighting",
+        "keep_low": "sampling.keep_low",
+    }
+
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="the noise of each timestep")
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="what training minimizes")
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="the way back")
     save_memory: bool = Field(
         True, description="an exact attack recomputes activations, so memory does not grow with steps; False is faster"
     )
@@ -70,6 +103,14 @@ class DiffusionConfig(Config):
         description="its training",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _in_sections(cls, given: Any) -> Any:
+        keys = given.keys() & cls.moved.keys() if isinstance(given, Mapping) else ()
+        if flat := sorted(key for key in keys if not isinstance(given[key], Mapping | Config)):
+            raise ValueError("; ".join(f"{key} is now {cls.moved[key]}" for key in flat))
+        return given
+
     def deepest(self) -> float:
         """The deepest timestep that purification uses; training goes no further."""
         raise NotImplementedError
@@ -78,15 +119,27 @@ class DiffusionConfig(Config):
 class DiffusionPurifier(Purifier):
     """What diffusion purifiers share: the network, its training, and the reverse process."""
 
-    differentiable: ClassVar[bool] = True
-    needs_fit: ClassVar[bool] = True
+    Config: ClassVar[type[DiffusionConfig]] = DiffusionConfig
+    differentiable = True
+    needs_fit = True
 
     def __init__(self, config: Any = None, **options: Any) -> None:
         super().__init__(config, **options)
-        c = self.config
-        self.diffusion = Diffusion(c.schedule, c.beta_start, c.beta_end, c.timesteps)
+        schedule = self.config.schedule
+        self.diffusion = Diffusion(schedule.kind, schedule.beta_start, schedule.beta_end, schedule.timesteps)
         self.network: nn.Module | None = None
         self.channels = 0
+
+    @classmethod
+    def upgrade(cls, config: Mapping[str, Any], format: int) -> Mapping[str, Any]:
+        """Format 1 had no sections: its options move into those of `Config`."""
+        if format > 1:
+            return config
+        nested: dict[str, Any] = {}
+        for key, value in config.items():
+            section, _, name = cls.Config.moved.get(key, key).rpartition(".")
+            (nested.setdefault(section, {}) if section else nested)[name] = value
+        return nested
 
     # -- training ------------------------------------------------------------------------------
 
@@ -116,7 +169,7 @@ class DiffusionPurifier(Purifier):
 
         def show(current: nn.Module) -> None:
             assert checkpoint is not None
-            some = data.batch(torch.arange(min(SHOWN, len(data)))).to(next(current.parameters()).device)
+            some = data.batch(torch.arange(min(SHOWN, len(data)))).to(device_of(current))
             path = checkpoint.with_name(f"{checkpoint.name}_samples.png")
             write_samples(path, self.diffusion, current, some.images, self.config.deepest(), Streams(seed, some.ids))
 
@@ -179,7 +232,7 @@ class DiffusionPurifier(Purifier):
             sampler="ddpm" if ancestral else "ddim",
             streams=streams,
             stage=stage,
-            keep_low=self.config.keep_low,
+            keep_low=self.config.sampling.keep_low,
             save_memory=self.config.save_memory,
         )
         cleaned = ((moved + 1) / 2).clamp(0, 1).to(images.dtype)
@@ -229,24 +282,19 @@ class DiffusionTask(Task):
 
     def recipe(self) -> dict[str, Any]:
         """The schedule, the depth, and how timesteps are drawn and weighed."""
-        fields = {"schedule", "beta_start", "beta_end", "timesteps", "timestep_sampling", "loss_weighting"}
-        return {**self.purifier.config.model_dump(mode="json", include=fields), "deepest": self.purifier.deepest()}
+        fields = self.purifier.config.model_dump(mode="json", include={"schedule", "objective"})
+        return {**fields, "deepest": self.purifier.deepest()}
 
     def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
         """Mean squared error of the predicted noise on one batch."""
         config, diffusion = self.purifier.config, self.purifier.diffusion
         clean = batch.images * 2 - 1
         share = streams.uniform((1,), stage="timestep", like=clean).squeeze(1)
-        timestep = sample_timesteps(diffusion, share, config.deepest(), config.timestep_sampling)
+        timestep = sample_timesteps(diffusion, share, config.deepest(), config.objective.timestep_sampling)
         noise = streams.normal(clean.shape[1:], stage="noise", like=clean)
         predicted: Tensor = model(diffusion.add_noise(clean, noise, timestep), timestep)
         errors = (predicted - noise).square().flatten(1).mean(1)
-        if config.loss_weighting == "min_snr":
+        if config.objective.weighting == "min_snr":
             snr = diffusion.log_snr(timestep).exp()
             errors = errors * (snr.clamp(max=5) / snr).to(errors.dtype)
         return errors.mean()
-
-
-def device_of(network: nn.Module | None) -> torch.device:
-    assert network is not None
-    return next(network.parameters()).device

@@ -8,7 +8,7 @@ disjoint: every patch is hidden by exactly one of them, so no pixel of the input
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from pydantic import Field
@@ -41,8 +41,8 @@ class MAEInpaint(Purifier):
     """The strength is not used: every patch is painted."""
 
     Config = MAEInpaintConfig
-    differentiable: ClassVar[bool] = True
-    needs_fit: ClassVar[bool] = True
+    differentiable = True
+    needs_fit = True
 
     def __init__(self, config: Any = None, **options: Any) -> None:
         super().__init__(config, **options)

@@ -3,8 +3,6 @@
 purified(x)[u, v] = median of x over the size x size window around (u, v)
 """
 
-from typing import ClassVar
-
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -28,8 +26,8 @@ class Median(Purifier):
     """Each pixel becomes the median of its neighbourhood; edges are mirrored; the strength is not used."""
 
     Config = MedianConfig
-    deterministic: ClassVar[bool] = True
-    differentiable: ClassVar[bool] = True
+    deterministic = True
+    differentiable = True
 
     def purify(self, images: Tensor, strength: Tensor, *, streams: Streams) -> Purification:  # noqa: ARG002
         """`(N, C, H, W)` filtered channel by channel, without any network evaluation."""

@@ -9,8 +9,6 @@ et al. 2022, arXiv 2111.14564) denoises each copy first. Here one draw is one co
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -35,7 +33,7 @@ class Smoothing(Purifier):
     """Noise, then a median filter as MedRDF's reconstruction; the strength is not used."""
 
     Config = SmoothingConfig
-    differentiable: ClassVar[bool] = True
+    differentiable = True
 
     def purify(self, images: Tensor, strength: Tensor, *, streams: Streams) -> Purification:  # noqa: ARG002
         """`(N, C, H, W)`, one noisy copy of each, without any network evaluation."""

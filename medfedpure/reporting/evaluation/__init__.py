@@ -1,1 +1,1 @@
-"""reporting/evaluation"""
+"""The report of an evaluation."""

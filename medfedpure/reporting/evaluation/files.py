@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import InputError
-from medfedpure.core.storage import write_bytes
+from medfedpure.core.storage import FORMAT, write_bytes
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.records import Evaluation
 from medfedpure.reporting.evaluation.gallery import make_gallery
@@ -38,8 +38,9 @@ def write_report(
         MissingExtraError: jinja2 is not installed; all but the page was written.
         InputError: the benign images are not those that were evaluated.
     """
-    evaluated = evaluation.setting.get("images")
-    if benign is not None and (benign.labels.tolist() != evaluation.labels or benign.fingerprint() != evaluated):
+    evaluated = evaluation.setting.get("images")  # in the format of its time
+    known = [] if benign is None else [benign.fingerprint(format) for format in range(1, FORMAT + 1)]
+    if benign is not None and (benign.labels.tolist() != evaluation.labels or evaluated not in known):
         raise InputError(
             f"{len(benign)} benign images came that are not the {len(evaluation.labels)} evaluated ones, or in another "
             "order: pass what medfedpure.evaluation.evaluate.choose gives for the same seed"

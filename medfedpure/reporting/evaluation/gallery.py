@@ -15,8 +15,9 @@ from torch import Tensor
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.results import Prediction, device_of, on_cpu
 from medfedpure.core.streams import derive_seed
+from medfedpure.core.verdict import ABSTAINED
 from medfedpure.defence.chain import DefendedClassifier
-from medfedpure.evaluation.readings import ABSTAINED, Reading
+from medfedpure.evaluation.readings import Reading
 from medfedpure.evaluation.records import ArmResult, Evaluation, RungResult
 from medfedpure.evaluation.store import Store
 from medfedpure.reporting.evaluation.summary import Summary, counted
@@ -123,7 +124,7 @@ def _row(
     seen: Prediction | None,
 ) -> Row:
     assert rung.reading is not None
-    image = benign.pixels[place].float() / 255
+    image = benign.pixels[place].float() / benign.top
     change = attacked - image
     factor = max((f for f in _FACTORS if f * float(change.abs().max()) <= 0.5), default=1)
     pictures = [

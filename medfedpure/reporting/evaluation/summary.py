@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from medfedpure.core.config import Record
-from medfedpure.evaluation.readings import ABSTAINED, Count, Reading
+from medfedpure.core.verdict import ABSTAINED
+from medfedpure.evaluation.readings import Count, Reading
 from medfedpure.evaluation.records import ArmResult, Evaluation, RungResult
 from medfedpure.figures.balanced import balanced, balanced_difference, balanced_interval
 from medfedpure.figures.metrics import auroc, true_positive_rate

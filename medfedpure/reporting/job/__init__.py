@@ -1,1 +1,1 @@
-"""reporting/job"""
+"""The report of a run, and of rounds across clients."""

@@ -1,4 +1,4 @@
-"""The page of a finished job, and of one part trained across clients: tables, pictures, curves of the rounds."""
+"""The page of a finished job, and of one component trained across clients: tables, pictures, curves of the rounds."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def write_run_page(result: RunResult, folder: Path) -> None:
 
 
 def write_rounds_page(results: Mapping[str, Any], folder: Path) -> None:
-    """Write report.html of one part trained across clients beside its results.json.
+    """Write report.html of one component trained across clients beside its results.json.
 
     Args:
         results: the content of results.json, with at least one round.

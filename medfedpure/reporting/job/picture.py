@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from medfedpure.core.streams import Streams
+from medfedpure.core.verdict import fooled, verdicts
 from medfedpure.job.run import Job
 
 _RIGHT, _WRONG, _INK = "#1a7f4b", "#c0392b", "#222222"
@@ -41,9 +42,10 @@ def save_gallery(job: Job, path: Path, *, rows: int = 6) -> None:
 def _choose(job: Job, client: str, count: int) -> list[tuple[str, int]]:
     """Positions in the client's test part: a repaired one first, then a lost one, then the rest."""
     measured, labels = job.measured[client], job.parts[client]["test"].labels
-    fooled = (measured.benign.bare_logits.argmax(1) == labels) & (measured.defended.bare_logits.argmax(1) != labels)
+    benign, attacked = (verdicts(seen.bare_logits) for seen in (measured.benign, measured.defended))
+    fallen = ~fooled(benign, labels) & fooled(attacked, labels)
     right = measured.defended.labels == labels
-    kinds = (fooled & right, fooled & ~right, fooled & ~measured.defended.flagged, torch.ones_like(fooled))
+    kinds = (fallen & right, fallen & ~right, fallen & ~measured.defended.flagged, torch.ones_like(fallen))
     queues = [kind.nonzero().squeeze(1).tolist() for kind in kinds]
     picked: list[int] = []
     while len(picked) < min(count, len(labels)):

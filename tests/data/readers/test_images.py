@@ -1,4 +1,4 @@
-"""One image file of any kind becomes a square of uint8."""
+"""One image file of any kind becomes a square of uint8 or uint16."""
 
 import struct
 from pathlib import Path
@@ -111,6 +111,59 @@ def test_twelve_bits_stored_in_sixteen(tmp_path):
     assert one(tmp_path, sixteen(4095), bit_depth=12).unique().tolist() == [255]
     with pytest.raises(DataError, match=r"5000, above 4095"):
         one(tmp_path, sixteen(5000), bit_depth=12)
+
+
+def ramp(values: range, side: int) -> Image.Image:
+    return Image.frombytes("I;16", (side, side), struct.pack(f"<{side * side}H", *values))
+
+
+def test_sixteen_bits_are_kept(tmp_path):
+    path = put(tmp_path / "a.png", ramp(range(65536), 256))
+    kept = Decoder(256, 1, pixel_bits=16).read(path)
+    assert kept.dtype == torch.uint16
+    assert torch.equal(kept.int().flatten(), torch.arange(65536, dtype=torch.int32))
+    colour = Decoder(256, 3, pixel_bits=16).read(path).int()
+    assert torch.equal(colour, kept.int().expand(3, -1, -1))
+
+
+def test_a_ramp_of_twelve_bits_keeps_its_steps_and_fills_the_range(tmp_path):
+    kept = Decoder(64, 1, 12, 16).read(put(tmp_path / "a.png", ramp(range(4096), 64))).int().flatten()
+    assert kept.unique().numel() == 4096
+    assert (int(kept[0]), int(kept[-1])) == (0, 65535)
+
+
+def test_sixteen_bits_are_resized_as_they_are(tmp_path):
+    """Shrinking averages between steps of 8 bits, and what lies outside is black."""
+    stripes = ramp([1000, 1021] * 2048, 64)
+    kept = Decoder(16, 1, pixel_bits=16).read(put(tmp_path / "a.png", stripes)).int()
+    assert (kept - 1010).abs().max() <= 1
+    lying = sixteen(60000).crop((0, 0, 20, 10))
+    padded = Decoder(16, 1, pixel_bits=16).read(put(tmp_path / "b.png", lying)).int()[0]
+    assert padded[:3].max() <= 300
+    assert (padded[6:10] - 60000).abs().max() <= 1500
+    assert padded.max() <= 65535
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_eight_bit_files_among_sixteen_bits(tmp_path, channels):
+    path = put(tmp_path / "a.png", Image.frombytes("L", (20, 20), bytes(range(200)) * 2))
+    narrow, wide = Decoder(16, channels).read(path), Decoder(16, channels, pixel_bits=16).read(path)
+    assert wide.dtype == torch.uint16
+    assert torch.equal(wide.int(), narrow.int() * 257)
+
+
+def test_white_is_zero_with_sixteen_bits(tmp_path):
+    path = put(tmp_path / "a.tif", sixteen(65000), tiffinfo={262: 0})
+    assert Decoder(16, 1, pixel_bits=16).read(path).int().unique().tolist() == [535]
+
+
+def test_files_of_more_than_eight_bits_are_known_by_their_header(tmp_path):
+    decoder = Decoder(16, 1)
+    deep = [put(tmp_path / name, sixteen(7)) for name in ("a.png", "a.tif")]
+    plain = [put(tmp_path / name, Image.new(mode, (20, 20))) for name, mode in (("b.png", "L"), ("b.jpg", "RGB"))]
+    (tmp_path / "c.png").touch()
+    assert [decoder.is_deep(path) for path in (*deep, *plain, tmp_path / "c.png")] == [True, True] + [False] * 3
+    assert not Decoder(16, 1, 8).is_deep(deep[0])
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])

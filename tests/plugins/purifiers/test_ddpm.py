@@ -25,11 +25,11 @@ def images(count=5):
     return torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_noising_equals_diffusers_at_integers(schedule):
-    purifier = fitted(schedule=schedule)
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_noising_equals_diffusers_at_integers(kind):
+    purifier = fitted(schedule={"kind": kind})
     names = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
-    scheduler = DDPMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule=names[schedule])
+    scheduler = DDPMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule=names[kind])
     clean, noise = images(4) * 2 - 1, torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(1))
     timestep = torch.tensor([1, 37, 140, 998])
     ours = purifier.diffusion.add_noise(clean, noise, timestep.float())
@@ -49,7 +49,7 @@ def test_reverse_step_equals_ddim_of_diffusers():
 
 
 def test_depth_follows_strength():
-    purifier = fitted(t_min=20, t_max=100, num_inference_steps=2)
+    purifier = fitted(t_min=20, t_max=100, sampling={"num_inference_steps": 2})
     with torch.no_grad():
         result = purifier(images(3), torch.tensor([0.0, 0.5, 1.0]))
     assert result.timestep.tolist() == [20.0, 60.0, 100.0]
@@ -57,7 +57,7 @@ def test_depth_follows_strength():
 
 
 def test_depth_zero_is_the_identity():
-    purifier = fitted(t_min=0, t_max=100, num_inference_steps=5)
+    purifier = fitted(t_min=0, t_max=100, sampling={"num_inference_steps": 5})
     with torch.no_grad():
         result = purifier(images(2), torch.tensor([0.0, 1.0]))
     assert torch.equal(result.images[0], images(2)[0])
@@ -123,6 +123,10 @@ def test_bad_settings_are_named():
         medfedpure.create("purifier", "ddpm", t_min=200, t_max=100)
     with pytest.raises(ConfigError, match="multiples of 8"):
         medfedpure.create("purifier", "ddpm", model={"widths": (10,)})
+    with pytest.raises(ConfigError, match=r"num_inference_steps is now sampling\.num_inference_steps; schedule is now"):
+        medfedpure.create("purifier", "ddpm", num_inference_steps=3, schedule="cosine")
+    with pytest.raises(ConfigError, match=r"sampler: unknown key"):
+        medfedpure.create("purifier", "diffpure", sampler="ddim")
     with pytest.raises(InputError, match="fitted on 1 channels"):
         fitted()(torch.rand(1, 3, 16, 16))
 
@@ -165,7 +169,42 @@ def test_tuning_is_saved(tmp_path):
         with pytest.raises(InputError, match=text):
             purifier.tune(data, Flip(), classifier=classifier, **{"depths": (20,), **wrong})
     with pytest.raises(InputError, match="tune chooses few steps"):
-        fitted(sampler="ddpm").tune(data, Flip(), classifier=classifier)
+        fitted(sampling={"sampler": "ddpm"}).tune(data, Flip(), classifier=classifier)
+
+
+FLAT = {
+    "schedule": "cosine",
+    "beta_start": 2e-4,
+    "beta_end": 0.03,
+    "timesteps": 500,
+    "keep_low": 1.0,
+    "timestep_sampling": "log_snr",
+    "loss_weighting": "min_snr",
+    "save_memory": False,
+}
+"""As format 1 wrote it, nothing at its default."""
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "sampling"),
+    [
+        (
+            "ddpm",
+            {"t_max": 120.0, "sampler": "ddim", "num_inference_steps": 3, "adaptive_steps": True},
+            {"keep_low": 1.0, "sampler": "ddim", "num_inference_steps": 3, "adaptive_steps": True},
+        ),
+        ("diffpure", {"timestep": 40.0}, {"keep_low": 1.0}),
+    ],
+)
+def test_configurations_of_format_1_become_sections(name, own, sampling):
+    cls = medfedpure.registry().load("purifier", name)
+    found = cls.Config.parse(cls.upgrade({**FLAT, **own}, 1)).model_dump()
+    assert found["schedule"] == {"kind": "cosine", "beta_start": 2e-4, "beta_end": 0.03, "timesteps": 500}
+    assert found["objective"] == {"timestep_sampling": "log_snr", "weighting": "min_snr"}
+    assert found["sampling"] == sampling
+    assert found["save_memory"] is False
+    assert all(found[key] == value for key, value in own.items() if key in found), "what has no section stays"
+    assert cls.Config.parse(cls.upgrade(found, 2)).model_dump() == found, "the present format is taken as it is"
 
 
 class Flip(medfedpure.Attack):

@@ -74,7 +74,8 @@ def test_log_snr_and_its_inverse():
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "one_step"])
 def test_mixed_depths_are_each_image_alone(sampler):
-    purifier = fitted(t_min=0, t_max=12, sampler=sampler, num_inference_steps=4, adaptive_steps=True)
+    sampling = {"sampler": sampler, "num_inference_steps": 4, "adaptive_steps": True}
+    purifier = fitted(t_min=0, t_max=12, sampling=sampling)
     strength, streams = torch.tensor([0.0, 0.3, 1.0, 0.55, 0.1]), Streams(7, torch.tensor([4, 8, 15, 16, 23]))
     order = torch.tensor([3, 0, 4, 2, 1])
     with torch.no_grad():
@@ -104,7 +105,7 @@ class Rows(nn.Module):
 
 
 def test_the_cost_is_the_sum_of_each_images_own_evaluations():
-    purifier = fitted(t_min=0, t_max=100, num_inference_steps=5, adaptive_steps=True)
+    purifier = fitted(t_min=0, t_max=100, sampling={"num_inference_steps": 5, "adaptive_steps": True})
     purifier.network = Rows(purifier.network)
     with torch.no_grad():
         found = purifier(images(), torch.tensor([0.2, 1.0, 0.0, 0.6, 1.0]))
@@ -117,8 +118,8 @@ def test_saving_memory_changes_no_gradient(sampler):
     strength = torch.tensor([0.2, 0.9, 0.5])
     gradients = []
     for saved in (True, False):
-        options = {"t_min": 5, "t_max": 20, "sampler": sampler, "num_inference_steps": 6, "save_memory": saved}
-        purifier = fitted(**options).double()
+        sampling = {"sampler": sampler, "num_inference_steps": 6}
+        purifier = fitted(t_min=5, t_max=20, sampling=sampling, save_memory=saved).double()
         inputs, depth = images(3).double().requires_grad_(True), strength.double().requires_grad_(True)
         cleaned = purifier(inputs, depth, streams=Streams.for_batch(3, 3)).images
         gradients.append(torch.autograd.grad(cleaned.square().sum(), (inputs, depth)))
@@ -129,7 +130,7 @@ def test_saving_memory_changes_no_gradient(sampler):
 
 def kept_for_backward(steps, **options):
     """Bytes of tensors that the forward pass keeps."""
-    purifier = fitted(t_min=20, t_max=20, num_inference_steps=steps, **options)
+    purifier = fitted(t_min=20, t_max=20, sampling={"num_inference_steps": steps}, **options)
     inputs, held = images(4).requires_grad_(True), {}
 
     def keep(tensor):
@@ -142,7 +143,7 @@ def kept_for_backward(steps, **options):
 
 
 def test_memory_does_not_grow_with_the_steps():
-    one = fitted(t_min=20, t_max=20, num_inference_steps=1)
+    one = fitted(t_min=20, t_max=20, sampling={"num_inference_steps": 1})
     held = []
     noisy = images(4).requires_grad_(True)
     with torch.autograd.graph.saved_tensors_hooks(
@@ -157,7 +158,7 @@ def test_memory_does_not_grow_with_the_steps():
 
 def test_low_frequencies_are_kept_where_asked():
     with torch.no_grad():
-        plain, guided = (fitted(keep_low=sigma)(images(3), 1.0).images for sigma in (0.0, 3.0))
+        plain, guided = (fitted(sampling={"keep_low": sigma})(images(3), 1.0).images for sigma in (0.0, 3.0))
     gaps = [(low_frequencies(cleaned - images(3), 3.0)).square().mean() for cleaned in (plain, guided)]
     assert gaps[1] < 0.5 * gaps[0], f"low frequencies moved by {gaps[0]:.2e} without and {gaps[1]:.2e} with guidance"
 
@@ -174,7 +175,7 @@ def test_low_frequencies_of_a_constant_are_the_constant():
 
 def test_diffpure_is_ancestral_sampling_at_one_depth():
     anchor = fitted("diffpure", timestep=6)
-    adaptive = fitted(t_min=6, t_max=6, sampler="ddpm")
+    adaptive = fitted(t_min=6, t_max=6, sampling={"sampler": "ddpm"})
     with torch.no_grad():
         one, other = (part(images(3), torch.tensor([0.0, 0.5, 1.0])) for part in (anchor, adaptive))
     assert torch.equal(one.images, other.images)
