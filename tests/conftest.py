@@ -73,6 +73,7 @@ SMALL_CONFIGS: Mapping[tuple[str, str], Mapping[str, Any] | Callable[[Path], Map
 _LEARNS_FAST = {"steps": 60, "batch_size": 8, "learning_rate": 1e-2}
 PRACTICE_CONFIGS: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("detector", "mae"): {"model": TINY_MAE, "score": {"kind": "reconstruction"}, "training": _LEARNS_FAST},
+    ("detector", "art"): {"scoring_function": "HigherCriticism"},
     ("purifier", "art"): {"preprocessor": "SpatialSmoothing"},
     ("purifier", "mae_inpaint"): {"model": TINY_MAE, "training": _LEARNS_FAST},
     ("purifier", "ddpm"): {"model": {"widths": (8, 16)}, "t_min": 100, "t_max": 120, "training": _LEARNS_FAST},

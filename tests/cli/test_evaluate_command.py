@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import medfedpure
 from medfedpure.cli.app import app
 from medfedpure.core.errors import ConfigError, DataError, InputError
+from medfedpure.core.storage import FORMAT
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation import ladder
 from medfedpure.evaluation.evaluate import choose
@@ -54,7 +55,7 @@ def run_folder(tmp_path_factory):
     (out / "config.toml").write_text(config.to_toml())
     parts = divide(config)
     splits = {client: {"test": own["test"].fingerprint()} for client, own in parts.items()}
-    (out / "results.json").write_text(json.dumps({"splits": splits}))
+    (out / "results.json").write_text(json.dumps({"format": FORMAT, "splits": splits}))
     names = parts["client_0"]["test"].class_names
     for seed, client in enumerate(parts):
         architecture = medfedpure.create("classifier", "small_cnn", widths=(8, 16))

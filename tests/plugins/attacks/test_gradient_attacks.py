@@ -241,7 +241,7 @@ def test_hfc_hides_from_a_feature_detector_that_it_does_not_know():
     hidden = attack("hfc", eps=0.1, step=0.01, steps=40)(view, IMAGES, LABELS)
     fitted = attack("hfc", eps=0.1, step=0.01, steps=40).fit(tiny_dataset(60, seed=6))(view, IMAGES, LABELS)
     for result in (hidden, fitted):
-        assert result.success.float().mean() > 0.9
+        assert result.success.float().mean() > 0.8
         assert scores(result.images).median() < 0.4 * scores(plain.images).median()
 
 
