@@ -54,6 +54,11 @@ class NoiseByPlace(GoodDetector):
         return images.flatten(1).mean(1) + torch.randn(len(images), generator=generator).to(images)
 
 
+class ForgetsWhoDraws(GoodDetector):
+    def score(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> Tensor:
+        return super().score(images, context=context, streams=Streams(streams.seed, streams.ids))
+
+
 class DrawsGlobally(GoodDetector):
     def score(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> Tensor:
         return images.flatten(1).mean(1) + torch.randn(1).to(images)

@@ -183,6 +183,7 @@ FAULTS = (
     (planted.LooksAtTheBatch, "test_batch_invariance", "alone against the batch"),
     (planted.NoiseByPlace, "test_noise_belongs_to_the_id", "one image under one id"),
     (planted.NoiseByPlace, "test_batch_invariance", "alone against the batch"),
+    (planted.ForgetsWhoDraws, "test_noise_drawn_on_the_device", "take all noise from `streams`"),
     (planted.DrawsGlobally, "test_the_global_random_state_is_untouched", "global random state of torch"),
     (planted.DrawsGlobally, "test_the_same_seed_gives_the_same_result", "other global random state"),
     (planted.DrawsFromPython, "test_the_global_random_state_is_untouched", "global random state of random"),

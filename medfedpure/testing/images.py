@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,16 @@ class ImageContract(ComponentContract):
         if not isinstance(subject, nn.Module):
             pytest.skip("not an nn.Module: its weights cannot be moved to float64")
         assert_batch_invariance(copy.deepcopy(subject).double(), setting.double(), FLOAT64)
+
+    def test_noise_drawn_on_the_device(self, subject: Any, setting: Setting, component: Any) -> None:
+        """Under the "device" backend of the streams too, an answer does not depend on the batch; it is another one."""
+        if component.deterministic or not component.per_image_streams:
+            pytest.skip("deterministic, or its noise does not come from per-image streams")
+        drawn = replace(setting, noise="device")
+        assert_batch_invariance(subject, drawn, FLOAT32)
+        found, reference = observe(subject, drawn), observe(subject, setting)
+        alike = [key for key in found if found[key].is_floating_point() and not torch.equal(found[key], reference[key])]
+        assert alike, "no answer changes with who draws the noise: take all noise from `streams`"
 
     def test_noise_belongs_to_the_id(self, subject: Any, setting: Setting, component: Any) -> None:
         """One image, often in a batch under one id, gets one answer; another id may get another."""

@@ -18,7 +18,7 @@ from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import ScoreContext
 from medfedpure.core.registry import create
 from medfedpure.core.settings import TrainingConfig
-from medfedpure.core.streams import Streams
+from medfedpure.core.streams import Backend, Streams
 from medfedpure.data.stored import read_images, write_images
 from medfedpure.training.classification import ClassificationTask
 from medfedpure.training.loop import train
@@ -101,6 +101,7 @@ class Setting:
         train: what a part is fitted on.
         context: classifier, features and denoiser.
         seed: of the noise.
+        noise: who draws it, "reference" or "device".
     """
 
     images: Tensor
@@ -110,6 +111,7 @@ class Setting:
     train: ImageDataset
     context: ScoreContext
     seed: int = 7
+    noise: Backend = "reference"
 
     @classmethod
     def of(cls, train: ImageDataset, context: ScoreContext, *, images: int = 6) -> Setting:
@@ -120,7 +122,7 @@ class Setting:
     @property
     def streams(self) -> Streams:
         """The streams of these images."""
-        return Streams(self.seed, self.ids)
+        return Streams(self.seed, self.ids, self.noise)
 
     def select(self, index: Tensor) -> Setting:
         """The same setting with some of the images; ids and strengths travel along."""
