@@ -235,7 +235,8 @@ def open_data(given: argparse.Namespace) -> tuple[ImageDataset, Setting]:
 def read_data(path: Path, size: int, max_per_group: int, seed: int, most: int | None = None) -> ImageDataset:
     """A folder of images or a MedMNIST file; at most so many images of a group, and of all."""
     if path.suffix == ".npz":
-        data = medfedpure.create("dataset", "medmnist", path=path).read()
+        # The file holds no names; of the collections that are measured here, class 1 is the finding.
+        data = medfedpure.create("dataset", "medmnist", path=path, positive="class 1").read()
     else:
         options = {"root": path, "image_size": size, "channels": 1}
         data = medfedpure.create("dataset", "image_folder", **options).read()

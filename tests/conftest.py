@@ -65,8 +65,16 @@ SMALL_CONFIGS: Mapping[tuple[str, str], Mapping[str, Any] | Callable[[Path], Map
     ("attack", "hop_skip_jump"): {"steps": 2, "queries": 20},
     ("attack", "adversarial_patch"): {"steps": 5},
     ("dataset", "phantom"): {"images": 24, "image_size": 32},
-    ("dataset", "image_folder"): lambda folder: {"root": str(write_image_folder(folder)), "image_size": 32},
-    ("dataset", "medmnist"): lambda folder: {"path": str(write_medmnist(folder)), "groups": "none"},
+    ("dataset", "image_folder"): lambda folder: {
+        "root": str(write_image_folder(folder)),
+        "image_size": 32,
+        "positive": "plain",  # no name of its two classes says that nothing was found
+    },
+    ("dataset", "medmnist"): lambda folder: {
+        "path": str(write_medmnist(folder)),
+        "groups": "none",
+        "positive": "class 1",
+    },
 }
 """Only where defaults are too slow, or where files are needed: a function of an empty folder."""
 

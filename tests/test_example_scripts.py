@@ -28,9 +28,9 @@ SCRIPTS = {
 
 def write_images(folder: Path) -> None:
     """Two class folders with forty PNG files each."""
-    data = tiny_dataset(80)
+    data, names = tiny_dataset(80), ("no_disc", "disc")
     for place, (pixels, label) in enumerate(zip(data.pixels, data.labels.tolist(), strict=True)):
-        target = folder / data.class_names[label]
+        target = folder / names[label]
         target.mkdir(exist_ok=True)
         Image.fromarray(pixels[0].numpy()).save(target / f"{place:02}.png")
 

@@ -118,6 +118,8 @@ def _attack(part: Attack, stage: Stage) -> Figures:
     if "features" in part.requires:
         view.features = stage.model.features
     streams = stage.streams("attack", some)
+    if not part.fitted:
+        part.fit(stage.parts["train"], view=view, seed=stage.seed)
     result, spent = timed(lambda: _with_gradients(lambda: part(view, some.images, some.labels, streams=streams)))
     change = (result.images - some.images).flatten(1)
     budget = part.budget()

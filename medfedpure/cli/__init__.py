@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import sys
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO)
 
 
 def main() -> None:
-    """Run the command line; errors that we raise on purpose are shown as one line."""
+    """Run the command line; errors that we raise on purpose, and those of the disk, are shown as one line."""
+    import click
+
     from medfedpure.cli.app import app
+    from medfedpure.cli.shown import Terminal, shown
     from medfedpure.core.errors import MedFedPureError
 
     try:
-        app()
-    except MedFedPureError as error:
-        from rich.console import Console
-
-        Console(stderr=True).print(f"[bold red]error[/]: {type(error).__name__}: ", end="")
-        sys.stderr.write(f"{error}\n")
+        code = app(standalone_mode=False)
+    except click.ClickException as error:
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            error.ctx.color = True  # nothing is to be stripped: all is shown
+        error.show(said := io.StringIO())
+        sys.stderr.write(shown(said.getvalue()))
+        sys.exit(error.exit_code)
+    except click.Abort:
+        Terminal(stderr=True).say("stopped")
+        sys.exit(130)
+    except (MedFedPureError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _OF_THE_DISK and not isinstance(error, MedFedPureError):
+            raise
+        console = Terminal(stderr=True)
+        console.print("error", style="bold red", end="")
+        console.say(f": {type(error).__name__}: {error}")
         sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 __all__ = ["main"]

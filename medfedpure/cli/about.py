@@ -6,9 +6,9 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from medfedpure.cli.shown import Terminal
 from medfedpure.core.registry import BUILTIN, KINDS, Plugin, registry
 
 _JSON = typer.Option("--json", help="Print JSON instead of a table.")
@@ -26,10 +26,10 @@ def plugins(
         return
     records = found.plugins(kind)
     if as_json:
-        failures = [{"distribution": f.distribution, "error": repr(f.error)} for f in found.failures]
+        failures = [{"distribution": f.distribution, "error": f.text} for f in found.failures]
         typer.echo(json.dumps({"plugins": [_as_dict(record) for record in records], "failures": failures}, indent=2))
         return
-    console = Console()
+    console = Terminal()
     width = max((len(record.name) for record in records), default=0)
     for place, record in enumerate(records):
         if place == 0 or records[place - 1].kind != record.kind:
@@ -37,11 +37,10 @@ def plugins(
         notes = [f"needs medfedpure[{record.extra}]"] if record.extra else []
         notes += [f"from {record.distribution}"] if record.distribution != BUILTIN else []
         said = f" ({', '.join(notes)})" if notes else ""
-        line = f"  {record.name:<{width}}  {record.summary}{said}"
-        # Never cut short, as a table would be in a narrow terminal.
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.say(f"  {record.name:<{width}}  {record.summary}{said}")
     for failure in found.failures:
-        console.print(f"[bold red]broken[/] {failure.distribution} ({failure.entry_point}): {failure.error!r}")
+        console.print("broken", style="bold red", end=" ")
+        console.say(f"{failure.distribution} ({failure.entry_point}): {failure.text}")
 
 
 def _show_one(kind: str, name: str, as_json: bool) -> None:
@@ -50,8 +49,9 @@ def _show_one(kind: str, name: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({**_as_dict(record), "config": schema}, indent=2))
         return
-    console = Console()
-    console.print(f"[bold]{record.kind} {record.name}[/]: {record.summary} (from {record.distribution})")
+    console = Terminal()
+    console.print(f"{record.kind} {record.name}", style="bold", end="")
+    console.say(f": {record.summary} (from {record.distribution})")
     table = Table(box=None, pad_edge=False)
     for column in ("option", "type", "default", "meaning"):
         table.add_column(column)
@@ -113,8 +113,8 @@ def info(as_json: Annotated[bool, _JSON] = False) -> None:
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    console = Console()
+    console = Terminal()
     for key, value in facts.items():
         if isinstance(value, dict):
             value = ", ".join(f"{extra} {'yes' if present else 'no'}" for extra, present in value.items())
-        console.print(f"{key:<12}{value}", highlight=False)
+        console.print(f"{key:<12}{value}")

@@ -8,6 +8,7 @@ app = typer.Typer(
     name="medfedpure",
     help="Detect, purify, classify: defend medical image classifiers against evasion attacks.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # which would take [data] and [all] in a help text for styles
     pretty_exceptions_enable=False,
 )
 app.command("demo")(job.demo)

@@ -8,13 +8,15 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from medfedpure.cli.shown import shown
+
 
 class Bars:
     """A progress listener that draws bars with rich; finished ones disappear."""
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -35,7 +37,7 @@ class Bars:
 
     def started(self, description: str, total: int) -> int:
         """Add a bar."""
-        return int(self.progress.add_task(description, total=total))
+        return int(self.progress.add_task(shown(description), total=total))
 
     def advanced(self, handle: int, note: str = "") -> None:
         """One step further."""

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from medfedpure.cli.shown import Terminal
 from medfedpure.cli.which import ConfigFile, Kind, Name, find, read_config
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def bench(
     from medfedpure.core.progress import listening
 
     record, options = find(name, kind), read_config(config)
-    talk = Console(stderr=True, quiet=quiet)
+    talk = Terminal(stderr=True, quiet=quiet)
     with Bars(talk) as bars, listening(bars):
         found = run_bench(
             record,
@@ -41,7 +41,7 @@ def bench(
             seed=seed,
             images=images,
             beside=beside or [],
-            say=lambda text: talk.print(f"> {text}", highlight=False),
+            say=lambda text: talk.print(f"> {text}"),
         )
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
@@ -52,20 +52,19 @@ def bench(
 
 
 def _print(found: Bench, mine: str) -> None:
-    console = Console()
+    console = Terminal()
     rows = [[found.kind, *found.columns]]
     rows += [[row.name, *(_text(row.figures[c]) for c in found.columns)] for row in found.rows if not row.problem]
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     for texts in rows:  # never cut short, as a rich table would be in a narrow terminal
         cells = [texts[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(texts[1:], widths[1:], strict=True))]
-        line = "  ".join(cells)
-        console.print(line, style="bold" if texts[0] == mine else "", highlight=False, markup=False, soft_wrap=True)
+        console.say("  ".join(cells), "bold" if texts[0] == mine else "")
     console.print()
     for row in found.rows:
         if row.problem:
-            console.print(f"without figures: {row.name}: {row.problem}", highlight=False, markup=False, soft_wrap=True)
+            console.say(f"without figures: {row.name}: {row.problem}")
     for line in found.conditions:
-        console.print(f"- {line}", style="dim", highlight=False, markup=False, soft_wrap=True)
+        console.say(f"- {line}", "dim")
 
 
 def _text(value: float | int | str) -> str:

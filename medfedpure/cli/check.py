@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from medfedpure.cli.new import CONTRACTS
+from medfedpure.cli.shown import Terminal
 from medfedpure.cli.which import ConfigFile, Kind, Name, find, read_config
 from medfedpure.core.errors import MissingExtraError
 from medfedpure.core.registry import Plugin, registry
@@ -64,6 +64,10 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Run the contract of its kind on an installed plugin; the exit code is 1 where something fails."""
+    if device is not None:
+        from medfedpure.job.device import check_device
+
+        check_device(device)
     verdict = run_contract(find(name, kind), read_config(config), device)
     if as_json:
         typer.echo(json.dumps(asdict(verdict), indent=2))
@@ -159,11 +163,7 @@ def _message(report: Any) -> str:
 
 
 def _print(verdict: Verdict, verbose: bool) -> None:
-    console = Console()
-
-    def say(text: str, style: str = "") -> None:
-        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
-
+    say = Terminal().say
     version = f"contract version {verdict.contract_version}"
     say(f"{verdict.kind} {verdict.name!r} (from {verdict.distribution}) against {version}", "bold")
     for finding in verdict.failed:

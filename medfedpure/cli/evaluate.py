@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+
+from medfedpure.cli.shown import Terminal, echo_json
 
 if TYPE_CHECKING:
     from medfedpure.evaluation.records import Evaluation
@@ -45,16 +45,22 @@ def evaluate(
 ) -> None:
     """Attack a saved defence with the whole ladder of attackers, check the result against itself, and report."""
     from medfedpure.cli.bars import Bars
+    from medfedpure.core.disk.whole import make_folder
     from medfedpure.core.progress import listening
+    from medfedpure.core.storage import locked
     from medfedpure.evaluation.evaluate import evaluate as run
+    from medfedpure.job.device import check_device
     from medfedpure.job.subject import load_subject
 
     sizes = [_fraction(text) for text in eps] if eps else None
     options = _options(data_config)
-    talk = Console(stderr=as_json, quiet=quiet)
+    check_device(device)
+    make_folder(report)
+    talk = Terminal(stderr=as_json, quiet=quiet)
 
     def say(text: str) -> None:
-        talk.print("[cyan]>[/]", escape(text), highlight=False)
+        talk.print(">", style="cyan", end=" ")
+        talk.print(text)
 
     subject = load_subject(defence, data=data, options=options, client=client, attackers=attacker or [])
     say(f"{subject.name} on {subject.data.name}: {subject.told}")
@@ -65,7 +71,7 @@ def evaluate(
     for chain, _ in subject.federation.values():
         chain.to(device)
     try:
-        with Bars(talk) as bars, listening(bars):
+        with locked(report, "an evaluation"), Bars(talk) as bars, listening(bars):
             found = run(
                 subject.chain,
                 subject.data,
@@ -79,7 +85,7 @@ def evaluate(
                 say=say,
             )
     except KeyboardInterrupt:
-        Console(stderr=True).print(f"\nstopped; finished attacks are kept in {report}: the same command continues")
+        Terminal(stderr=True).print(f"\nstopped; finished attacks are kept in {report}: the same command continues")
         raise typer.Exit(130) from None
     _report(found, subject, report, as_json)
 
@@ -98,27 +104,27 @@ def _report(found: Evaluation, subject: Subject, report: Path, as_json: bool) ->
     except MissingExtraError as error:
         summary, written = summarize(found), f"{tables}; no page: {error}"
     if as_json:
-        typer.echo((report / "results.json").read_text(encoding="utf-8"))
+        echo_json(report / "results.json")
         return
     _print(summary)
-    Console().print(f"\nwritten to {report}: {written}", highlight=False, markup=False)
+    Terminal().say(f"\nwritten to {report}: {written}")
 
 
 def _print(summary: Summary) -> None:
     from medfedpure.reporting.evaluation.table import conditions, terminal_table, warnings
     from medfedpure.reporting.evaluation.words import verdict, verdict_benign
 
-    console = Console()
+    console = Terminal()
     console.print()
-    console.print(terminal_table(summary, console.width))
+    console.print(terminal_table(summary, console.width), markup=True)  # its cells are escaped
     console.print()
     for text in conditions(summary):
-        console.print(text, style="dim", highlight=False, markup=False)
+        console.print(text, style="dim")
     console.print()
     for text in (*verdict(summary), verdict_benign(summary)):
-        console.print(text, style="bold", highlight=False, markup=False)
+        console.print(text, style="bold")
     for text in warnings(summary):
-        console.print(text, style="bold red", highlight=False, markup=False)
+        console.print(text, style="bold red")
 
 
 def _fraction(text: str) -> float:
@@ -131,7 +137,7 @@ def _fraction(text: str) -> float:
 def _options(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise typer.BadParameter(f"--data-config wants a JSON object; got {text!r}: {error}") from error
     if not isinstance(found, dict):
         raise typer.BadParameter(f"--data-config wants a JSON object; got {text!r}")

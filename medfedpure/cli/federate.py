@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
+
+from medfedpure.cli.shown import Terminal, echo_json, shown
 
 if TYPE_CHECKING:
     from medfedpure.federation import RoundRecord
@@ -33,11 +35,12 @@ def federate(
     """Train one component across clients on this machine, without pooling an image; resumable."""
     from medfedpure.cli.bars import Bars
     from medfedpure.core.progress import listening
+    from medfedpure.core.storage import read_json
     from medfedpure.job.federate import run_federate
     from medfedpure.job.federate_config import FederateConfig
 
     settings = FederateConfig.from_toml(config)
-    talk = Console(stderr=as_json, quiet=quiet)
+    talk = Terminal(stderr=as_json, quiet=quiet)
     bars = Bars(talk)
     with Live(bars.progress, console=talk, refresh_per_second=4) as live, listening(bars):
 
@@ -47,27 +50,29 @@ def federate(
         result = run_federate(settings, out, watch=watch)
     page = page_of_rounds(out)
     if as_json:
-        typer.echo((out / "results.json").read_text(encoding="utf-8"))
+        echo_json(out / "results.json")
         return
-    console = Console()
+    console = Terminal()
     console.print(clients_table(result.history[-1]))
-    privacy = json.loads((out / "results.json").read_text(encoding="utf-8")).get("privacy")
+    privacy = read_json(out / "results.json").get("privacy")
     if privacy:
         console.print(
             f"client-level privacy of the shared part: epsilon {privacy['epsilon']:.2f} at delta {privacy['delta']:g}"
         )
     for client, reason in sorted(result.missing.items()):
-        console.print(f"[bold red]missing[/] {client}: {reason}", highlight=False)
-    console.print(f"\nwritten to {out}: config.toml, results.json, parts/, {page}", highlight=False)
+        console.print("missing", style="bold red", end=" ")
+        console.say(f"{client}: {reason}")
+    console.say(f"\nwritten to {out}: config.toml, results.json, parts/, {page}")
 
 
 def page_of_rounds(folder: Path) -> str:
     """Write report.html beside results.json; its name, or why there is none."""
     from medfedpure.core.errors import MissingExtraError
+    from medfedpure.core.storage import read_json
     from medfedpure.reporting.job.page import PAGE, write_rounds_page
 
     try:
-        write_rounds_page(json.loads((folder / "results.json").read_text(encoding="utf-8")), folder)
+        write_rounds_page(read_json(folder / "results.json"), folder)
     except MissingExtraError as error:
         return f"no page: {error}"
     return PAGE
@@ -99,7 +104,7 @@ def rounds_table(history: tuple[RoundRecord, ...], width: int = 120) -> Group:
             f"{record.seconds:.1f}",
         )
     failures = [
-        f"[red]round {record.round} without {client}[/]: {reason}"
+        Text.assemble((f"round {record.round} without {shown(client)}", "red"), f": {shown(reason)}")
         for record in history
         for client, reason in sorted(record.failed.items())
     ]

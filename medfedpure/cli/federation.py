@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from medfedpure.cli.shown import Terminal
 
 app = typer.Typer(
     help="A real federation over the network: a server, and a node at every hospital.", no_args_is_help=True
@@ -26,7 +27,7 @@ def init(
     from medfedpure.consortium.init import init_federation
 
     init_federation(folder, clients, address=address, superlink_port=superlink_port)
-    Console().print(f"written to {folder}; {folder}/README.md has the commands", highlight=False)
+    Terminal().say(f"written to {folder}; {folder}/README.md has the commands")
 
 
 @app.command("rehearse")
@@ -38,14 +39,16 @@ def rehearse(
     from medfedpure.cli.federate import clients_table, page_of_rounds
     from medfedpure.consortium.deployment import rehearse
     from medfedpure.consortium.init import FEDERATION_FILE
+    from medfedpure.core.disk.whole import make_folder
     from medfedpure.core.errors import ConfigError
 
     sites = sorted(folder.glob("sites/*/site.toml"))
     if not sites:
         raise ConfigError(f"{folder} holds no sites/*/site.toml: make it by `medfedpure federation init`")
+    make_folder(out)
     result = rehearse(folder / FEDERATION_FILE, sites, out)
-    Console().print(clients_table(result.history[-1]))
-    Console().print(f"written to {out}: results.json, parts/, {page_of_rounds(out)}", highlight=False)
+    Terminal().print(clients_table(result.history[-1]))
+    Terminal().say(f"written to {out}: results.json, parts/, {page_of_rounds(out)}")
 
 
 @app.command("run")
@@ -57,7 +60,7 @@ def run(
     from medfedpure.cli.federate import page_of_rounds
     from medfedpure.consortium.run import run_federation
 
-    console = Console()
-    run_federation(folder, say=lambda text: console.print(text, highlight=False), timeout=timeout)
+    console = Terminal()
+    run_federation(folder, say=console.print, timeout=timeout)
     out = folder / "server" / "out"
-    console.print(f"written to {out}: results.json, checkpoint/, {page_of_rounds(out)}", highlight=False)
+    console.say(f"written to {out}: results.json, checkpoint/, {page_of_rounds(out)}")

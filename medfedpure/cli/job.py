@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from medfedpure.cli.shown import Terminal, echo_json
 
 if TYPE_CHECKING:
     from medfedpure.job.config import RunConfig
@@ -17,6 +18,7 @@ _Out = Annotated[Path, typer.Option("--out", help="Folder for report, configurat
 _Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no phases, only the table.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print results.json instead of the table.")]
 
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that the folder holds, at the end.")]
 _Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:0; default: the configuration's.")]
 
 
@@ -27,29 +29,35 @@ def demo(
     out: _Out = Path("medfedpure-demo"),
     seed: Annotated[int, typer.Option("--seed", help="Of everything; equal seeds give equal numbers.")] = 0,
     device: _Device = None,
+    overwrite: _Overwrite = False,
     quiet: _Quiet = False,
     as_json: _Json = False,
 ) -> None:
-    """Train, attack, defend and measure a whole federation in minutes, on phantoms or on your own images."""
-    from medfedpure.job.presets import folder_demo, phantom_demo
+    """Train, attack, defend and measure a whole federation in minutes, on phantoms or on your own images.
 
-    _run(phantom_demo(seed) if data is None else folder_demo(data, seed), out, device, quiet, as_json)
+    What another demo left in the folder is replaced.
+    """
+    from medfedpure.job.presets import folder_demo, is_demo, phantom_demo
+
+    config = phantom_demo(seed) if data is None else folder_demo(data, seed)
+    _run(config, out, device, overwrite or is_demo(out), quiet, as_json)
 
 
 def run(
     config: Annotated[Path, typer.Argument(help="A TOML file; a demo writes its own as config.toml.")],
     out: _Out,
     device: _Device = None,
+    overwrite: _Overwrite = False,
     quiet: _Quiet = False,
     as_json: _Json = False,
 ) -> None:
     """Run the whole job from one validated file."""
     from medfedpure.job.config import RunConfig
 
-    _run(RunConfig.from_toml(config), out, device, quiet, as_json)
+    _run(RunConfig.from_toml(config), out, device, overwrite, quiet, as_json)
 
 
-def _run(config: RunConfig, out: Path, device: str | None, quiet: bool, as_json: bool) -> None:
+def _run(config: RunConfig, out: Path, device: str | None, overwrite: bool, quiet: bool, as_json: bool) -> None:
     from medfedpure.cli.bars import Bars
     from medfedpure.core.progress import listening
     from medfedpure.job.run import run_job
@@ -58,34 +66,37 @@ def _run(config: RunConfig, out: Path, device: str | None, quiet: bool, as_json:
 
     if device is not None:
         config = config.model_copy(update={"device": device})
-    talk = Console(stderr=as_json, quiet=quiet)
+    talk = Terminal(stderr=as_json, quiet=quiet)
     if not quiet:
         talk.rule("configuration", style="dim")
-        talk.print(config.to_toml(), highlight=False, markup=False)
+        talk.print(config.to_toml())
         talk.rule("run", style="dim")
+
+    def say(text: str) -> None:
+        talk.print(">", style="cyan", end=" ")
+        talk.print(text)
+
     with Bars(talk) as bars, listening(bars):
-        job = run_job(config, out, say=lambda text: talk.print(f"[cyan]>[/] {text}", highlight=False))
+        job = run_job(config, out, say=say, overwrite=overwrite)
         save_gallery(job, out / "gallery.png")
         write_run_page(job.result, out)
     if as_json:
-        typer.echo((out / "results.json").read_text(encoding="utf-8"))
+        echo_json(out / "results.json")
     else:
         _print_tables(job.result)
-        Console().print(
-            f"\nwritten to {out}: report.html, config.toml, results.json, gallery.png, defences/", highlight=False
-        )
+        Terminal().say(f"\nwritten to {out}: report.html, config.toml, results.json, gallery.png, defences/")
 
 
 def _print_tables(result: RunResult) -> None:
     from medfedpure.reporting.job.table import cells, conditions, strategy_cells, strategy_conditions
 
-    console = Console()
+    console = Terminal()
     _print_table(console, cells(result), conditions(result))
     if len(result.strategies) > 1:
         _print_table(console, strategy_cells(result), strategy_conditions(result), words=2)
 
 
-def _print_table(console: Console, rows: list[list[str]], notes: list[str], *, words: int = 1) -> None:
+def _print_table(console: Terminal, rows: list[list[str]], notes: list[str], *, words: int = 1) -> None:
     table = Table(box=None, pad_edge=False)
     for place, title in enumerate(rows[0]):
         table.add_column(title, justify="left" if place < words else "right", style="bold" if title == "mean" else "")
@@ -95,4 +106,4 @@ def _print_table(console: Console, rows: list[list[str]], notes: list[str], *, w
     console.print(table)
     console.print()
     for line in notes:
-        console.print(line, style="dim", highlight=False, markup=False)
+        console.print(line, style="dim")

@@ -10,8 +10,8 @@ from string import Template
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from medfedpure.cli.shown import Terminal
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.registry import BUILTIN, KINDS, registry
 
@@ -41,16 +41,12 @@ def new(
     """Write an installable plugin project: pyproject, module, contract test and README."""
     folder = out if out is not None else Path(name)
     written = write_project(kind, name, folder)
-    console = Console()
-    console.print(f"a {kind} named {name!r} stands in {folder}:", highlight=False)
+    console = Terminal()
+    console.say(f"a {kind} named {name!r} stands in {folder}:")
     for path in written:
-        console.print(f"  {path.relative_to(folder)}", highlight=False)
-    console.print(
-        f"next: pip install -e '{folder}[test]', then pytest {folder}, or medfedpure check {name} --kind {kind}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+        console.say(f"  {path.relative_to(folder)}")
+    check = f"medfedpure check {name} --kind {kind}"
+    console.say(f"next: pip install -e '{folder}[test]', then pytest {folder}, or {check}")
 
 
 def write_project(kind: str, name: str, folder: Path) -> list[Path]:

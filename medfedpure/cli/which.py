@@ -36,7 +36,7 @@ def find(name: str, kind: str | None) -> Plugin:
         )
     names = sorted({record.name for record in registry().plugins()})
     broken = "".join(
-        f" {failure.distribution} is installed but broken: {failure.error!r}." for failure in registry().failures
+        f" {failure.distribution} is installed but broken: {failure.text}." for failure in registry().failures
     )
     raise UnknownPluginError(
         f"no plugin is named {name!r}; installed: {', '.join(names)}.{broken} A project of yours must be "
@@ -54,5 +54,5 @@ def read_config(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as TOML: {error}") from error

@@ -100,7 +100,7 @@ Wants=network-online.target
 After=network-online.target
 
 [Service]
-ExecStart=/bin/sh {folder}/start.sh
+ExecStart=/bin/sh "{folder}/start.sh"
 WorkingDirectory={folder}
 User=medfedpure
 # A daemon that dies must come back: a site that is away is left out of the round.
@@ -110,7 +110,7 @@ RestartSec=10
 KillMode=control-group
 NoNewPrivileges=true
 ProtectSystem=strict
-ReadWritePaths={folder}
+ReadWritePaths="{folder}"
 PrivateTmp=true
 
 [Install]
@@ -132,8 +132,8 @@ PATH_FILTER = """\
 server {{
     listen {public_port} ssl;
     server_name {host};
-    ssl_certificate     {folder}/certificates/server.pem;
-    ssl_certificate_key {folder}/certificates/server.key;
+    ssl_certificate     "{folder}/certificates/server.pem";
+    ssl_certificate_key "{folder}/certificates/server.key";
     ssl_protocols TLSv1.2 TLSv1.3;
     client_max_body_size 0;
     proxy_read_timeout 300s;
@@ -141,13 +141,13 @@ server {{
 
     location /v1/fleet/ {{
         proxy_pass https://127.0.0.1:{port};
-        proxy_ssl_trusted_certificate {folder}/certificates/ca.crt;
+        proxy_ssl_trusted_certificate "{folder}/certificates/ca.crt";
         proxy_ssl_verify on;
         proxy_ssl_name localhost;
     }}
     location = /health {{
         proxy_pass https://127.0.0.1:{port};
-        proxy_ssl_trusted_certificate {folder}/certificates/ca.crt;
+        proxy_ssl_trusted_certificate "{folder}/certificates/ca.crt";
         proxy_ssl_verify on;
         proxy_ssl_name localhost;
     }}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -17,6 +19,9 @@ from medfedpure.job.federate_config import DeploymentConfig, ImagesChoice, SiteC
 
 FEDERATION_FILE = Path("app", "federation_app", "federation.toml")
 _FIRST_NODE_PORT = 19100
+_PORTS = range(1, 65536)
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)", re.ASCII)
+_UNQUOTABLE = set("\"'\\$%`")
 
 
 def init_federation(
@@ -25,22 +30,29 @@ def init_federation(
     """Write app, server and sites of a test federation, which runs as it is on phantoms.
 
     Args:
-        folder: must not exist yet, or be empty.
-        clients: how many sites.
-        address: host and port at which sites reach the path filter.
+        folder: must not exist yet, or be empty; its path goes into scripts and units.
+        clients: how many sites; each has a port of its own, from 19100 on.
+        address: host and port at which sites reach the path filter; an IPv6 host in brackets.
         superlink_port: of the SuperLink, on loopback.
 
     Raises:
-        ConfigError: a folder that is in use, no client, or an address without a port.
+        ConfigError: a folder that is in use or has a path that cannot be quoted everywhere, too few or too many
+            clients, or what is no address or port.
     """
-    host, colon, public_port = address.rpartition(":")
-    if not colon or not host or not public_port.isdecimal():
-        raise ConfigError(f"an address is host:port, such as hospital.example.org:443; got {address!r}")
-    if clients < 1:
-        raise ConfigError(f"a federation needs at least 1 client; got {clients}")
+    host, public_port = split_address(address)
+    if superlink_port not in _PORTS:
+        raise ConfigError(f"a port is a number from 1 to {_PORTS[-1]}; got {superlink_port} for the SuperLink")
+    most = len(_PORTS) - _FIRST_NODE_PORT + 1
+    if not 1 <= clients <= most:
+        raise ConfigError(f"a federation needs at least 1 client, and has ports for {most}; got {clients}")
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is in use: choose a new folder, so that no key is overwritten")
     folder = folder.resolve()
+    if not str(folder).isprintable() or _UNQUOTABLE & set(str(folder)):
+        raise ConfigError(
+            f"{str(folder)!r} cannot be written into scripts, units and nginx's rules: choose a folder whose whole "
+            "path has no quotes, no backslash and none of $ % `"
+        )
     names = tuple(f"site-{number}" for number in range(clients))
     _write_app(folder / "app", names)
     _write_server(folder / "server", names, host, int(public_port), superlink_port)
@@ -48,6 +60,34 @@ def init_federation(
         _write_site(folder, name, number, address)
     starts = ", ".join(f"`sh sites/{name}/start.sh`" for name in names)
     _write(folder / "README.md", files.README.format(count=clients, address=address, starts=starts))
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of an address; an IPv6 host comes and stays without its brackets.
+
+    Raises:
+        ConfigError: anything but a host's name or number, a colon and a port from 1 to 65535.
+    """
+    host, _, port = address.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not (_is_ip(bare, 6 if bare != host else 4) or (bare == host and _is_host(host))):
+        raise ConfigError(f"an address is host:port, such as hospital.example.org:443; got {address!r}")
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) in _PORTS):
+        raise ConfigError(f"an address is host:port with a port from 1 to {_PORTS[-1]}; got {address!r}")
+    return bare, int(port)
+
+
+def _is_ip(text: str, version: int) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == version and "%" not in text
+    except ValueError:
+        return False
+
+
+def _is_host(text: str) -> bool:
+    """Whether a text is a name by RFC 1123; one that ends in a number would be an address."""
+    labels = text.split(".")
+    return len(text) <= 253 and all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdecimal()
 
 
 def example_federation(clients: tuple[str, ...]) -> DeploymentConfig:
@@ -100,7 +140,9 @@ def _write_server(folder: Path, names: tuple[str, ...], host: str, public_port: 
     _write(folder / "flower" / "config.toml", connection)
     unit = files.UNIT.format(description="SuperLink of a medfedpure federation", folder=folder)
     _write(folder / "medfedpure-server.service", unit)
-    rules = files.PATH_FILTER.format(public_port=public_port, host=host, folder=folder, port=port)
+    rules = files.PATH_FILTER.format(
+        public_port=public_port, host=f"[{host}]" if ":" in host else host, folder=folder, port=port
+    )
     _write(folder / "path-filter.nginx.conf", rules)
 
 
@@ -111,13 +153,16 @@ def _write_site(folder: Path, name: str, number: int, address: str) -> None:
     write_bytes(own / "ca.crt", (folder / "server" / "certificates" / "ca.crt").read_bytes())
     _write(own / "site.toml", example_site(name, number).to_toml())
     _write(own / "environment", _environment())
-    _write(own / "start.sh", files.SITE_START.format(client=name, address=address, port=_FIRST_NODE_PORT + number))
+    _write(
+        own / "start.sh",
+        files.SITE_START.format(client=name, address=shlex.quote(address), port=_FIRST_NODE_PORT + number),
+    )
     unit = files.UNIT.format(description=f"SuperNode of {name} in a medfedpure federation", folder=own)
     _write(own / "medfedpure-site.service", unit)
 
 
 def _environment() -> str:
-    return files.ENVIRONMENT.format(bin=shlex.quote(str(Path(sys.executable).parent)).strip("'"))
+    return files.ENVIRONMENT.format(bin=re.sub(r'(["$`\\])', r"\\\1", str(Path(sys.executable).parent)))
 
 
 def _write(path: Path, text: str) -> None:

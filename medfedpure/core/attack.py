@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from medfedpure.core.checks import check_image_layout, check_images, check_labels
+from medfedpure.core.checks import (
+    check_image_layout,
+    check_images,
+    check_labels,
+    check_logits,
+    check_mask,
+    check_scores,
+    highest_class,
+    mismatch,
+)
 from medfedpure.core.component import Component
 from medfedpure.core.dataset import ImageDataset
-from medfedpure.core.errors import AuditError, InputError, MissingRequirementError
+from medfedpure.core.errors import AuditError, InputError, MedFedPureError, MissingRequirementError
 from medfedpure.core.results import AttackResult
 from medfedpure.core.streams import Streams
-from medfedpure.core.verdict import fooled, verdicts_of
+from medfedpure.core.verdict import Uses, Watch, as_they_answer, fooled, modules_behind, verdicts_of
+from medfedpure.core.verdict import without_parameter_gradients as without_parameter_gradients
 
 Norm = Literal["linf", "l2"]
 
@@ -31,6 +42,9 @@ def length(change: Tensor, norm: Norm) -> Tensor:
 
 def unit(gradient: Tensor) -> Tensor:
     """`(N, C, H, W)` at l2 length 1 for each image, g / ||g||; zero stays zero."""
+    # A power of two brings each image's gradient near 1, without rounding: its squares neither vanish nor overflow.
+    power = torch.frexp(length(gradient, "linf").float()).exponent.clamp(-120, 120)
+    gradient = torch.ldexp(gradient, -power[:, None, None, None]).to(gradient)
     return gradient / length(gradient, "l2").clamp_min(1e-20)[:, None, None, None]
 
 
@@ -67,17 +81,26 @@ Sight = tuple[Tensor, Tensor]
 class ThreatView(nn.Module):
     """Images `(N, C, H, W)` in [0, 1] to logits `(N, K)`, as an attacker sees them.
 
-    Its parameters and modules are those of `predict`, where that is a module, and of `behind`.
+    Its parameters and modules are those of `predict`, where that is a module, and of `behind`. Logits in half precision
+    are answered in float32.
 
     Attributes:
-        predict: images to logits.
-        behind: the modules that its functions run, as given by `of`: a function does not say what it runs.
+        predict: images to logits, a module or a function.
+        behind: the modules that its functions run: as given by `of`, the owners of methods, and what functions close
+            over; a function does not say more of what it runs.
         name: the gradient mode, to be printed beside every number: "static", "bpda", ...
         score: images to detector scores `(N,)`, or None where hidden.
         threshold: the calibrated threshold of that score, or None where hidden.
         features: images to classifier features `(N, F)`, or None where hidden.
         stochastic: whether two looks at one image may differ, so that an attacker should average (EoT).
+        watch: sees every answer, while an attack runs.
+
+    Raises:
+        InputError: on construction, what cannot be called; on a look, an answer that is no logits, or images of another
+            dtype or device than the weights.
     """
+
+    watch: Watch | None = None
 
     def __init__(
         self,
@@ -92,8 +115,13 @@ class ThreatView(nn.Module):
         stochastic: bool = False,
     ) -> None:
         super().__init__()
+        if not callable(predict) or isinstance(predict, type):
+            got = f"the class {predict.__name__}, not built" if isinstance(predict, type) else type(predict).__name__
+            raise InputError(f"a view shows a module, or a function, from images to logits; got {got}")
         self.predict = predict
-        self.behind = nn.ModuleList([of] if isinstance(of, nn.Module) else of)
+        given = [of] if isinstance(of, nn.Module) else list(of)
+        functions = [part for part in (predict, score, features, sight) if not isinstance(part, nn.Module)]
+        self.behind = nn.ModuleList(dict.fromkeys([*given, *modules_behind(*functions)]))
         self.name = name
         self.score = score
         self.threshold = threshold
@@ -103,7 +131,7 @@ class ThreatView(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(N, K)`."""
-        return self.predict(images)
+        return self._seen(self._ask(self.predict, images), images)
 
     def look(self, images: Tensor) -> Sight:
         """Logits `(N, K)` and scores `(N,)`, in one pass where the view can.
@@ -112,10 +140,34 @@ class ThreatView(nn.Module):
             MissingRequirementError: the score is hidden.
         """
         if self.sight is not None:
-            return self.sight(images)
-        if self.score is None:
+            logits, scores = self._ask(self.sight, images)
+        elif self.score is None:
             raise MissingRequirementError(f"the view {self.name!r} hides the detector's score")
-        return self.predict(images), self.score(images)
+        else:
+            logits, scores = self._ask(self.predict, images), self.score(images)
+        check_scores(scores, len(images), f"the score of the view {self.name!r}")
+        return self._seen(logits, images), scores
+
+    def watched(self, watch: Watch) -> Self:
+        """The same view, and the same modules, under watch."""
+        found = copy.copy(self)
+        found.watch = watch
+        return found
+
+    def _ask(self, function: Callable[[Tensor], Any], images: Tensor) -> Any:
+        try:
+            return function(images)
+        except RuntimeError as error:
+            reason = mismatch(self, images)
+            if reason is None or isinstance(error, MedFedPureError):
+                raise
+            raise reason from error
+
+    def _seen(self, logits: Tensor, images: Tensor) -> Tensor:
+        check_logits(logits, len(images))
+        if self.watch is not None:
+            self.watch.see(logits, images)
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
     def provides(self) -> frozenset[str]:
         """What it shows beyond logits."""
@@ -134,21 +186,8 @@ class Shortenable(Protocol):
         """A purifier with the same network that spends at most so many network evaluations."""
 
 
-@contextmanager
-def without_parameter_gradients(module: nn.Module) -> Iterator[None]:
-    """No gradients for parameters inside the block: an attacker needs those of images only."""
-    active = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in active:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in active:
-            parameter.requires_grad_(True)
-
-
-def as_view(module: nn.Module) -> ThreatView:
-    """A plain module as a view that shows logits only; a view is returned as it is."""
+def as_view(module: nn.Module | Callable[[Tensor], Tensor]) -> ThreatView:
+    """A module or a function from images `(N, C, H, W)` to logits `(N, K)` as a view of these; a view as it is."""
     return module if isinstance(module, ThreatView) else ThreatView(module, name="static")
 
 
@@ -163,14 +202,12 @@ def averaged(view: ThreatView, draws: int, *, chunk: int = 256) -> ThreatView:
 
     def predict(images: Tensor) -> Tensor:
         together = max(1, min(draws, chunk // max(len(images), 1)))
-        total, left = 0.0, draws
-        while left:
-            now = min(together, left)
-            looked = view(images.repeat_interleave(now, 0)).softmax(1)
-            total = total + looked.unflatten(0, (-1, now)).sum(1)
-            left -= now
-        assert isinstance(total, Tensor)
-        return (total / draws).clamp_min(torch.finfo(total.dtype).tiny).log()
+        looked = []
+        for now in (min(together, draws - done) for done in range(0, draws, together)):
+            # In logarithms, so that what is nearly certain does not round to certain.
+            logs = view(images.repeat_interleave(now, 0)).log_softmax(1)
+            looked.append(logs.unflatten(0, (-1, now)).logsumexp(1))
+        return torch.stack(looked).logsumexp(0) - math.log(draws)
 
     shown = {name: getattr(view, name) for name in ("score", "threshold", "features")}
     name = f"{view.name}, mean of {draws} draws"
@@ -200,12 +237,14 @@ class Attack(Component):
             the others.
         supports_mask: it can keep to pixels inside a mask.
         supports_targets: it can aim at classes.
+        uses: what it takes from a model's answers: "gradients", their values, "logits", or "verdicts" alone.
     """
 
     kind: ClassVar[str] = "attack"
     learns_from_batch: bool = False
     supports_mask: bool = False
     supports_targets: bool = False
+    uses: Uses = "logits"
 
     @property
     def requires(self) -> frozenset[str]:
@@ -263,7 +302,7 @@ class Attack(Component):
 
     def __call__(
         self,
-        view: nn.Module,
+        view: nn.Module | Callable[[Tensor], Tensor],
         images: Tensor,
         labels: Tensor,
         *,
@@ -271,12 +310,17 @@ class Attack(Component):
         targets: Tensor | None = None,
         streams: Streams | None = None,
     ) -> AttackResult:
-        """Checked and audited `generate`; a plain module is wrapped as a view.
+        """Checked and audited `generate`; a plain module, or a function, is wrapped as a view.
+
+        What is attacked is read in eval mode, and is afterwards as it was: modes, buffers, gradients. It works inside
+        `no_grad` and `inference_mode` too.
 
         Raises:
-            InputError: bad images, labels, mask or targets.
+            InputError: bad images, labels, mask or targets; a model without logits for all classes, or whose answers
+                are not finite.
             NotFittedError: before `fit`, where it is needed.
-            MissingRequirementError: the view does not show what the attack requires.
+            MissingRequirementError: the view does not show what the attack requires, or has no gradient for one that
+                uses gradients.
             AuditError: the result breaks its budget, leaves [0, 1], or is not finite.
         """
         check_images(images)
@@ -293,14 +337,28 @@ class Attack(Component):
                 raise InputError(f"the attack {self.name!r} does not support {what}")
         if targets is not None:
             check_labels(targets, len(images))
-        wanted = (len(images), 1, *images.shape[2:])
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != wanted):
-            raise InputError(f"mask must be bool of shape {wanted}; got {mask.dtype} of shape {tuple(mask.shape)}")
-        source = streams or Streams.for_batch(0, len(images))
-        adversarial = self.generate(threat, images, labels, mask=mask, targets=targets, streams=source).detach()
-        distance = audit(images, adversarial, self.budget(), mask=mask, who=self.describe())
-        success = fooled(verdicts_of(threat, adversarial), labels, targets)
-        return AttackResult(adversarial, success, distance, self.describe())
+        check_mask(mask, images)
+        if any(parameter.is_inference() for parameter in threat.parameters()):
+            raise MissingRequirementError(
+                "the classifier was made inside torch.inference_mode, which bars it from gradients for good: build or "
+                "load it outside"
+            )
+        with as_they_answer(threat), torch.inference_mode(False), torch.enable_grad():
+            images = _ordinary(images.detach(), images)
+            labels = _ordinary(labels, images)
+            targets, mask = (None if given is None else _ordinary(given, images) for given in (targets, mask))
+            watch = Watch(self.uses, highest_class(labels, targets), threat.name)
+            source = streams or Streams.for_batch(0, len(images))
+            watched = threat.watched(watch)
+            made = images
+            if len(images):
+                made = self.generate(watched, images, labels, mask=mask, targets=targets, streams=source)
+            if not isinstance(made, Tensor):
+                raise AuditError(f"{self.describe()} returned no tensor of images but {type(made).__name__}")
+            adversarial = made.detach()
+            distance = audit(images, adversarial, self.budget(), mask=mask, who=self.describe())
+            success = fooled(verdicts_of(watched, adversarial), labels, targets)
+            return AttackResult(adversarial, success, distance, "; ".join((self.describe(), *watch.notes())))
 
 
 def audit(
@@ -309,7 +367,8 @@ def audit(
     """Distances `(N,)` of adversarial images, after making sure that they may count.
 
     Raises:
-        AuditError: another shape, not finite, outside [0, 1], beyond eps, or changed outside the mask.
+        AuditError: another shape, not finite, outside [0, 1], beyond eps, or changed outside the mask; what pixels of
+            that dtype round to is no overspending.
     """
     check_image_layout(adversarial)
     if adversarial.shape != images.shape:
@@ -321,11 +380,17 @@ def audit(
     change = adversarial - images
     norm: Norm = "linf" if budget is None else budget.norm
     distance = length(change, norm)
-    if budget is not None and len(images) and float(distance.max()) > budget.eps * (1 + 1e-5) + 1e-6:
+    rounding = max(1e-6, torch.finfo(images.dtype).eps / 4)
+    if budget is not None and len(images) and float(distance.max()) > budget.eps * (1 + 1e-5) + rounding:
         raise AuditError(f"{who} spent {float(distance.max()):.6g} of a {norm} budget of {budget.eps:.6g}")
     if mask is not None and bool((change * ~mask).any()):
         raise AuditError(f"{who} changed pixels outside its mask")
     return distance
+
+
+def _ordinary(tensor: Tensor, images: Tensor) -> Tensor:
+    """On the images' device, and such that a gradient may pass, wherever it was made."""
+    return tensor.to(images.device).clone() if tensor.is_inference() else tensor.to(images.device)
 
 
 def _short(value: object) -> str:

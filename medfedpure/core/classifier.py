@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from pathlib import Path
 from typing import ClassVar, Self
@@ -11,10 +12,14 @@ from torch import Tensor, nn
 
 from medfedpure.core import storage
 from medfedpure.core.checks import check_image_layout
-from medfedpure.core.component import Component
+from medfedpure.core.component import Component, check_types
 from medfedpure.core.errors import ArtifactError, InputError
 from medfedpure.core.registry import create, registry
 from medfedpure.core.streams import isolated_rng
+
+LARGEST = {"in_channels": 256, "num_classes": 100_000, "image_size": 8192}
+MOST_VALUES = 2**26
+"""Of one image: 8192 x 8192 in grey."""
 
 
 class Classifier(Component):
@@ -45,8 +50,13 @@ class Classifier(Component):
     def features(self, model: nn.Module, images: Tensor) -> Tensor:
         """What the head receives, flattened to `(N, F)`."""
         caught: list[Tensor] = []
-        head = model.get_submodule(self._head_name(model))
-        handle = head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        own = threading.get_ident()
+
+        def catch(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if threading.get_ident() == own:  # the network is shared, and another thread may be asking it too
+                caught.append(inputs[0])
+
+        handle = model.get_submodule(self._head_name(model)).register_forward_pre_hook(catch)
         try:
             model(images)
         finally:
@@ -73,8 +83,7 @@ class Classifier(Component):
         Raises:
             InputError: the network does not map `(N, C, S, S)` to `(N, K)`.
         """
-        if num_classes < 2:
-            raise InputError(f"a classifier needs at least 2 classes; got {num_classes}")
+        _check_sizes(in_channels, num_classes, image_size)
         with isolated_rng(seed):
             network = self.build(in_channels=in_channels, num_classes=num_classes, image_size=image_size).eval()
             with torch.no_grad():
@@ -83,6 +92,21 @@ class Classifier(Component):
             raise InputError(f"{self.name} maps 2 images to {shape}; logits of shape (2, {num_classes}) are wanted")
         names = class_names or tuple(str(label) for label in range(num_classes))
         return ClassifierModel(self, network, in_channels, image_size, names).eval()
+
+
+def _check_sizes(in_channels: int, num_classes: int, image_size: int) -> None:
+    """Raise InputError before a network is asked for that no machine could hold."""
+    if num_classes < 2:
+        raise InputError(f"a classifier needs at least 2 classes; got {num_classes}")
+    sizes = {"in_channels": in_channels, "num_classes": num_classes, "image_size": image_size}
+    for name, value in sizes.items():
+        if not isinstance(value, int) or not 1 <= value <= LARGEST[name]:
+            raise InputError(f"{name} must be a whole number in 1 ... {LARGEST[name]:,}; got {value!r}")
+    if in_channels * image_size**2 > MOST_VALUES:
+        raise InputError(
+            f"images of {in_channels} x {image_size} x {image_size} values are too large; at most {MOST_VALUES:,} are "
+            "read"
+        )
 
 
 class ClassifierModel(nn.Module):
@@ -156,6 +180,10 @@ class ClassifierModel(nn.Module):
             kind="classifier_model",
             keys=("plugin", "config", "in_channels", "image_size", "class_names"),
         )
+        types = {"plugin": str, "config": dict, "in_channels": int, "image_size": int, "class_names": list}
+        check_types(document, types, str(folder))
+        if not all(isinstance(name, str) for name in document["class_names"]):
+            raise ArtifactError(f"{folder} names classes by something else than text: {document['class_names']!r:.80}")
         known = registry().load("classifier", document["plugin"])
         config = known.upgrade(document["config"], document["format"])
         architecture: Classifier = create("classifier", document["plugin"], config)

@@ -119,6 +119,7 @@ class Component:
         document, tensors = storage.read_document(
             folder, kind=cls.kind or None, keys=("kind", "plugin", "config", "fitted", "values")
         )
+        check_types(document, {"kind": str, "plugin": str, "config": dict, "fitted": bool, "values": dict}, str(folder))
         kind, name = document["kind"], document["plugin"]
         known = registry_module.registry().load(kind, name)
         component = registry_module.create(kind, name, known.upgrade(document["config"], document["format"]))
@@ -133,3 +134,14 @@ class Component:
                 raise ArtifactError(f"{folder} cannot be restored as {component.name!r}: {error!r}") from error
             component.mark_fitted()
         return component
+
+
+def check_types(document: Mapping[str, Any], wanted: Mapping[str, type], where: str) -> None:
+    """Raise ArtifactError unless the values of a saved document have these types: whole numbers are no truth values."""
+    wrong = [
+        f"{key} is {type(document[key]).__name__}, not {kind.__name__}"
+        for key, kind in wanted.items()
+        if not isinstance(document[key], kind) or (kind is int and isinstance(document[key], bool))
+    ]
+    if wrong:
+        raise ArtifactError(f"{where} was not saved by medfedpure, or was edited: {'; '.join(wrong)}")

@@ -12,9 +12,11 @@ from medfedpure.core.errors import ConfigError
 
 
 class Config(BaseModel):
-    """Base of every configuration: immutable, and an unknown key is an error."""
+    """Base of every configuration: immutable, an unknown key is an error, and so is a number that is not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     @classmethod
     def parse(cls, value: Config | Mapping[str, Any] | None = None, **options: Any) -> Self:
@@ -48,9 +50,17 @@ def describe(error: ValidationError, cls: type[BaseModel]) -> str:
             known = ", ".join(cls.model_fields) or "none"
             text = f"unknown key; {cls.__qualname__} knows: {known}" if len(problem["loc"]) == 1 else "unknown key"
         else:
-            text = f"{problem['msg']}; got {problem['input']!r}"
+            text = f"{problem['msg']}; got {_shown(problem['input'])}"
         lines.append(f"{where}: {text}")
     return f"invalid {cls.__qualname__}: " + "; ".join(lines)
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # whole numbers of thousands of digits
+        return f"a {type(value).__name__} of too many digits"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _parse_fraction(value: object) -> object:

@@ -78,15 +78,15 @@ class ImageDataset:
         pixels: `(N, C, H, W)` uint8 or uint16.
         labels: `(N,)` int64 in 0 ... K - 1.
         groups: `(N,)` int64; images of one group are near-duplicates (or of one patient), never separated.
-        class_names: K names; the last one is the positive class of a two-class task.
+        class_names: K names.
         ids: `(N,)` int64, distinct; they key the random streams and survive `select`.
         sites: `(N,)` int64, the scanner or hospital an image came from; -1 where unknown.
         masks: `(N, 1, H, W)` bool lesion masks, or None.
         name: for reports.
         top: the pixel that stands for 1.0, such as 4095 for 12 bits; 0 becomes the largest of the type.
-        levels: `(N,)` int64 by name, from the coarsest on, what an image is part of: "patient", "study". Numbers
-            hold across the data set: a study lies in one patient.
+        levels: `(N,)` int64 by name, coarsest first: "patient", "study". A group holds whole patients.
         attributes: by name ("sex", "age band"), `(N,)` each.
+        positive: numbers of the classes that are a finding; () becomes the last of two, and of several says nothing.
     """
 
     pixels: Tensor
@@ -100,17 +100,18 @@ class ImageDataset:
     top: int = 0
     levels: Mapping[str, Tensor] = field(default_factory=dict)
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    positive: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        pixels, masks, size = self.pixels, self.masks, self.pixels.shape[0]
-        if pixels.ndim != 4 or pixels.dtype not in _LARGEST:
-            raise DataError(f"pixels must be uint8 or uint16 (N, C, H, W); got {pixels.dtype} {tuple(pixels.shape)}")
+        pixels, masks = self.pixels, self.masks
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4 or pixels.dtype not in _LARGEST:
+            raise DataError(f"pixels must be uint8 or uint16 (N, C, H, W); got {_kind_of(pixels)}")
+        size = len(pixels)
         object.__setattr__(self, "top", self.top or _LARGEST[pixels.dtype])
         self._check_top()
-        if self.ids.numel() == 0 and size:
-            object.__setattr__(self, "ids", torch.arange(size))
-        if self.sites.numel() == 0 and size:
-            object.__setattr__(self, "sites", torch.full((size,), -1, dtype=torch.int64))
+        for what, usual in (("ids", torch.arange(size)), ("sites", torch.full((size,), -1))):
+            if isinstance(getattr(self, what), Tensor) and getattr(self, what).numel() == 0:
+                object.__setattr__(self, what, usual)
         for what in _WHOLE:
             _check_whole(what, getattr(self, what), size)
         if size and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.class_names):
@@ -118,7 +119,10 @@ class ImageDataset:
         if self.ids.unique().numel() != size:
             raise DataError("ids must be distinct: two images would receive the same noise")
         if masks is not None and (masks.dtype != torch.bool or masks.shape != (size, 1, *pixels.shape[2:])):
-            raise DataError(f"masks must be bool ({size}, 1, H, W); got {masks.dtype} {tuple(masks.shape)}")
+            raise DataError(f"masks must be bool ({size}, 1, H, W); got {_kind_of(masks)}")
+        object.__setattr__(self, "positive", self.positive or ((1,) if self.num_classes == 2 else ()))
+        if not isinstance(self.positive, tuple) or not set(self.positive) <= set(range(self.num_classes)):
+            raise DataError(f"positive must be numbers of some of {', '.join(self.class_names)}; got {self.positive!r}")
         self._check_levels(size)
         for name, attribute in self.attributes.items():
             _check_whole(f"values of attribute {name!r}", attribute.values, size)
@@ -128,19 +132,25 @@ class ImageDataset:
         if not 1 <= self.top <= largest:
             raise DataError(f"top must lie in 1 ... {largest} for {self.pixels.dtype}; got {self.top}")
         parts = self.pixels.split(1024) if self.top < largest and self.pixels.numel() else ()  # int32 is large
-        found = max((int(part.int().max()) for part in parts), default=0)
-        if found > self.top:
+        if (found := max((int(part.int().max()) for part in parts), default=0)) > self.top:
             raise DataError(f"no pixel may exceed top={self.top}; got {found}: raise top or scale the pixels")
 
     def _check_levels(self, size: int) -> None:
-        above, outer = torch.zeros(size, dtype=torch.int64), ""
+        above, outer = self.groups, "group"
         for name, level in self.levels.items():
             _check_whole(f"level {name!r}", level, size)
             unique, inverse = level.unique(return_inverse=True)
             home = torch.zeros_like(unique).scatter_(0, inverse, above)
             if bool((home[inverse] != above).any()):
-                raise DataError(f"a {name} lies in more than one {outer}: list the coarsest first, number across all")
+                raise DataError(f"a {name} lies in more than one {outer}: a group holds levels, the coarsest first")
             above, outer = level, name
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "pixels": (bits_of(self.pixels), self.pixels.dtype)}  # torch cannot unpickle uint16
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        bits, dtype = state["pixels"]
+        self.__dict__.update(state, pixels=bits.view(dtype))
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
@@ -153,8 +163,7 @@ class ImageDataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        channels, height, width = self.pixels.shape[1:]
-        return channels, height, width
+        return self.pixels.shape[1], self.pixels.shape[2], self.pixels.shape[3]
 
     @property
     def images(self) -> Tensor:
@@ -177,7 +186,7 @@ class ImageDataset:
         if format == 1:
             told = {key: content[key].contiguous() for key in ("pixels", "labels", "groups")}
             return hashlib.sha256(save(told)).hexdigest()
-        digest = hashlib.sha256(json.dumps([self.class_names, self._form()]).encode())
+        digest = hashlib.sha256(json.dumps(self._form()).encode())
         for key in sorted(content):  # one by one: safetensors refuses tensors that share memory
             digest.update(save({key: content[key].contiguous()}))
         return digest.hexdigest()
@@ -191,19 +200,19 @@ class ImageDataset:
         return self.cap_groups(1, seed)
 
     def cap_groups(self, most: int, seed: int = 0) -> Self:
-        """At most `most` images of each group, chosen by the seed, in the order of the data."""
-        order = torch.randperm(len(self), generator=_generator(seed, "cap"))
-        kept: dict[int, int] = {}
-        chosen = []
-        for place in order.tolist():
-            group = int(self.groups[place])
-            if kept.get(group, 0) < most:
-                kept[group] = kept.get(group, 0) + 1
-                chosen.append(place)
-        return self.select(torch.tensor(sorted(chosen), dtype=torch.int64))
+        """At most `most` >= 1 images of each group, chosen by the seed, in the order of the data."""
+        if most < 1:
+            raise DataError(f"at least one image of each group is wanted; got {most}")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(derive_seed(seed, "cap")))
+        order = order[self.groups[order].argsort(stable=True)]
+        sizes = self.groups.unique(return_counts=True)[1]
+        rank = torch.arange(len(self)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        return self.select(order[rank < most].sort().values)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """The data in order, converted to float batch by batch."""
+        if batch_size < 1:
+            raise DataError(f"batch_size must be at least 1; got {batch_size}")
         for start in range(0, len(self), batch_size):
             yield self.batch(torch.arange(start, min(start + batch_size, len(self))))
 
@@ -226,15 +235,15 @@ class ImageDataset:
         Raises:
             DataError: a part would remain empty.
         """
-        if not fractions or min(fractions.values()) <= 0:
-            raise DataError(f"fractions must be positive; got {dict(fractions)}")
+        given = list(fractions.values())
+        if by not in ("group", "image") or not given or not all(0 < share < 1e9 for share in given):
+            raise DataError(f"by is 'group' or 'image', fractions are positive; got {by!r}, {dict(fractions)}")
         groups = self.groups if by == "group" else torch.arange(len(self))
-        parts = _assign(groups, self.labels, list(fractions.values()), derive_seed(seed, "split"))
+        parts = _assign(groups, self.labels, [given] * self.num_classes, derive_seed(seed, "split"))
         result = {name: self.select(parts == place) for place, name in enumerate(fractions)}
-        empty = [name for name, part in result.items() if len(part) == 0]
-        if empty:
-            count = int(groups.unique().numel())
-            raise DataError(f"{count} groups are too few for parts {', '.join(fractions)}: {', '.join(empty)} is empty")
+        if empty := [name for name, part in result.items() if len(part) == 0]:
+            few = f"{groups.unique().numel()} groups are too few for parts {', '.join(fractions)}"
+            raise DataError(f"{few}: {', '.join(empty)} is empty")
         return result
 
     def partition(
@@ -247,12 +256,14 @@ class ImageDataset:
             by: "dirichlet" draws each class's shares over clients from Dirichlet(alpha), smaller alpha = more skew;
                 "site" gives whole scanners or hospitals to clients in turn, and a group of several sites goes with
                 the lowest; "equal" deals groups evenly within each class.
-            alpha: concentration of the Dirichlet distribution.
+            alpha: concentration of the Dirichlet distribution, up to a million, where shares are all but equal.
             seed: of the assignment.
 
         Raises:
-            DataError: a client would remain empty.
+            DataError: a client would remain empty, or alpha is no such number.
         """
+        if by not in ("dirichlet", "site", "equal") or not 0 < alpha <= 1e6:
+            raise DataError(f"by is 'dirichlet', 'site' or 'equal', alpha in (0, 1000000]; got {by!r}, {alpha}")
         if clients < 1 or len(self) == 0:
             raise DataError(f"{len(self)} images cannot be distributed over {clients} clients")
         if by == "site":
@@ -262,33 +273,26 @@ class ImageDataset:
             unique, inverse = self.groups.unique(return_inverse=True)
             home = torch.zeros_like(unique).scatter_reduce_(0, inverse, self.sites, "amin", include_self=False)
             owner = (torch.searchsorted(known, home) % clients)[inverse]
-        elif by == "dirichlet":
-            shares = _dirichlet(self.num_classes, clients, alpha, seed)
-            owner = _assign(self.groups, self.labels, shares, derive_seed(seed, "partition"))
-        elif by == "equal":
-            owner = _assign(self.groups, self.labels, [1.0] * clients, derive_seed(seed, "partition"))
         else:
-            raise DataError(f"by must be 'dirichlet', 'site' or 'equal'; got {by!r}")
+            even = [[1.0] * clients] * self.num_classes
+            shares = _dirichlet(self.num_classes, clients, alpha, seed) if by == "dirichlet" else even
+            owner = _assign(self.groups, self.labels, shares, derive_seed(seed, "partition"))
         parts = [self.select(owner == client) for client in range(clients)]
-        sizes = [len(part) for part in parts]
-        if 0 in sizes:
+        if 0 in (sizes := [len(part) for part in parts]):
             raise DataError(f"a client would hold no image (sizes {sizes}): fewer clients or a larger alpha")
         return parts
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
-        """Join parts of one data set; their ids stay distinct.
-
-        Raises:
-            DataError: parts that differ in depth or top of their pixels, or in what they carry, or share an id.
-        """
-        first, *others = parts
-        for part in others:
-            for what, wanted in first._form().items():
+        """Join parts of one data set; DataError where they differ in classes, their order, or what they carry."""
+        if not parts:
+            raise DataError("there is no part to join")
+        for part in parts[1:]:
+            for what, wanted in parts[0]._form().items():
                 if (found := part._form()[what]) != wanted:
                     raise DataError(f"parts of one data set are joined, but their {what} differ: {wanted} and {found}")
-        every = [part._tensors() for part in parts]
-        return replace(first, **first._fields({key: torch.cat([one[key] for one in every]) for key in every[0]}))
+        rows = [part._tensors() for part in parts]
+        return replace(parts[0], **parts[0]._fields({key: torch.cat([one[key] for one in rows]) for key in rows[0]}))
 
     def _tensors(self) -> dict[str, Tensor]:
         """All that has a row for each image, in types that can be indexed, joined and saved."""
@@ -313,6 +317,9 @@ class ImageDataset:
     def _form(self) -> dict[str, Any]:
         """What parts must have in common to be joined."""
         return {
+            "classes": self.class_names,
+            "positive": self.positive,
+            "size": self.image_shape,
             "pixels": f"{self.pixels.dtype} up to {self.top}",
             "masks": "none" if self.masks is None else "given",
             "levels": list(self.levels),
@@ -354,38 +361,33 @@ def check_disjoint(parts: Mapping[str, ImageDataset]) -> dict[str, str]:
 
 
 def _check_whole(what: str, value: Tensor, size: int) -> None:
-    if value.dtype != torch.int64 or value.shape != (size,):
-        raise DataError(f"{what} must be int64 ({size},); got {value.dtype} {tuple(value.shape)}")
+    if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.shape != (size,):
+        raise DataError(f"{what} must be int64 ({size},); got {_kind_of(value)}")
 
 
-def _generator(seed: int, purpose: str) -> torch.Generator:
-    generator = torch.Generator()
-    generator.manual_seed(derive_seed(seed, purpose))
-    return generator
+def _kind_of(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _dirichlet(classes: int, clients: int, alpha: float, seed: int) -> list[list[float]]:
-    if alpha <= 0:
-        raise DataError(f"alpha must be positive; got {alpha}")
     generator = random.Random(derive_seed(seed, "dirichlet"))
     # Independent gamma variates divided by their sum are Dirichlet; _assign normalizes each row.
     return [[generator.gammavariate(alpha, 1.0) + 1e-9 for _ in range(clients)] for _ in range(classes)]
 
 
-def _assign(groups: Tensor, labels: Tensor, shares: Sequence[float] | Sequence[Sequence[float]], seed: int) -> Tensor:
+def _assign(groups: Tensor, labels: Tensor, shares: Sequence[Sequence[float]], seed: int) -> Tensor:
     """Give every group to one part, so that each part nears its share of each class.
 
     Groups go, largest first (ties by a seeded shuffle), to the part that lacks the largest fraction
-    of its target for the group's label. `shares` is one row for all classes or a row for each class.
+    of its target for the group's label. `shares` has a row for each class.
     """
     unique, inverse = groups.unique(return_inverse=True)
     sizes = torch.bincount(inverse, minlength=unique.numel())
     group_labels = torch.zeros(unique.numel(), dtype=torch.int64).scatter_(0, inverse, labels)
     owner = torch.zeros(unique.numel(), dtype=torch.int64)
-    generator = _generator(seed, "order")
+    generator = torch.Generator().manual_seed(derive_seed(seed, "order"))
     for label in group_labels.unique().tolist():
-        row = shares[label] if isinstance(shares[0], Sequence) else shares
-        target = torch.tensor(row, dtype=torch.float64)
+        target = torch.tensor(shares[label], dtype=torch.float64)
         members = (group_labels == label).nonzero().squeeze(1)
         target = target / target.sum() * float(sizes[members].sum())
         members = members[torch.randperm(members.numel(), generator=generator)]

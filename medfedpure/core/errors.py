@@ -70,3 +70,7 @@ class PluginLoadError(PluginError, ImportError):
 
 class MissingExtraError(PluginLoadError):
     """A plugin needs an optional dependency that is not installed."""
+
+
+class ProbabilitiesWarning(UserWarning):
+    """A classifier's rows are probabilities where logits are wanted: what compares or differentiates them suffers."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import ClassVar
 
 import torch
@@ -22,6 +24,7 @@ from medfedpure.core.task import Task, Trainer, TrainingLog
 
 Tensors = dict[str, Tensor]
 Scalar = int | float | str | bool
+_MOST_EXAMPLES = 2**53  # beyond it, float64 has no place for the next one
 
 
 @dataclass(frozen=True)
@@ -254,8 +257,9 @@ def weighted_mean(
             A tensor to which all give weight 0 stays as it was.
 
     Raises:
-        FederationError: no update, keys or shapes that differ from the previous ones, tensors that
-            are not finite, or a number of examples below 1.
+        FederationError: no update, keys or shapes that differ from the previous ones, tensors that are
+            not floating or not finite, a number of examples that is no whole number from 1, or a weight that is
+            negative or not finite.
     """
     if not updates:
         raise FederationError("no client sent an update")
@@ -266,18 +270,23 @@ def weighted_mean(
             raise FederationError(
                 f"client {update.client_id} sent other tensors than wanted: {', '.join(different[:5])}"
             )
-        if update.num_examples < 1:
+        count = update.num_examples
+        if not isinstance(count, Integral) or isinstance(count, bool) or not 1 <= count <= _MOST_EXAMPLES:
             raise FederationError(
-                f"client {update.client_id} counts {update.num_examples} examples; at least 1 is wanted"
+                f"client {update.client_id} counts {count!r} examples; a whole number from 1 is wanted"
             )
         for key, before in previous.items():
-            value = update.shared[key]
-            if value.shape != before.shape or not bool(value.isfinite().all()):
-                problem = "not finite" if value.shape == before.shape else f"of shape {tuple(value.shape)}"
+            problem = _problem(update.shared[key], before)
+            if problem:
                 raise FederationError(f"client {update.client_id} sent a tensor {key} that is {problem}")
     result: Tensors = {}
     for key, before in previous.items():
         weights = [float(update.num_examples if weight is None else weight(update, key)) for update in ordered]
+        for update, own in zip(ordered, weights, strict=True):
+            if not 0 <= own < math.inf:
+                raise FederationError(
+                    f"client {update.client_id} weighs {own} in {key}; a finite number from 0 is wanted"
+                )
         total = sum(weights)
         if total <= 0:
             result[key] = before.clone()
@@ -287,3 +296,12 @@ def weighted_mean(
             summed += update.shared[key].to(torch.float64) * (share / total)
         result[key] = summed.to(before.dtype)
     return result
+
+
+def _problem(value: Tensor, before: Tensor) -> str:
+    """Why a tensor cannot be averaged; "" where it can."""
+    if value.shape != before.shape:
+        return f"of shape {tuple(value.shape)}"
+    if not value.is_floating_point():
+        return f"of type {value.dtype}"
+    return "" if bool(value.isfinite().all()) else "not finite"

@@ -12,7 +12,7 @@ import importlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from typing import Any, ClassVar, Protocol, cast
 
 import pluggy
@@ -71,6 +71,11 @@ class PluginFailure:
     entry_point: str
     error: Exception
 
+    @property
+    def text(self) -> str:
+        """The error in words; they are the distribution's, so escape them before you show them."""
+        return words_of(self.error)
+
 
 class OfAKind(Protocol):
     """Whatever says of which plugin kind it is."""
@@ -106,14 +111,17 @@ class Registry:
         if strict is None:
             strict = os.environ.get(STRICT_VARIABLE, "") not in ("", "0")
         registry = cls()
-        points = entry_points(group=GROUP)
+        points = _entry_points(registry.failures)
+        if strict and registry.failures:
+            raise registry.failures[0].error
         for point in sorted(points, key=lambda p: (_owner(p) != BUILTIN, _owner(p), p.name)):
             try:
                 registry.register(point.load(), distribution=_owner(point))
-            except Exception as error:
+            except BaseException as error:  # a module that calls sys.exit() when it is imported is broken too
+                failure = error if isinstance(error, Exception) else PluginLoadError(f"it raised {words_of(error)}")
                 if strict:
-                    raise
-                registry.failures.append(PluginFailure(_owner(point), f"{point.name} = {point.value}", error))
+                    raise failure from error.__cause__
+                registry.failures.append(PluginFailure(_owner(point), f"{point.name} = {point.value}", failure))
         return registry
 
     def register(self, plugin: object, *, distribution: str) -> None:
@@ -126,7 +134,7 @@ class Registry:
         self.manager.register(plugin)
         try:
             records = self._yielded(plugin, distribution)
-        except Exception:
+        except BaseException:
             self.manager.unregister(plugin)
             raise
         for record in records:
@@ -148,6 +156,9 @@ class Registry:
     def _checked(self, record: object, distribution: str) -> Plugin:
         if not isinstance(record, Plugin):
             raise PluginError(f"medfedpure_plugins of {distribution} yielded {record!r}; Plugin records are wanted")
+        texts = (record.kind, record.name, record.target, record.summary, record.extra or "")
+        if not all(isinstance(text, str) for text in texts) or not record.name.strip():
+            raise PluginError(f"{record!r} of {distribution} is no record: text is wanted in each field, and a name")
         if record.kind not in KINDS:
             raise PluginError(f"{record.name!r} has kind {record.kind!r}; the kinds are {', '.join(KINDS)}")
         if ":" not in record.target:
@@ -176,6 +187,8 @@ class Registry:
             PluginConflictError: two distributions register it.
         """
         _check_kind(kind)
+        if not isinstance(name, str):
+            raise UnknownPluginError(f"no {kind} is named {name!r}: a name is text")
         records = self._records.get((kind, name), [])
         if len(records) > 1:
             owners = " and ".join(record.distribution for record in records)
@@ -198,14 +211,14 @@ class Registry:
         record = self.get(kind, name)
         try:
             target = _import(record.target)
-        except Exception as error:
+        except BaseException as error:
             if record.extra is not None and _is_missing_dependency(error, record):
                 raise MissingExtraError(
                     f"the {kind} {name!r} needs an optional dependency ({error}): "
                     f"pip install '{record.distribution}[{record.extra}]'"
                 ) from error
             who = f"the {kind} {name!r} of {record.distribution}"
-            raise PluginLoadError(f"{who} cannot be imported: {error!r}") from error
+            raise PluginLoadError(f"{who} cannot be imported: {words_of(error)}") from error
         base = _import(BASES[kind])
         if not (isinstance(target, type) and issubclass(target, base)):
             raise PluginLoadError(f"{record.target} is registered as a {kind} but does not derive from {base.__name__}")
@@ -251,11 +264,41 @@ def _check_kind(kind: str) -> None:
         raise UnknownPluginError(f"no plugin kind is named {kind!r}; the kinds are {', '.join(KINDS)}")
 
 
+def words_of(error: BaseException) -> str:
+    """Type and text of an error that is not ours, which may even fail to say what it is."""
+    try:
+        return repr(error)
+    except Exception:
+        return type(error).__name__
+
+
+def _entry_points(failures: list[PluginFailure]) -> list[EntryPoint]:
+    """Ours of all distributions; where the list of one is damaged, that one is a failure."""
+    try:
+        return list(entry_points(group=GROUP))
+    except Exception:
+        found = []
+        for one in distributions():
+            try:
+                found += [point for point in one.entry_points if point.group == GROUP]
+            except Exception as error:
+                failures.append(PluginFailure(_name(one), "entry_points.txt", error))
+        return found
+
+
 def _owner(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else "unknown"
+    return "unknown" if point.dist is None else _name(point.dist)
 
 
-def _is_missing_dependency(error: Exception, record: Plugin) -> bool:
+def _name(distribution: Distribution) -> str:
+    """Of a distribution whose metadata may be damaged."""
+    try:
+        return str(distribution.name or "unknown")
+    except Exception:
+        return "unknown"
+
+
+def _is_missing_dependency(error: BaseException, record: Plugin) -> bool:
     """Whether an import failed outside the plugin's own package and this one: those no extra would mend."""
     own = {record.target.partition(":")[0].partition(".")[0], BUILTIN}
     return isinstance(error, ImportError) and (error.name or "").partition(".")[0] not in own

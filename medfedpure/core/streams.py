@@ -16,7 +16,7 @@ never read nor written. Two backends draw from equal keys, and give different no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -35,6 +35,8 @@ _WORDS = slice(24, 24 + 8 * 624)
 """Where the state of torch's CPU generator keeps the Twister's 624 words, each in 8 bytes."""
 _TOGETHER = 64
 """Images whose words are mixed at a time: few enough that they stay in the processor's cache."""
+_AT_ONCE = 2**22
+"""Most values that the device backend draws in one go: each takes some forty bytes while it is made."""
 _LOW = 2**32 - 1
 
 
@@ -98,7 +100,10 @@ class Streams:
         return replace(self, seed=derive_seed(self.seed, "child", name))
 
     def repeat(self, draws: int) -> Streams:
-        """Streams for `draws` independent copies of each image, copies side by side; the first is the image itself."""
+        """Streams for `draws` independent copies of each image, copies side by side; the first is the image itself.
+
+        To be asked once: copies of copies would not all be independent.
+        """
         if draws == 1:
             return self
         ids = [
@@ -109,17 +114,17 @@ class Streams:
     def normal(self, shape: Sequence[int], *, stage: str, draw: int = 0, like: Tensor | None = None) -> Tensor:
         """Standard normal noise `(N, *shape)`, drawn in float32, on the device and in the dtype of `like`."""
         if self.backend == "device":
-            return _like(philox.normal(self._words(shape, stage, draw, like)), like)
-        noise = torch.empty(len(self), *shape)
+            return _like(self._drawn(philox.normal, shape, stage, draw, like), like)
+        noise = torch.empty(len(self), *shape, dtype=torch.float32, device="cpu")
         for row, generator in zip(noise, self._generators(stage, draw), strict=True):
             row.normal_(generator=generator)
         return _like(noise, like)
 
     def uniform(self, shape: Sequence[int], *, stage: str, draw: int = 0, like: Tensor | None = None) -> Tensor:
-        """Uniform noise in [0, 1) of shape `(N, *shape)`, drawn as `normal` is."""
+        """Uniform noise `(N, *shape)`, drawn as `normal` is: in [0, 1), and 1 only where `like` has so few digits."""
         if self.backend == "device":
-            return _like(philox.uniform(self._words(shape, stage, draw, like)), like)
-        noise = torch.empty(len(self), *shape)
+            return _like(self._drawn(philox.uniform, shape, stage, draw, like), like)
+        noise = torch.empty(len(self), *shape, dtype=torch.float32, device="cpu")
         for row, generator in zip(noise, self._generators(stage, draw), strict=True):
             row.uniform_(generator=generator)
         return _like(noise, like)
@@ -127,8 +132,8 @@ class Streams:
     def permutations(self, size: int, *, stage: str, draw: int = 0, device: torch.device | None = None) -> Tensor:
         """A random permutation of 0 ... size - 1 for each image, `(N, size)` int64."""
         if self.backend == "device":
-            words = self._words((size, 2), stage, draw, torch.empty(0, device=device))
-            keys = words[..., 0] << 31 | words[..., 1] >> 1
+            like = torch.empty(0, device=device)
+            keys = self._drawn(lambda words: words[..., 0] << 31 | words[..., 1] >> 1, (size, 2), stage, draw, like)
             return keys.argsort(dim=1, stable=True)
         rows = [torch.randperm(size, generator=g) for g in self._generators(stage, draw)]
         stacked = torch.stack(rows) if rows else torch.empty(0, size, dtype=torch.int64)
@@ -152,14 +157,17 @@ class Streams:
         words = torch.frombuffer(bytearray(self._keys() or bytes(16)), dtype=torch.int32).view(-1, 4)
         return {torch.device("cpu"): (words[: len(self), :3].to(torch.int64) & _LOW)}
 
-    def _words(self, shape: Sequence[int], stage: str, draw: int, like: Tensor | None) -> Tensor:
-        """32 random bits for each value, `(N, *shape)` int64, on the device of `like`."""
+    def _drawn(
+        self, made: Callable[[Tensor], Tensor], shape: Sequence[int], stage: str, draw: int, like: Tensor | None
+    ) -> Tensor:
+        """What is made of 32 random bits for each value `(N, *shape)` int64, on the device of `like`, in portions."""
         device = torch.device("cpu") if like is None else like.device
         if device not in self._images:
             self._images[device] = self._images[torch.device("cpu")].to(device)
         place = int.from_bytes(_hash((stage, draw), 8), "little")
         size = torch.Size(shape).numel()
-        return philox.words(self._images[device], place, size).view(len(self), *shape)
+        portions = self._images[device].split(max(1, _AT_ONCE // max(1, size)))
+        return torch.cat([made(philox.words(some, place, size).view(len(some), *shape)) for some in portions])
 
     def _generators(self, stage: str, draw: int) -> Iterator[torch.Generator]:
         """One CPU generator after another, at the start of each image's stream; to be used before the next is asked."""

@@ -17,10 +17,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from medfedpure.core.dataset import bits_of
+from medfedpure.core.errors import ArtifactError
 from medfedpure.core.storage import write_bytes
 
 _logger = logging.getLogger(__name__)
-_FORMAT = 1
+_FORMAT = 2
+"""Of what a reader makes of files: one that reads them otherwise raises it."""
 
 
 def cache_folder(cache: Path | Literal[True]) -> Path:
@@ -66,7 +68,7 @@ def through_cache(path: Path, names: Set[str], decode: Callable[[], dict[str, Te
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_bytes(path, save({name: bits_of(value) for name, value in tensors.items()}), mode=0o600)
-    except OSError as error:
+    except (OSError, ArtifactError) as error:
         _logger.warning("the decoded images cannot be kept in %s: %s", path, error)
     return tensors
 

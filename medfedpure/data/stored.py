@@ -23,6 +23,7 @@ def write_images(folder: Path, data: ImageDataset) -> None:
         "kind": "images",
         "name": data.name,
         "class_names": list(data.class_names),
+        "positive": list(data.positive),
         "bits": 16 if data.pixels.dtype == torch.uint16 else 8,
         "top": data.top,
         "levels": list(data.levels),
@@ -37,12 +38,13 @@ def read_images(folder: Path) -> ImageDataset:
     Raises:
         ArtifactError: missing, truncated, edited, or something else.
     """
-    keys = ("name", "class_names", "bits", "top", "levels", "attributes")
+    keys = ("name", "class_names", "positive", "bits", "top", "levels", "attributes")
     document, tensors = storage.read_document(folder, kind="images", keys=keys)
     return ImageDataset(
         pixels=tensors["pixels"].view(torch.uint16 if document["bits"] == 16 else torch.uint8),
         **{what: tensors[what] for what in _ALWAYS},
         class_names=tuple(document["class_names"]),
+        positive=tuple(document["positive"]),
         top=document["top"],
         masks=tensors.get("masks"),
         levels={name: tensors[f"level {name}"] for name in document["levels"]},

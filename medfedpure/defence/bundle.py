@@ -78,7 +78,7 @@ class Bundle:
             UnknownPluginError: a plugin is not installed here.
         """
         try:
-            return cls._read(Path(folder), classifier)
+            return storage.steadily(folder, lambda: cls._read(Path(folder), classifier))
         except (AttributeError, KeyError, TypeError) as error:
             raise ArtifactError(f"{folder} is not a defence as this version saves it: {error!r}") from error
 

@@ -5,6 +5,9 @@ image is flagged when p <= target_fpr. For exchangeable benign images P(flagged)
 average over calibration sets (Vovk et al. 2005; Bates et al. 2023, "Testing for outliers with
 conformal p-values"); for the set at hand and continuous scores the true rate is distributed as
 Beta(k, n + 1 - k), k = floor((n + 1) * target_fpr).
+
+Scores that differ by rounding count as equal (`Calibration.lowered`): a flag must not hinge on one rounding step, which
+differs with the size of the batch. P-values grow by that, they never shrink.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -22,6 +25,7 @@ from medfedpure.core.errors import CalibrationError
 from medfedpure.figures.binomial import beta_cdf
 
 Scope = Literal["client", "federation"]
+RELATIVE, ABSOLUTE = 1e-5, 1e-7
 
 
 @dataclass(frozen=True)
@@ -55,20 +59,49 @@ class Calibration:
             CalibrationError: scores that are empty or not finite, target_fpr outside (0, 1), or
                 n < 1 / target_fpr - 1, with which no image could be flagged.
         """
-        if scores.ndim != 1 or scores.numel() == 0:
-            raise CalibrationError(f"calibration needs scores of shape (n,), n >= 1; got {tuple(scores.shape)}")
-        values = scores.detach().to("cpu", torch.float64)
-        if not bool(values.isfinite().all()):
-            raise CalibrationError("calibration scores contain NaN or infinity: check the detector on these images")
-        calibration = cls(values.sort().values, target_fpr, scope)
-        if calibration.rank(target_fpr) == 0 and not allow_never_flagging:
-            needed = math.ceil(1 / Fraction(repr(target_fpr)) - 1)
+        if not isinstance(scores, Tensor) or scores.ndim != 1 or scores.numel() == 0:
+            came = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise CalibrationError(f"calibration needs scores of shape (n,), n >= 1; got {came}")
+        calibration = cls(scores.detach().to("cpu", torch.float64).sort().values, float(target_fpr), scope)
+        if not allow_never_flagging:
+            calibration.check_rate(target_fpr)
+        return calibration
+
+    def __post_init__(self) -> None:
+        if self.scores.ndim != 1 or self.scores.numel() == 0 or self.scores.dtype != torch.float64:
             raise CalibrationError(
-                f"{values.numel()} calibration images (one per near-duplicate group) can never flag at a "
-                f"false-positive rate of {target_fpr:g}: bring at least {needed}, raise target_fpr, calibrate at "
+                f"calibration scores are float64 of shape (n,), n >= 1; got {self.scores.dtype} "
+                f"{tuple(self.scores.shape)}"
+            )
+        if not bool(self.scores.isfinite().all()):
+            raise CalibrationError("calibration scores contain NaN or infinity: check the detector on these images")
+        if bool((self.scores[1:] < self.scores[:-1]).any()):
+            raise CalibrationError("calibration scores must be sorted ascending: use Calibration.fit")
+        if self.scope not in get_args(Scope):
+            raise CalibrationError(f"the scopes are {', '.join(get_args(Scope))}; got {self.scope!r}")
+        self.rank(self.target_fpr)
+
+    def check_rate(self, target_fpr: float) -> None:
+        """Raise CalibrationError at a rate outside (0, 1), or one at which so few scores can flag nothing."""
+        if self.rank(target_fpr) == 0:
+            needed = math.ceil(1 / Fraction(repr(float(target_fpr))) - 1)
+            raise CalibrationError(
+                f"{len(self)} calibration images (one per near-duplicate group) can never flag at a false-positive "
+                f"rate of {float(target_fpr):g}: bring at least {needed}, raise target_fpr, calibrate at "
                 'scope="federation", or pass allow_never_flagging=True'
             )
-        return calibration
+
+    def lowered(self, scores: Tensor) -> Tensor:
+        """Scores `(N,)` float64 less what rounding may add: 1e-5 of the score, and 1e-7 of the largest of calibration.
+
+        NaN counts as most suspicious: an image that breaks the detector is not let pass.
+        """
+        values = _nan_as_infinity(scores.detach().to(torch.float64))
+        return values - RELATIVE * values.abs().nan_to_num(posinf=0.0) - ABSOLUTE * self._largest
+
+    @cached_property
+    def _largest(self) -> float:
+        return float(self.scores.abs().max())
 
     def __len__(self) -> int:
         return self.scores.numel()
@@ -81,19 +114,22 @@ class Calibration:
         return math.floor((len(self) + 1) * Fraction(repr(float(rate))))
 
     def threshold(self, target_fpr: float | None = None) -> float:
-        """The k-th largest calibration score; flagged is what lies strictly above (infinity if k = 0)."""
+        """The k-th largest calibration score; flagged is what lies above it, rounding aside.
+
+        Infinity if k = 0.
+        """
         k = self.rank(target_fpr)
         return math.inf if k == 0 else float(self.scores[len(self) - k])
 
     def p_values(self, scores: Tensor) -> Tensor:
         """Conformal p-values `(N,)` float64 in (0, 1]: small = suspicious."""
         reference = self.scores.to(scores.device)
-        below = torch.searchsorted(reference, _nan_as_infinity(scores.detach().to(torch.float64)), side="left")
+        below = torch.searchsorted(reference, self.lowered(scores), side="left")
         return (1.0 + (len(self) - below).to(torch.float64)) / (len(self) + 1)
 
     def flagged(self, scores: Tensor, target_fpr: float | None = None) -> Tensor:
-        """`(N,)` bool: p <= target_fpr, computed as score > threshold, which is the same and exact."""
-        return _nan_as_infinity(scores.detach().to(torch.float64)) > self.threshold(target_fpr)
+        """`(N,)` bool: p <= target_fpr, computed as lowered(score) > threshold, which is the same and exact."""
+        return self.lowered(scores) > self.threshold(target_fpr)
 
     @cached_property
     def median(self) -> float:

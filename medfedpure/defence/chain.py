@@ -12,7 +12,7 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from medfedpure.core.checks import check_image_layout, check_logits, check_scores
+from medfedpure.core.checks import check_facts, check_image_layout, check_logits, check_scores, facts_about, mismatch
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Denoiser, Detector, ScoreContext, check_requirements
 from medfedpure.core.errors import ArtifactError, ConfigError, InputError, MissingRequirementError, NotCalibratedError
@@ -20,10 +20,20 @@ from medfedpure.core.progress import Observer, observing
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import Prediction, Trace
 from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.core.verdict import as_they_answer
 from medfedpure.defence.acceleration import Acceleration
 from medfedpure.defence.bundle import Bundle
 from medfedpure.defence.calibration import Calibration, Scope
-from medfedpure.defence.inference import Clock, Images, Inspection, as_batches, assemble, count_batches, flags_on_cpu
+from medfedpure.defence.inference import (
+    Clock,
+    FreshSeeds,
+    Images,
+    Inspection,
+    as_batches,
+    assemble,
+    count_batches,
+    flags_on_cpu,
+)
 from medfedpure.defence.voting import Cleaned, Vote, count, draw
 
 Policy = Literal["purify_flagged", "purify_all", "none", "abstain"]
@@ -85,7 +95,7 @@ class DefendedClassifier(nn.Module):
         self.vote = vote
         self.acceleration = Acceleration()
         self._noise_seed: int | None = None
-        self._calls = 0
+        self._fresh = FreshSeeds()
         if detector is not None:
             check_requirements(detector, self.context())
         self.train(False)
@@ -117,7 +127,7 @@ class DefendedClassifier(nn.Module):
             raise MissingRequirementError("there is no detector to calibrate")
         images = benign.one_per_group(seed) if isinstance(benign, ImageDataset) else benign
         noise_seed, context = derive_seed(seed, "calibrate"), self.context()
-        with torch.no_grad(), self.acceleration.active(self._device()):
+        with torch.no_grad(), as_they_answer(self), self.acceleration.active(self._device()):
             scores = [
                 self.detector(self._moved(batch), context=context, streams=self._streams(noise_seed, ids))
                 for batch, ids in as_batches(images, None, batch_size)
@@ -169,27 +179,20 @@ class DefendedClassifier(nn.Module):
     @contextmanager
     def noise_sequence(self, seed: int) -> Iterator[Self]:
         """Inside the block every `forward` draws fresh noise, and the same again in a block of the same seed."""
-        before = self._secret(), self._calls
-        self._secret_seed, self._calls = seed, 0
+        before, self._fresh = self._fresh, FreshSeeds(seed)
         try:
             yield self
         finally:
-            self._secret_seed, self._calls = before
+            self._fresh = before
 
     def next_streams(self, size: int) -> Streams:
         """The noise of the next call on so many images: fresh, or what `fixed_noise` or `noise_sequence` say."""
         if self._noise_seed is not None:
             return self._streams(self._noise_seed, torch.arange(size))
-        self._calls += 1
-        return self._streams(derive_seed(self._secret(), self._calls), torch.arange(size))
+        return self._streams(self._fresh.next(), torch.arange(size))
 
     def _streams(self, seed: int, ids: Tensor) -> Streams:
         return Streams(seed, ids, self.acceleration.noise)
-
-    def _secret(self) -> int:
-        if not hasattr(self, "_secret_seed"):
-            self._secret_seed = secrets.randbits(62)
-        return self._secret_seed
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(N, K)` of the whole chain, differentiable where its parts are.
@@ -208,7 +211,8 @@ class DefendedClassifier(nn.Module):
         if found.selected.numel() == 0:
             return images
         assert self.purifier is not None
-        cleaned = draw(self.purifier, *found.take_selected(), Vote()).images
+        with as_they_answer(self):
+            cleaned = draw(self.purifier, *found.take_selected(), Vote()).images
         return images.index_copy(0, found.selected.to(images.device), cleaned)
 
     # -- prediction ----------------------------------------------------------------------------
@@ -240,10 +244,11 @@ class DefendedClassifier(nn.Module):
             observer: is told scores, flags, ids and times of every batch as it is found, never an image.
 
         Raises:
-            InputError: images of the wrong rank, dtype or range.
+            InputError: images of the wrong rank, dtype or range, or a classifier whose answer is not finite.
+            CalibrationError: a `target_fpr` at which this calibration could flag nothing.
             NotFittedError, NotCalibratedError: a part is not ready.
         """
-        noise_seed = secrets.randbits(62) if seed is None else seed
+        noise_seed = secrets.randbits(128) if seed is None else seed
         clock = Clock()
         parts: list[Inspection] = []
         cleaned: list[Cleaned] = []
@@ -286,9 +291,19 @@ class DefendedClassifier(nn.Module):
         """Classify, score and decide on `(N, C, H, W)`; differentiable where the parts are.
 
         It costs one device synchronization.
+
+        Raises:
+            InputError: images of the wrong rank, dtype or range; a classifier whose answer is no logits, or not finite.
+            CalibrationError: a `target_fpr` at which this calibration could flag nothing.
         """
+        with as_they_answer(self):
+            return self._inspect(images, streams, target_fpr)
+
+    def _inspect(self, images: Tensor, streams: Streams, target_fpr: float | None) -> Inspection:
         check_image_layout(images)
         calibration = self._ready_calibration()
+        if calibration is not None and target_fpr is not None:
+            calibration.check_rate(target_fpr)
         logits = self._classify(images)
         scores = None
         flagged = torch.zeros(len(images), dtype=torch.bool, device=images.device)
@@ -303,7 +318,7 @@ class DefendedClassifier(nn.Module):
         if self.policy == "purify_all":
             strength = torch.ones_like(strength)
         everything = torch.arange(len(images))
-        decided = flags_on_cpu(images, flagged)
+        decided = flags_on_cpu(images, flagged, logits)
         chosen = {"purify_all": everything, "purify_flagged": everything[decided]}.get(self.policy, everything[:0])
         return Inspection(images, streams, logits, scores, flagged, decided, strength, chosen)
 
@@ -320,22 +335,32 @@ class DefendedClassifier(nn.Module):
         """Purify `(M, C, H, W)` at strengths `(M,)` and classify, in every draw of the vote."""
         assert self.purifier is not None  # the constructor made sure
         clock = clock or Clock()
-        with clock.measure("purify"), self.acceleration.active(images.device):
-            drawn = draw(self.purifier, images, strength, streams, self.vote)
-        with clock.measure("classify"):
-            return count(drawn, self._classify(drawn.images), self.vote)
+        with as_they_answer(self):
+            with clock.measure("purify"), self.acceleration.active(images.device):
+                drawn = draw(self.purifier, images, strength, streams, self.vote)
+            with clock.measure("classify"):
+                return count(drawn, self._classify(drawn.images), self.vote)
 
     def _purify_together(self, parts: list[Inspection], clock: Clock) -> Cleaned:
         """Purify and classify the selected images of several batches as one dense batch."""
         images, strengths, streams = zip(*(part.take_selected() for part in parts), strict=True)
         joined = replace(streams[0], ids=torch.cat([s.ids for s in streams]))
-        return self.clean(torch.cat(images), torch.cat(strengths), joined, clock)
+        cleaned = self.clean(torch.cat(images), torch.cat(strengths), joined, clock)
+        bad, probable = facts_about(cleaned.logits).cpu().double().tolist()
+        check_facts(bad, probable, len(cleaned.logits))
+        return cleaned
 
     def _classify(self, images: Tensor) -> Tensor:
-        with self.acceleration.active(images.device):
-            logits: Tensor = self.classifier(images)
+        try:
+            with self.acceleration.active(images.device):
+                logits: Tensor = self.classifier(images)
+        except RuntimeError as error:
+            other = mismatch(self.classifier, images)
+            if other is not None and not self.acceleration.autocast:
+                raise other from error
+            raise
         check_logits(logits, len(images))
-        return logits.to(images.dtype) if self.acceleration.autocast else logits
+        return logits.to(images.dtype)
 
     # -- saving --------------------------------------------------------------------------------
 

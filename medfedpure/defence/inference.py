@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import secrets
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medfedpure.core.checks import check_image_layout, check_range
+from medfedpure.core.checks import check_facts, check_image_layout, check_range, facts_about
 from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.errors import InputError
 from medfedpure.core.progress import Observation
 from medfedpure.core.results import Prediction, Trace
-from medfedpure.core.streams import Streams
+from medfedpure.core.streams import Streams, derive_seed
 from medfedpure.core.verdict import verdicts
 from medfedpure.defence.calibration import Calibration
 from medfedpure.defence.voting import Cleaned
@@ -56,7 +58,34 @@ class Inspection:
 
     def observation(self, seconds: float) -> Observation:
         """What an observer is told of this batch, found in so many seconds."""
-        return Observation(self.streams.ids, self.scores, self.decided, seconds)
+        scores = None if self.scores is None else self.scores.detach().clone()
+        return Observation(self.streams.ids.clone(), scores, self.decided.clone(), seconds)
+
+
+class FreshSeeds:
+    """A new seed at every call, in every thread and in every forked process.
+
+    Args:
+        seed: of a sequence that repeats; None begins from the operating system, anew in each process.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.seed = seed
+        self._begun: tuple[int, int, Iterator[int]] | None = None
+
+    def next(self) -> int:
+        """The next seed."""
+        process = os.getpid()
+        if self._begun is None or (self.seed is None and self._begun[0] != process):
+            start = secrets.randbits(128) if self.seed is None else self.seed
+            self._begun = process, start, itertools.count(1)
+        _, start, calls = self._begun
+        return derive_seed(start, next(calls))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FreshSeeds:
+        """A copied defence draws noise of its own, or the same sequence from its start."""
+        del memo
+        return FreshSeeds(self.seed)
 
 
 class Clock:
@@ -79,22 +108,32 @@ class Clock:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-def flags_on_cpu(images: Tensor, flagged: Tensor) -> Tensor:
-    """`flagged` `(N,)` on the CPU; the range of the images `(N, C, H, W)` travels along, and is checked.
+def flags_on_cpu(images: Tensor, flagged: Tensor, logits: Tensor) -> Tensor:
+    """`flagged` `(N,)` on the CPU; what must be known of images and logits `(N, K)` travels along, and is checked.
 
     Raises:
-        InputError: images outside [0, 1] or NaN.
+        InputError: images outside [0, 1] or NaN, or logits that are not finite.
     """
     if images.numel() == 0:
         return flagged.cpu()
     low, high = torch.aminmax(images.detach())
-    packed = torch.cat((flagged.to(torch.float64), torch.stack((low, high)).to(torch.float64))).cpu()
-    check_range(*packed[-2:].tolist())
-    return packed[:-2].bool()
+    told = torch.cat((flagged.float(), torch.stack((low, high)).float(), facts_about(logits))).cpu().double()
+    *_, low_pixel, high_pixel, bad, probable = told.tolist()
+    check_range(low_pixel, high_pixel)
+    check_facts(bad, probable, len(images))
+    return told[:-4].bool()
 
 
 def count_batches(images: Images, batch_size: int) -> int | None:
-    """How many batches `as_batches` will give of a tensor `(N, C, H, W)` or a data set; None of a loader."""
+    """How many batches `as_batches` will give of a tensor `(N, C, H, W)` or a data set; None of a loader.
+
+    Raises:
+        InputError: no images, or no size of a batch.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1; got {batch_size}")
+    if isinstance(images, Tensor):
+        check_image_layout(images)
     return -(-len(images) // batch_size) if isinstance(images, Tensor | ImageDataset) else None
 
 
@@ -104,6 +143,7 @@ def as_batches(images: Images, ids: Tensor | None, batch_size: int) -> Iterator[
     Raises:
         InputError: ids that do not fit the images, or given beside a loader.
     """
+    count_batches(images, batch_size)
     if isinstance(images, Tensor):
         check_image_layout(images)
         keys = torch.arange(len(images)) if ids is None else ids

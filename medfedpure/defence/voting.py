@@ -7,7 +7,9 @@ reported as confidence.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal
 
 import torch
@@ -30,7 +32,8 @@ class Vote:
         min_agreement: share of draws that must give the verdict; below it the chain abstains.
 
     Raises:
-        ConfigError: fewer than one draw, another word, a share outside [0, 1], or agreement asked of one draw.
+        ConfigError: draws that are no whole number from 1, another word, a share outside [0, 1], or agreement asked of
+            one draw.
     """
 
     draws: int = 1
@@ -38,8 +41,12 @@ class Vote:
     min_agreement: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.draws < 1 or self.how not in ("mean", "majority") or not 0 <= self.min_agreement <= 1:
+        counted = isinstance(self.draws, Integral) and not isinstance(self.draws, bool) and self.draws >= 1
+        shared = isinstance(self.min_agreement, Real) and 0 <= self.min_agreement <= 1
+        if not (counted and shared) or self.how not in ("mean", "majority"):
             raise ConfigError(f'a vote has draws >= 1, how "mean" or "majority", min_agreement in [0, 1]; got {self}')
+        object.__setattr__(self, "draws", int(self.draws))  # of numpy's numbers too, which JSON does not know
+        object.__setattr__(self, "min_agreement", float(self.min_agreement))
         if self.draws == 1 and self.min_agreement > 0:
             raise ConfigError(f"a single draw always agrees with itself: min_agreement needs draws > 1; got {self}")
 
@@ -51,15 +58,16 @@ class Vote:
         """
         if self.draws == 1:
             return logits[:, 0], logits.new_ones(len(logits))
-        mean = logits.softmax(2).mean(1)
+        mean = logits.log_softmax(2).logsumexp(1) - math.log(self.draws)
         votes = (
             torch.nn.functional.one_hot(verdicts(logits.flatten(0, 1)), logits.shape[2])
             .unflatten(0, logits.shape[:2])
             .sum(1)
         )
-        counted = mean if self.how == "mean" else (votes + mean) / (self.draws + 1)
+        # in logarithms, so that a sure answer keeps a gradient
+        counted = mean if self.how == "mean" else (votes + mean.exp()).div(self.draws + 1).log()
         agreement = votes.gather(1, verdicts(counted)[:, None]).squeeze(1) / self.draws
-        return counted.clamp_min(torch.finfo(counted.dtype).tiny).log(), agreement.to(logits.dtype)
+        return counted.clamp_min(math.log(torch.finfo(counted.dtype).tiny)), agreement.to(logits.dtype)
 
 
 @dataclass(frozen=True)

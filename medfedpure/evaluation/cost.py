@@ -1,21 +1,23 @@
-"""What an evaluation takes: told before it starts, and after it ended."""
+"""What an evaluation takes, told before it starts."""
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from medfedpure.core.attack import Norm, ThreatView, without_parameter_gradients
-from medfedpure.core.errors import MedFedPureError
+from medfedpure.core.errors import MedFedPureError, MissingRequirementError
 from medfedpure.core.results import device_of
+from medfedpure.core.verdict import as_they_answer
 from medfedpure.defence.chain import DefendedClassifier
-from medfedpure.evaluation.ladder import Preset, checks, rungs
-from medfedpure.evaluation.views import exact_view, static_view
+from medfedpure.evaluation.ladder import PROBED, Preset, Rung, checks, replayed_options, rungs
+from medfedpure.evaluation.looks import Looks, looks_of
+from medfedpure.evaluation.pairs import Victims
+from medfedpure.evaluation.views import exact_view, is_stochastic
 
 TIMED = 8
 """Images whose gradient is timed, after a first time that is not."""
@@ -23,26 +25,36 @@ TIMED = 8
 
 @dataclass(frozen=True)
 class Cost:
-    """What attacks take at the most: less where images fall early or attacks are finished.
+    """What is asked at the most, of one image each: less where images fall early or attacks are finished.
 
     Attributes:
-        gradients: evaluations of the gradient of a whole defence for one image.
-        seconds: that they take here.
+        gradients: of a whole defence; where loss and score have a gradient each, both count.
+        answers: of a whole defence, without a gradient; all draws of a vote are one.
+        passes: of a bare classifier, with a gradient or without.
+        seconds: that all of them take here.
     """
 
     gradients: int = 0
+    answers: int = 0
+    passes: int = 0
     seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.gradients + other.gradients, self.seconds + other.seconds)
+        return Cost(
+            self.gradients + other.gradients,
+            self.answers + other.answers,
+            self.passes + other.passes,
+            self.seconds + other.seconds,
+        )
 
     def __mul__(self, times: int) -> Cost:
-        return Cost(self.gradients * times, self.seconds * times)
+        return Cost(self.gradients * times, self.answers * times, self.passes * times, self.seconds * times)
 
     def __str__(self) -> str:
         return (
-            f"{self.gradients:,} gradient evaluations of whole defences, at most {in_words(self.seconds)} here: "
-            "less where images fall early or attacks are finished"
+            f"{self.passes:,} passes of bare classifiers, {self.answers:,} answers and {self.gradients:,} gradient "
+            f"evaluations of whole defences, at most {in_words(self.seconds)} here: less where images fall early or "
+            "attacks are finished"
         )
 
 
@@ -54,9 +66,10 @@ def foresee(
     eps: Sequence[float],
     attackers: Mapping[str, nn.Module],
     *,
+    federation: Victims | None = None,
     seed: int,
 ) -> Cost:
-    """What an evaluation takes at the most; a few gradients of every defence are timed.
+    """What an evaluation takes at the most; a few looks at every defence and classifier are timed.
 
     Args:
         chains: the defences, calibrated.
@@ -65,43 +78,159 @@ def foresee(
         norm: "linf" or "l2".
         eps: perturbation sizes, the first one that of the self-checks.
         attackers: other models by name, for transfer attacks.
+        federation: clients' defences, and the images that each is attacked on.
         seed: of the noise.
     """
-    cost, few = Cost(), min(preset.checked, len(images))
+    cost, timed, crafted = Cost(), _Timed(seed), set[tuple[str, int]]()
     for chain in chains:
         plan = [rung for size in eps for rung in rungs(chain, preset, norm, size, attackers)]
-        each = sum(rung.gradients for rung in plan if rung.kind != "replayed")
-        count = each * len(images) + few * sum(rung.gradients for rung in checks(chain, preset, norm, eps[0]))
-        cost += Cost(count, count * seconds_per_gradient(chain, images, seed=seed))
+        tests = checks(chain, preset, norm, eps[0])
+        cost += _arm(chain, images, preset, plan, tests, timed, crafted)
+    return cost + _pairs(federation or {}, preset, norm, eps, timed)
+
+
+def _arm(
+    chain: DefendedClassifier,
+    images: Tensor,
+    preset: Preset,
+    plan: Sequence[Rung],
+    tests: Sequence[Rung],
+    timed: _Timed,
+    crafted: set[tuple[str, int]],
+) -> Cost:
+    """One defence under every rung; what was crafted before is not crafted again."""
+    size, few = len(images), min(preset.checked, len(images))
+    probed, draws = min(PROBED, few), preset.draws if is_stochastic(chain) else 1
+    answer, gradient = timed.answer(chain, images), timed.gradient(chain, images)
+    # Benign images, bare and whole; the probe; and uniform noise.
+    cost = timed.passed(chain.classifier, images) * size + answer * (draws * size)
+    cost += gradient * (2 * probed) + answer * (2 * probed)
+    cost += answer * (draws * size * len({rung.eps for rung in plan}))
+    for rung, count, readings in [*((rung, size, draws) for rung in plan), *((rung, few, 1) for rung in tests)]:
+        view = _view_of(rung, chain)
+        if view is None:
+            continue
+        cost += answer * (readings * count)
+        key = rung.label(), id(chain.classifier)
+        if rung.kind == "replayed" and key in crafted:
+            continue
+        crafted.add(key)
+        cost += _crafting(rung, view, looks_of(rung.attack, rung.options), timed, chain, images) * count
+        cost += answer if rung.attack == "square" else Cost()  # ART is shown one image, to count classes
     return cost
 
 
-def seconds_per_gradient(chain: DefendedClassifier, images: Tensor, *, seed: int) -> float:
-    """Wall-clock seconds that the gradient of a whole chain takes here, for each image and look.
+def _view_of(rung: Rung, chain: DefendedClassifier) -> ThreatView | None:
+    """What the attacker sees, or None where there is no such attack."""
+    if rung.absent:
+        return None
+    try:
+        return rung.view(chain)
+    except MissingRequirementError:
+        return None
 
-    Of the bare classifier where the chain has no gradient of its own.
+
+def _crafting(
+    rung: Rung, view: ThreatView, looks: Looks, timed: _Timed, chain: DefendedClassifier, images: Tensor
+) -> Cost:
+    """One image under one attack, by what each look asks of a view."""
+    answer, gradient = timed.answer(chain, images), timed.gradient(chain, images)
+    if rung.sees == "classifier":
+        assert isinstance(view.predict, nn.Module)
+        return timed.passed(view.predict, images) * (looks.steep + looks.plain)
+    passed = timed.passed(chain.classifier, images)
+    if rung.sees == "answers":
+        return answer * looks.plain
+    if rung.sees == "bpda":  # what the purifier gives is an answer, and the rest is the classifier's
+        return (answer + passed) * (looks.steep + looks.plain)
+    return gradient * looks.gradients + (passed if rung.sees == "detector" else answer) * looks.plain
+
+
+def _pairs(victims: Victims, preset: Preset, norm: Norm, eps: Sequence[float], timed: _Timed) -> Cost:
+    """Every client's defence: without an attack, and under those crafted on every client's classifier."""
+    cost = Cost()
+    for chain, data in victims.values():
+        read = timed.answer(chain, data.images) + timed.passed(chain.classifier, data.images)
+        cost += read * (len(data) * (1 + len(eps) * len(victims)))
+        for size in eps:
+            looks = looks_of("pgd_eot", replayed_options(preset, norm, size))
+            for other, _ in victims.values():
+                cost += timed.passed(other.classifier, data.images) * (len(data) * (looks.steep + looks.plain))
+    return cost
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """One of each kind, with the seconds that it takes here for each image: asked once of every model."""
+
+    seed: int
+    found: dict[tuple[str, int], tuple[nn.Module, float]] = field(default_factory=dict)
+
+    def gradient(self, chain: DefendedClassifier, images: Tensor) -> Cost:
+        """The gradient of a whole defence; where there is none, of its parts, that of the classifier and an answer."""
+        try:
+            exact_view(chain)
+        except MedFedPureError:
+            parts = self.answer(chain, images).seconds + self.passed(chain.classifier, images).seconds
+            return Cost(gradients=1, seconds=parts)
+        seconds = self._once("gradient", chain, lambda: seconds_of(chain, images, seed=self.seed, gradient=True))
+        return Cost(gradients=1, seconds=seconds)
+
+    def answer(self, chain: DefendedClassifier, images: Tensor) -> Cost:
+        """An answer of a whole defence."""
+        seconds = self._once("answer", chain, lambda: seconds_of(chain, images, seed=self.seed, gradient=False))
+        return Cost(answers=1, seconds=seconds)
+
+    def passed(self, model: nn.Module, images: Tensor) -> Cost:
+        """A pass of a classifier, with its gradient."""
+        seconds = self._once("pass", model, lambda: seconds_of(model, images, seed=self.seed, gradient=True))
+        return Cost(passes=1, seconds=seconds)
+
+    def _once(self, kind: str, model: nn.Module, measure: Callable[[], float]) -> float:
+        if (kind, id(model)) not in self.found:
+            self.found[kind, id(model)] = model, measure()
+        return self.found[kind, id(model)][1]
+
+
+def seconds_of(model: nn.Module, images: Tensor, *, seed: int, gradient: bool) -> float:
+    """Wall-clock seconds that one look at a model takes here for each image.
+
+    A defence is timed at its hardest: every image is purified at full strength, in all draws of its vote.
 
     Args:
-        chain: ready to predict.
+        model: a classifier, or a defence that is ready to predict.
         images: `(N, C, H, W)` in [0, 1], on any device; a few are taken.
-        seed: of the noise; the chain's own counter does not move.
+        seed: of the noise; the defence's own counter does not move.
+        gradient: with the gradient, as far as there is one.
     """
-    some = images[:TIMED].to(device_of(chain))
-    try:
-        view: ThreatView = exact_view(chain)
-    except MedFedPureError:
-        view = static_view(chain)
+    some = images[:TIMED].to(device_of(model))
+    if isinstance(model, DefendedClassifier):
+        with model.noise_sequence(seed):
+            return _seconds(lambda leaf: _hardest(model, leaf), model, some, gradient)
+    return _seconds(lambda leaf: model(leaf).sum(), model, some, gradient)
+
+
+def _seconds(look: Callable[[Tensor], Tensor], model: nn.Module, some: Tensor, gradient: bool) -> float:
     start = 0.0
-    with chain.noise_sequence(seed), without_parameter_gradients(chain):
+    with as_they_answer(model), without_parameter_gradients(model), torch.set_grad_enabled(gradient):
         for _ in range(2):
             start = time.perf_counter()
-            leaf = some.clone().requires_grad_(True)
-            logits = view(leaf)
-            if logits.requires_grad:
-                torch.autograd.grad(logits.sum(), leaf)
+            leaf = some.clone().requires_grad_(gradient)
+            found = look(leaf)
+            if found.requires_grad:
+                torch.autograd.grad(found, leaf)
             if some.is_cuda:
                 torch.cuda.synchronize(some.device)
     return (time.perf_counter() - start) / len(some)
+
+
+def _hardest(chain: DefendedClassifier, images: Tensor) -> Tensor:
+    """The sum of everything that a chain may compute for `(N, C, H, W)`."""
+    found = chain.inspect(images, chain.next_streams(len(images)))
+    total = found.logits.sum() if found.scores is None else found.logits.sum() + found.scores.sum()
+    if chain.policy in ("purify_flagged", "purify_all"):
+        total = total + chain.clean(images, torch.ones_like(found.strength), found.streams).logits.sum()
+    return total
 
 
 def in_words(seconds: float) -> str:
@@ -109,15 +238,3 @@ def in_words(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def peak_memory_mb(modules: Iterable[nn.Module]) -> float | None:
-    """The most that was held at once: by tensors on the GPU, or on the CPU by this process since it started."""
-    if any(device_of(module).type == "cuda" for module in modules):
-        return torch.cuda.max_memory_allocated() / 2**20
-    try:
-        import resource
-    except ImportError:  # not on this platform
-        return None
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

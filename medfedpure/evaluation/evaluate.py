@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -26,11 +26,12 @@ from medfedpure.core.progress import track
 from medfedpure.core.registry import create
 from medfedpure.core.results import device_of, on_cpu
 from medfedpure.core.streams import Streams, derive_seed
-from medfedpure.core.verdict import fooled, verdicts_of
+from medfedpure.core.verdict import as_they_answer, fooled, verdicts_of
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.cost import foresee
-from medfedpure.evaluation.ladder import Preset, Rung, checks, preset_of, rungs
+from medfedpure.evaluation.ladder import PROBED, Preset, Rung, checks, label, preset_of, rungs
 from medfedpure.evaluation.pairs import Crossing, Victims
+from medfedpure.evaluation.readiness import check_ready, check_reference
 from medfedpure.evaluation.readings import Reading, read
 from medfedpure.evaluation.records import ArmResult, Evaluation, RungResult
 from medfedpure.evaluation.self_checks import compare, probe, skipped_chain
@@ -51,6 +52,7 @@ def evaluate(
     norm: Norm = "linf",
     attackers: Mapping[str, nn.Module] | None = None,
     federation: Victims | None = None,
+    reference: ImageDataset | None = None,
     out: str | Path | None = None,
     seed: int = 0,
     batch_size: int = 64,
@@ -66,15 +68,17 @@ def evaluate(
         norm: "linf" or "l2".
         attackers: other models by name, to craft transfer attacks on.
         federation: every client's defence and test images: attacks crafted on each classifier are replayed on each.
+        reference: benign images that are not attacked, for attacks that learn from such (`Attack.fit`).
         out: folder that keeps every finished rung; a run that was killed continues from it with equal numbers.
         seed: of the choice of images, of attacks and of readings.
         batch_size: images at a time.
         say: is told what happens.
 
     Raises:
-        ConfigError: no such preset or norm; an eps that is not positive, or above 1 in linf; `out` holds
+        ConfigError: no such preset or norm; an eps that is not positive and finite, or above 1 in linf; `out` holds
             something else.
-        DataError: too few images.
+        DataError: too few images; a reference of other images, or of those attacked.
+        InputError: a model that answers no finite logits, or has fewer classes than the images.
         NotFittedError, NotCalibratedError: a defence is not ready.
     """
     strength = preset_of(preset)
@@ -84,6 +88,9 @@ def evaluate(
     sizes = _sizes(norm, eps)
     chosen = choose(data, strength.images, seed)
     attacks = dict(attackers or {})
+    say = say or _silent
+    clients = _with_images(federation or {}, strength.images, seed, say)
+    check_ready(chains, chosen, attacks, clients)
     setting = {
         "preset": asdict(strength),
         "seed": seed,
@@ -95,26 +102,29 @@ def evaluate(
         "batch_size": batch_size,
         "versions": versions(),
     }
-    say = say or _silent
-    clients = _with_images(federation or {}, strength.images, seed, say)
     if clients:
         setting["federation"] = {name: [digest_of(one), own.fingerprint()] for name, (one, own) in clients.items()}
-    store = Store(None if out is None else Path(out), setting, chains.values())
-    job = _Job(chosen, strength, norm, seed, batch_size, store, say)
+    if reference is not None:
+        check_reference(reference, chosen)
+        setting["reference"] = reference.fingerprint()
+    everyone = [*chains.values(), *attacks.values(), *(chain for chain, _ in clients.values())]
+    store = Store(None if out is None else Path(out), setting, everyone)
+    job = _Job(chosen, strength, norm, seed, batch_size, store, say, reference)
     plans = {
         name: [rung for value in sizes for rung in rungs(chain, strength, norm, value, attacks)]
         for name, chain in chains.items()
     }
     tests = {name: checks(chain, strength, norm, sizes[0]) for name, chain in chains.items()}
-    cost = foresee(chains.values(), chosen.images, strength, norm, sizes, attacks, seed=seed)
+    cost = foresee(chains.values(), chosen.images, strength, norm, sizes, attacks, federation=clients, seed=seed)
     say(f"{strength.describe()}; {len(chosen)} images, {cost}")
-    with _as_they_answer(attacks.values()):
+    with as_they_answer(*attacks.values()):
         results = [job.arm(name, chain, plans[name], tests[name]) for name, chain in chains.items()]
     transfers = Crossing(strength, norm, seed, batch_size, store, say).all_pairs(clients, sizes)
     return Evaluation(
         setting=setting,
         data=data.name,
         class_names=list(chosen.class_names),
+        positive=list(chosen.positive),
         labels=chosen.labels.tolist(),
         groups=chosen.groups.tolist(),
         norm=norm,
@@ -133,23 +143,10 @@ def _sizes(norm: str, eps: Sequence[float] | None) -> list[float]:
         raise ConfigError(f"the norms are {', '.join(get_args(Norm))}; got {norm!r}")
     if eps is None and norm != "linf":
         raise ConfigError(f"eps is wanted in {norm}: the usual sizes are those of linf, and next to nothing here")
-    sizes = [float(value) for value in (EPS if eps is None else eps)]
-    if not sizes or not min(sizes) > 0 or (norm == "linf" and max(sizes) > 1):
-        raise ConfigError(f"eps > 0 is wanted, and eps <= 1 in linf, of images in [0, 1]; got {sizes}")
+    sizes = list(dict.fromkeys(float(value) for value in (EPS if eps is None else eps)))
+    if not sizes or not all(0 < size <= (1 if norm == "linf" else sys.float_info.max) for size in sizes):
+        raise ConfigError(f"a finite eps > 0 is wanted, and eps <= 1 in linf, of images in [0, 1]; got {sizes}")
     return sizes
-
-
-@contextmanager
-def _as_they_answer(models: Iterable[nn.Module]) -> Iterator[None]:
-    """In evaluation mode inside the block, as they were after it."""
-    training = [part for model in models for part in model.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def beside_itself(chain: DefendedClassifier) -> dict[str, DefendedClassifier]:
@@ -214,9 +211,10 @@ class _Job:
         batch_size: int,
         store: Store,
         say: Callable[[str], None],
+        reference: ImageDataset | None = None,
     ) -> None:
         self.data, self.preset, self.norm, self.seed = data, preset, norm, seed
-        self.batch_size, self.store, self.say = batch_size, store, say
+        self.batch_size, self.store, self.say, self.reference = batch_size, store, say, reference
         self.crafted: dict[str, tuple[RungResult, Tensor]] = {}
 
     def arm(self, name: str, chain: DefendedClassifier, plan: Sequence[Rung], tests: Sequence[Rung]) -> ArmResult:
@@ -227,8 +225,8 @@ class _Job:
         found = [self._rung(name, chain, rung, self.data, draws) for rung in track(plan, f"{name}: attacks", len(plan))]
         found += [self._control(name, chain, eps, draws) for eps in dict.fromkeys(rung.eps for rung in plan)]
         compared = [self._rung(name, chain, rung, few, 1) for rung in track(tests, f"{name}: checks", len(tests))]
-        images, labels = few.images[:8].to(device_of(chain)), few.labels[:8].to(device_of(chain))
-        reasons = probe(chain, images, labels, few.ids[:8], seed=derive_seed(self.seed, "probe"))
+        images, labels = few.images[:PROBED].to(device_of(chain)), few.labels[:PROBED].to(device_of(chain))
+        reasons = probe(chain, images, labels, few.ids[:PROBED], seed=derive_seed(self.seed, "probe"))
         reasons += skipped_chain(chain, clean.purified, clean.flagged)
         return ArmResult(
             name=name,
@@ -292,6 +290,8 @@ class _Job:
             attack = create("attack", rung.attack, **{**rung.options, **portion})
             with chain.noise_sequence(seed):
                 view = rung.view(chain)
+                if self.reference is not None:
+                    attack.fit(self.reference, view=view, seed=seed)
                 images, labels = data.images.to(device), data.labels.to(device)
                 found = on_cpu(attack(view, images, labels, streams=Streams(seed, data.ids, chain.acceleration.noise)))
             audit(data.images, found.images, Budget(rung.norm, rung.eps), who=found.description)
@@ -307,7 +307,7 @@ class _Job:
 
     def _control(self, name: str, chain: DefendedClassifier, eps: float, draws: int) -> RungResult:
         """Uniform noise of the same size: who falls to it needs no attacker."""
-        kept = self.store.load(name, f"{CONTROL} {eps:g}")
+        kept = self.store.load(name, label(CONTROL, self.norm, eps))
         if kept is not None:
             return RungResult(**kept[0]["result"])
         data = self.data
@@ -326,7 +326,7 @@ class _Job:
             seconds=0.0,
             reading=self._read(name, chain, data, images, draws),
         )
-        self.store.keep({"result": result.model_dump()}, {"images": images}, name, f"{CONTROL} {eps:g}")
+        self.store.keep({"result": result.model_dump()}, {"images": images}, name, label(CONTROL, self.norm, eps))
         return result
 
 

@@ -26,6 +26,7 @@ from medfedpure.evaluation.views import (
 )
 
 Kind = Literal["replayed", "white-box", "black-box", "control"]
+Sees = Literal["classifier", "bpda", "whole", "detector", "answers"]
 LARGE = {"linf": 0.5, "l2": 20.0}
 """A perturbation that nothing can survive: where a defence does, its gradients are masked."""
 
@@ -33,6 +34,9 @@ BANDWIDTHS = (0.25, 4.0)
 """Of the gate's sigmoid, in the checks of exact attacks, which have 1: see `exact_view`."""
 
 View = Callable[[DefendedClassifier], ThreatView]
+
+PROBED = 8
+"""Images at which the gradient of a defence is probed."""
 
 PATIENCE = 5
 """Steps in a row whose every look must have fallen before an image leaves: one may have been lucky."""
@@ -87,26 +91,31 @@ class Rung:
         name: as it stands in the table.
         kind: "replayed" attacks are crafted on a bare model and do not depend on the chain around it.
         view: what the attacker sees of a chain.
+        sees: which of these it is, in a word: what a look costs follows from it.
         attack: name of the attack plugin.
         options: of the plugin.
         norm, eps: the budget, which every result is audited against.
-        gradients: evaluations of each image at the most.
         absent: why there is no such attacker, or "".
     """
 
     name: str
     kind: Kind
     view: View
+    sees: Sees
     attack: str
     options: Mapping[str, Any]
     norm: Norm
     eps: float
-    gradients: int = 0
     absent: str = ""
 
     def label(self) -> str:
         """Unique within an arm."""
-        return f"{self.name} {self.norm} {self.eps:g}"
+        return label(self.name, self.norm, self.eps)
+
+
+def label(name: str, norm: Norm | str, eps: float) -> str:
+    """What a rung is kept under; two eps never share one, however near."""
+    return f"{name} {norm} {float(eps)!r}"
 
 
 def preset_of(preset: str | Preset) -> Preset:
@@ -128,26 +137,25 @@ def rungs(
     """Every attacker that makes sense against a chain, weakest knowledge first."""
     eot = preset.eot if is_stochastic(chain) else 1
     patient = replayed_options(preset, norm, eps)
-    found = [Rung("static", "replayed", static_view, "pgd_eot", patient, norm, eps, preset.steps)]
+    found = [Rung("static", "replayed", static_view, "classifier", "pgd_eot", patient, norm, eps)]
     for name, model in attackers.items():
         view = _transfer(model, name)
-        found.append(Rung(f"transfer from {name}", "replayed", view, "pgd_eot", patient, norm, eps, preset.steps))
+        found.append(Rung(f"transfer from {name}", "replayed", view, "classifier", "pgd_eot", patient, norm, eps))
     through = _pgd(preset, norm, eps, eot)
-    cost = preset.steps * preset.restarts * eot
     if chain.policy in ("purify_flagged", "purify_all"):
-        found.append(Rung("bpda", "white-box", bpda_view, "pgd_eot", through, norm, eps, cost))
-        found.append(Rung("exact", "white-box", exact_view, "pgd_eot", through, norm, eps, cost))
+        found.append(Rung("bpda", "white-box", bpda_view, "bpda", "pgd_eot", through, norm, eps))
+        found.append(Rung("exact", "white-box", exact_view, "whole", "pgd_eot", through, norm, eps))
         if isinstance(chain.purifier, Shortenable) and preset.name != "quick":
-            found.append(Rung("surrogate", "white-box", _surrogate, "pgd_eot", through, norm, eps, cost))
+            found.append(Rung("surrogate", "white-box", _surrogate, "whole", "pgd_eot", through, norm, eps))
     aware = {key: value for key, value in through.items() if key != "loss"}
     aware["early_stop"] = True
     if chain.detector is not None and chain.policy == "purify_flagged":
-        found.append(Rung("joint", "white-box", exact_view, "joint_pgd", aware, norm, eps, cost))
+        found.append(Rung("joint", "white-box", exact_view, "whole", "joint_pgd", aware, norm, eps))
     if chain.detector is not None and chain.policy in ("purify_flagged", "abstain"):
-        found.append(Rung("orthogonal", "white-box", detector_view, "orthogonal_pgd", aware, norm, eps, cost))
+        found.append(Rung("orthogonal", "white-box", detector_view, "detector", "orthogonal_pgd", aware, norm, eps))
     queries = {"eps": eps, "queries": preset.queries}
     absent = "" if norm == "linf" else "ART's Square works in linf only"
-    found.append(Rung("square", "black-box", answers_view, "square", queries, norm, eps, absent=absent))
+    found.append(Rung("square", "black-box", answers_view, "answers", "square", queries, norm, eps, absent=absent))
     return found
 
 
@@ -161,12 +169,12 @@ def checks(chain: DefendedClassifier, preset: Preset, norm: Norm, eps: float) ->
     purifies = chain.policy in ("purify_flagged", "purify_all")
     view, stochastic = (exact_view if purifies else static_view), is_stochastic(chain)
     name = "exact" if purifies else "static"
-    eot, starts = (preset.eot if stochastic else 1), preset.restarts
+    sees: Sees = "whole" if purifies else "classifier"
+    eot = preset.eot if stochastic else 1
 
     def made(suffix: str, radius: float, *, steps: int = preset.steps, looks: int = eot, seen: View = view) -> Rung:
         options = {**_pgd(preset, norm, radius, looks), "steps": steps, "step": _step(norm, radius, steps)}
-        cost = steps * looks * starts
-        return Rung(f"{name}, {suffix}", "white-box", seen, "pgd_eot", options, norm, radius, cost)
+        return Rung(f"{name}, {suffix}", "white-box", seen, sees, "pgd_eot", options, norm, radius)
 
     found = [
         made("half eps", eps / 2),

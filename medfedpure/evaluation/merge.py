@@ -28,9 +28,11 @@ def merge(parts: Sequence[Evaluation]) -> Evaluation:
     that score lower, equal ones counted half: AUROC is then a mean over folds.
 
     Raises:
-        ConfigError: parts that differ in defences, rungs, eps or strength, two of the same images, or pairs of a
-            federation, which have no folds.
+        ConfigError: no parts, parts that differ in defences, rungs, eps or strength, two of the same images, or pairs
+            of a federation, which have no folds.
     """
+    if not (parts := list(parts)):
+        raise ConfigError("one evaluation or more is wanted; got none")
     first = parts[0]
     images = [setting["images"] for part in parts for setting in part.setting.get("merged", [part.setting])]
     if len(parts) > 1 and any(part.transfers for part in parts):
@@ -38,11 +40,12 @@ def merge(parts: Sequence[Evaluation]) -> Evaluation:
     if len(set(images)) < len(images):
         raise ConfigError("two of the evaluations are of the same images: merge each fold once")
     for part in parts[1:]:
-        same = (part.norm, part.eps, part.note, part.class_names) == (
+        same = (part.norm, part.eps, part.note, part.class_names, part.positive) == (
             first.norm,
             first.eps,
             first.note,
             first.class_names,
+            first.positive,
         )
         alike = len(part.arms) == len(first.arms) and all(map(_alike, part.arms, first.arms))
         if not same or not alike:
@@ -67,7 +70,9 @@ def merge(parts: Sequence[Evaluation]) -> Evaluation:
 
 def _alike(one: ArmResult, other: ArmResult) -> bool:
     """Whether two parts attacked the same kind of defence equally hard."""
-    kinds = [[arm.name, arm.policy, arm.parts, arm.precision, len(arm.clean.verdicts)] for arm in (one, other)]
+    kinds = [
+        [arm.name, arm.policy, arm.parts, arm.precision, arm.noise, len(arm.clean.verdicts)] for arm in (one, other)
+    ]
     if kinds[0] != kinds[1] or [_place(r) for r in one.rungs] != [_place(r) for r in other.rungs]:
         return False
     pairs = zip(one.rungs, other.rungs, strict=True)

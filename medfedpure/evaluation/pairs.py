@@ -58,7 +58,7 @@ class Crossing:
 
     def pair(self, victims: Victims, crafted_on: str | None, victim: str, eps: float) -> TransferResult:
         """One attacker and one victim, at one eps."""
-        label = f"{crafted_on} on {victim} {self.norm} {eps:g}"
+        label = f"{crafted_on} on {victim} {self.norm} {eps!r}"
         kept = self.store.load(KEPT, label)
         if kept is not None:
             return TransferResult(**kept[0]["result"])

@@ -43,14 +43,14 @@ class ArmResult(Record):
 
     Attributes:
         precision: that it computes in, and the attackers' gradients through it.
-        noise: which backend of the streams drew, for the defence and its attackers.
+        noise: which backend of the streams drew, for the defence and its attackers; version 0.1 did not say.
     """
 
     name: str
     policy: str
     parts: str
     precision: str = "float32"
-    noise: str = "reference"
+    noise: str = "format_1"
     stochastic: bool
     bare_wrong: list[bool]
     clean: Reading
@@ -86,6 +86,7 @@ class Evaluation(Record):
     """Every number of the report can be made from this; a published schema describes it.
 
     Attributes:
+        positive: the classes that are a finding, by number; None in results of version 0.1, where the last was.
         gradients: planned evaluations of a whole defence's gradient, for one image and look each; early stops take
             fewer.
         seconds: wall clock of all calls; of one that was killed, until its last finished rung.
@@ -95,6 +96,7 @@ class Evaluation(Record):
     setting: dict[str, Any]
     data: str
     class_names: list[str]
+    positive: list[int] | None = None
     labels: list[int]
     groups: list[int]
     norm: str

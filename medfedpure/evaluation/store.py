@@ -6,18 +6,22 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
+import numpy
+import torch
+from pydantic import BaseModel
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from medfedpure.core.errors import ConfigError
-from medfedpure.core.storage import atomic_folder, read_document, write_document, write_json
+from medfedpure.core.errors import ArtifactError, ConfigError
+from medfedpure.core.storage import atomic_folder, read_document, read_json, write_document, write_json
 from medfedpure.defence.acceleration import Acceleration
 from medfedpure.defence.chain import DefendedClassifier
-from medfedpure.evaluation.cost import peak_memory_mb
+from medfedpure.evaluation.memory import forget_peak_memory, peak_memory_mb
 
 
 class Store:
@@ -35,13 +39,16 @@ class Store:
     def __init__(self, out: Path | None, setting: dict[str, Any], modules: Iterable[nn.Module] = ()) -> None:
         self.out, self.modules, self.start = out, list(modules), time.perf_counter()
         self.before: dict[str, Any] = {"seconds": 0.0, "peak_memory_mb": None}
+        forget_peak_memory(self.modules)
         if out is None:
             return
         path = out / "setting.json"
         if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found != json.loads(json.dumps(setting)):
-                differing = ", ".join(key for key in setting if found.get(key) != setting[key])
+            found, wanted = read_json(path), json.loads(json.dumps(setting))
+            if not isinstance(found, dict):
+                raise ArtifactError(f"{path} holds no setting of an evaluation: choose another folder")
+            if found != wanted:
+                differing = ", ".join(key for key in {**wanted, **found} if found.get(key) != wanted.get(key))
                 raise ConfigError(f"{out} holds another evaluation ({differing} differ): choose another folder")
         else:
             if (out / "results.json").exists() or (out / "config.toml").exists():
@@ -49,7 +56,7 @@ class Store:
             out.mkdir(parents=True, exist_ok=True)
             write_json(path, setting)
         if (out / "costs.json").exists():
-            self.before = json.loads((out / "costs.json").read_text(encoding="utf-8"))
+            self.before = read_json(out / "costs.json")
 
     def costs(self) -> dict[str, Any]:
         """Seconds and peak memory of all calls; of one that was killed, until its last finished rung."""
@@ -77,47 +84,78 @@ class Store:
 
 def folder_name(text: str) -> str:
     """A name of any text that every file system takes, and that no other text gets."""
-    plain = "".join(c if c.isalnum() else "-" for c in text)
-    return f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    plain = "".join(c if c.isalnum() else "-" for c in text[:40])
+    return f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def digest_of(chain: DefendedClassifier) -> str:
     """SHA-256 of everything that decides what a chain answers."""
     parts = [part for part in (chain.detector, chain.purifier) if part is not None]
     plain: dict[str, Any] = {"policy": chain.policy, "vote": asdict(chain.vote), "classifier": recipe(chain.classifier)}
-    plain["calibration"] = None if chain.calibration is None else chain.calibration.describe()
+    if chain.calibration is not None:
+        plain["calibration"] = [chain.calibration.target_fpr, chain.calibration.scope]
     if chain.acceleration != Acceleration():
         plain["acceleration"] = asdict(chain.acceleration)
-    tensors = {f"classifier.{key}": value for key, value in chain.classifier.state_dict().items()}
+    tensors = {f"classifier.{key}": value for key, value in weights_of(chain.classifier).items()}
     for part in parts:
         state = part.fitted_state() if part.fitted else None
         plain[part.kind] = [
             part.name,
-            part.config.model_dump(mode="json"),
-            None if state is None else dict(state.values),
+            exactly(part.config),
+            None if state is None else exactly(state.values),
         ]
         tensors |= {f"{part.kind}.{key}": value for key, value in ({} if state is None else state.tensors).items()}
     if chain.calibration is not None:
         tensors["calibration"] = chain.calibration.scores
-    return digest(tensors, json.dumps(plain, sort_keys=True, default=str))
+    return digest(tensors, json.dumps(plain, sort_keys=True))
 
 
 def recipe(module: nn.Module) -> list[Any]:
-    """What tensors do not say of a network: the class and the plain settings of each of its modules."""
+    """What tensors do not say of a network: the class and the public settings of each of its modules."""
     found = []
     for name, part in module.named_modules():
-        settings = {
-            key: value
-            for key, value in vars(part).items()
-            if not key.startswith("_") and key != "training" and isinstance(value, bool | int | float | str | tuple)
-        }
-        found.append([name, f"{type(part).__module__}.{type(part).__qualname__}", dict(sorted(settings.items()))])
+        settings = {key: value for key, value in vars(part).items() if not key.startswith("_") and key != "training"}
+        if type(part).get_extra_state is not nn.Module.get_extra_state:
+            settings["extra state"] = part.get_extra_state()
+        found.append([name, _kind_of(part), exactly(settings)])
     return found
+
+
+def exactly(value: Any) -> Any:
+    """The same for JSON to write, no digit lost: tensors and arrays as digests, what has no values as its type."""
+    if isinstance(value, numpy.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, BaseModel):
+        return [_kind_of(value), exactly(dict(value))]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [_kind_of(value), exactly({part.name: getattr(value, part.name) for part in fields(value)})]
+    if isinstance(value, Mapping):
+        return {str(key): exactly(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))}
+    if isinstance(value, list | tuple):
+        return [exactly(item) for item in value]
+    if isinstance(value, numpy.ndarray) and value.dtype.kind in "biuf":
+        value = torch.from_numpy(numpy.ascontiguousarray(value, value.dtype.newbyteorder("=")))
+    if isinstance(value, Tensor):
+        return digest({"": value})
+    return str(value) if isinstance(value, torch.dtype | torch.device) else _kind_of(value)
+
+
+def _kind_of(value: Any) -> str:
+    kind = value if isinstance(value, type | FunctionType) else type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """Every tensor of a network, buffers that are not saved with it included."""
+    saved = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
+    return {**dict(module.named_buffers()), **saved}
 
 
 def digest_of_network(module: nn.Module) -> str:
     """SHA-256 of a network's tensors and settings."""
-    return digest(module.state_dict(), json.dumps(recipe(module), default=str))
+    return digest(weights_of(module), json.dumps(recipe(module)))
 
 
 def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:

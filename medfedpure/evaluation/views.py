@@ -10,6 +10,7 @@ shorter purifier, `exact` differentiates everything, `detector` sees the bare pr
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -90,9 +91,7 @@ def exact_view(defended: DefendedClassifier, *, bandwidth: float = 1.0) -> Threa
         calibration = defended.calibration
         assert calibration is not None  # inspect made sure
         soft = torch.sigmoid((scores - calibration.threshold()) / (bandwidth * calibration.scale()))
-        gate = (found.flagged.to(soft) + soft - soft.detach())[:, None]
-        mixed = gate * cleaned.softmax(1) + (1 - gate) * found.logits.softmax(1)
-        return mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log(), scores
+        return gated_logs(cleaned, found.logits, found.flagged, soft), scores
 
     gated = f", gate hard forward and sigmoid backward, bandwidth {bandwidth:g} x (threshold - median)"
     drawn = "" if defended.vote.draws == 1 else f", all {defended.vote.draws} draws of its vote"
@@ -148,6 +147,24 @@ def surrogate_view(defended: DefendedClassifier, *, steps: int, bandwidth: float
     view = exact_view(cheaper, bandwidth=bandwidth)
     view.name = f"surrogate: the purifier in {steps} steps, otherwise {view.name}"
     return view
+
+
+def gated_logs(purified: Tensor, raw: Tensor, flagged: Tensor, soft: Tensor) -> Tensor:
+    """log p `(N, K)` of p = g p_purified + (1 - g) p_raw, from logits `(N, K)`: g hard forward, and soft backward.
+
+    In logarithms, because a p that rounds to 0 or 1 has no gradient. Where p rounds to 0, g has none.
+
+    Args:
+        purified, raw: `(N, K)` logits of the two branches.
+        flagged: `(N,)` bool, the gate.
+        soft: `(N,)` in [0, 1], whose gradient stands for the gate's.
+    """
+    purified, raw, gate = purified.log_softmax(1), raw.log_softmax(1), flagged[:, None]
+    logs, others = torch.where(gate, purified, raw), torch.where(gate, raw, purified)
+    seen = logs.detach().clamp_min(math.log(torch.finfo(logs.dtype).tiny))
+    # d log p / dg = (p_purified - p_raw) / p
+    slope = torch.where(gate, 1.0, -1.0) * (1 - (others.detach() - seen).exp()) * (seen == logs.detach())
+    return logs + (soft - soft.detach())[:, None] * slope.to(logs)
 
 
 def is_stochastic(defended: DefendedClassifier) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -134,6 +134,7 @@ class _Visit:
     def __init__(self, side: ClientSide, message: Message, context: Context) -> None:
         self.side, self.message, self.context = side, message, context
         self.stage, self.client_id = "find_site", ""
+        self.held = ExitStack()
 
     def site(self) -> Site:
         site = self.side.site_of(self.context.node_config)
@@ -148,12 +149,18 @@ class _Visit:
         return str(memory["sha256"])
 
     def prepare(self) -> tuple[Site, messages.Order, PrivateStore, ClientRound]:
-        """Site, order and private state; raises StaleStateError when the disk does not hold it."""
+        """Site, order and private state, which is held until the answer is made.
+
+        Raises:
+            StaleStateError: the disk does not hold the state.
+            ArtifactError: another process works on it.
+        """
         site = self.site()
         self.stage = "read_message"
         order, shared, config = messages.unpack_order(self.message.content, self.side.layout)
         self.stage = "read_state"
         store = self.side.store(int(order.run, 16), site.client_id)
+        self.held.enter_context(store.held())
         private = store.read(order.confirmed, sha256=self.remembered(order.confirmed))
         return site, order, store, self.side.client_round(site, order, shared, private, config)
 
@@ -168,7 +175,7 @@ class _Visit:
 def _answer(work: Callable[[_Visit], RecordDict], side: ClientSide, message: Message, context: Context) -> Message:
     visit = _Visit(side, message, context)
     try:
-        with working(side.threads, seed=0):
+        with working(side.threads, seed=0), visit.held:
             return Message(work(visit), reply_to=message)
     except Exception as error:
         # The text may quote data or paths of the site: it stays in the site's log.
@@ -180,9 +187,8 @@ def _hello(visit: _Visit) -> RecordDict:
     site = visit.site()
     visit.stage = "hello"
     identity = messages.identity_of(visit.side.strategy, visit.side.layout)
-    validates = site.validation is not None and len(site.validation) > 0
-    about = {"client": site.client_id, "validation": validates or visit.side.export is not None}
-    return RecordDict({messages.IDENTITY: ConfigRecord({**identity, **about})})
+    validates = (site.validation is not None and len(site.validation) > 0) or visit.side.export is not None
+    return messages.pack_hello(messages.Hello(site.client_id, validates, len(site.train), identity))
 
 
 def _train(visit: _Visit) -> RecordDict:

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from medfedpure.core.errors import FederationError
 from medfedpure.core.personalization import LocalResult, PersonalizationStrategy, Scalar, Tensors
+from medfedpure.federation.arrays import read_array, shown
+from medfedpure.federation.records import is_name
 
 HELLO, TRAIN, EVALUATE = "query.hello", "train", "evaluate"
 ARRAYS, METRICS, ORDER, STRATEGY, STATE, IDENTITY = "arrays", "metrics", "order", "strategy", "state", "identity"
 NUM_EXAMPLES, EVALUATED = "num-examples", "evaluated."
+CLIENT, VALIDATION, EXAMPLES = "client", "validation", "examples"
+MOST_EXAMPLES = 10_000_000
+"""The largest number of images that one client may count for."""
+_MOST_FIGURES, _LONGEST_NAME = 1000, 100
 ERROR_CODE = 2  # Flower's number for "the client app raised an exception"
 _FLOWER_ERRORS = {
     1: "the app cannot be loaded at the site",
@@ -33,7 +40,10 @@ _FLOWER_ERRORS = {
 }
 
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+Record = TypeVar("Record", ArrayRecord, MetricRecord, ConfigRecord)
 _NUMPY_KNOWS = (torch.float16, torch.float32, torch.float64)
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}", re.ASCII)
+_LONGEST_REASON = 1000
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a client answers: its update (None in answer to `evaluate`) and figures."""
+    """What a client answers: its update (no tensor in answer to `evaluate`) and figures."""
 
     round: int
     shared: Tensors
@@ -98,21 +108,136 @@ def pack_reply(result: LocalResult | None, evaluated: Mapping[str, float], state
     )
 
 
-def unpack_reply(content: RecordDict, layout: Layout, who: str) -> Reply:
-    """What `pack_reply` packed; an empty layout for a reply to `evaluate`.
+def unpack_reply(answer: Message | Exception, layout: Layout, who: str, examples: int) -> Reply:
+    """What `pack_reply` packed, after checking all of it; an empty layout for a reply to `evaluate`.
+
+    Args:
+        answer: what came.
+        layout: the tensors that are wanted.
+        who: sent it, for the message.
+        examples: the largest count that is believed.
 
     Raises:
-        FederationError: other tensors than wanted, or values that are not finite.
+        FederationError: an error, other records, names, types or tensors than wanted, values that are not finite,
+            or a count out of range.
     """
-    figures = dict(content[METRICS])
-    num_examples = int(figures.pop(NUM_EXAMPLES))
-    shared = unpack_tensors(content[ARRAYS], layout, who)
+    content = _content(answer)
+    figures = dict(_record(content, METRICS, MetricRecord, who))
+    state = _record(content, STATE, ConfigRecord, who)
+    wanted = range(1, examples + 1) if layout else range(examples + 1)
+    num_examples = _integer(figures.pop(NUM_EXAMPLES, None), wanted, "examples", who)
+    round = _integer(state.get("round"), range(2**31), "as the round of its state", who)
+    checked = _figures(figures, who)
+    shared = unpack_tensors(_record(content, ARRAYS, ArrayRecord, who), layout, who)
     broken = [key for key, value in shared.items() if not bool(torch.isfinite(value).all())]
     if broken:
         raise FederationError(f"{who} sent values that are not finite in {', '.join(broken[:5])}")
-    evaluated = {key.removeprefix(EVALUATED): value for key, value in figures.items() if key.startswith(EVALUATED)}
-    metrics = {key: value for key, value in figures.items() if not key.startswith(EVALUATED)}
-    return Reply(int(content[STATE]["round"]), shared, num_examples, metrics, evaluated)
+    evaluated = {key.removeprefix(EVALUATED): value for key, value in checked.items() if key.startswith(EVALUATED)}
+    metrics = {key: value for key, value in checked.items() if not key.startswith(EVALUATED)}
+    return Reply(round, shared, num_examples, metrics, evaluated)
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Who a node says it is.
+
+    Attributes:
+        client: the site's name.
+        validation: whether it can evaluate a model.
+        examples: how many images it trains on.
+        identity: what must be equal everywhere.
+    """
+
+    client: str
+    validation: bool
+    examples: int
+    identity: dict[str, str]
+
+
+def pack_hello(hello: Hello) -> RecordDict:
+    """The content of the answer to `query.hello`."""
+    about = {CLIENT: hello.client, VALIDATION: hello.validation, EXAMPLES: hello.examples}
+    return RecordDict({IDENTITY: ConfigRecord({**hello.identity, **about})})
+
+
+def unpack_hello(answer: Message | Exception) -> Hello:
+    """What `pack_hello` packed.
+
+    Raises:
+        FederationError: an error, or fields that lack or are of another type or range.
+    """
+    fields = dict(_record(_content(answer), IDENTITY, ConfigRecord, "a node"))
+    client, validation = fields.pop(CLIENT, None), fields.pop(VALIDATION, None)
+    if not isinstance(client, str) or not is_name(client):
+        raise FederationError(f"a node calls itself {shown(repr(client))}, which is no client's name")
+    if not isinstance(validation, bool):
+        raise FederationError(f"node of {client} says {VALIDATION} = {shown(repr(validation))}; a boolean is wanted")
+    examples = _integer(fields.pop(EXAMPLES, None), range(1, MOST_EXAMPLES + 1), "examples", f"client {client}")
+    wrong = [key for key, value in fields.items() if not isinstance(value, str)]
+    if wrong:
+        raise FederationError(f"node of {client} sent no text as {_listed(wrong)}")
+    return Hello(client, validation, examples, fields)
+
+
+def claimed_name(answer: Message | Exception) -> str:
+    """The client's name in a hello that may be malformed otherwise, or in an error; "" where there is none."""
+    if isinstance(answer, Exception):
+        return ""
+    if answer.has_error():
+        return failure_text(answer)[0]
+    record = answer.content.get(IDENTITY) if answer.has_content() else None
+    name = record.get(CLIENT) if isinstance(record, ConfigRecord) else None
+    return name if isinstance(name, str) and is_name(name) else ""
+
+
+def why(answer: Message | Exception, error: Exception) -> str:
+    """Why an answer cannot be used, without a word of its sender's that was not checked."""
+    if isinstance(answer, Message) and answer.has_error():
+        return failure_text(answer)[1]
+    text = f": {error}" if isinstance(error, FederationError) else ""
+    return f"{type(error).__name__} (unusable reply{text})"
+
+
+def _content(answer: Message | Exception) -> RecordDict:
+    if isinstance(answer, Exception):
+        raise answer
+    if not answer.has_content():
+        raise FederationError("a message without content")
+    content: RecordDict = answer.content
+    return content
+
+
+def _record(content: RecordDict, name: str, kind: type[Record], who: str) -> Record:
+    found = content.get(name)
+    if not isinstance(found, kind):
+        what = f"no {name}" if found is None else f"a {type(found).__name__} as {name}"
+        raise FederationError(f"{who} sent {what}; a {kind.__name__} is wanted")
+    return found
+
+
+def _integer(value: object, allowed: range, what: str, who: str) -> int:
+    if type(value) is not int or value not in allowed:
+        raise FederationError(
+            f"{who} claims {shown(value)} {what}; a whole number of {allowed[0]} to {allowed[-1]} is wanted"
+        )
+    return value
+
+
+def _figures(figures: Mapping[str, object], who: str) -> dict[str, float]:
+    """Figures as numbers; not a number is one, too, for a metric that has no value."""
+    if len(figures) > _MOST_FIGURES:
+        raise FederationError(f"{who} sent {len(figures)} figures; at most {_MOST_FIGURES} are wanted")
+    strange = [name for name in figures if len(name) > _LONGEST_NAME or not name.isprintable()]
+    if strange:
+        raise FederationError(f"{who} sent figures with names that cannot be printed: {_listed(strange)}")
+    checked = {name: float(value) for name, value in figures.items() if isinstance(value, int | float)}
+    if checked.keys() != figures.keys():
+        raise FederationError(f"{who} sent no single number as {_listed(figures.keys() - checked.keys())}")
+    return checked
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(shown(name) or "''" for name in sorted(names)[:5])
 
 
 def pack_tensors(tensors: Tensors) -> ArrayRecord:
@@ -125,16 +250,16 @@ def unpack_tensors(record: ArrayRecord, layout: Layout, who: str) -> Tensors:
     """Arrays as tensors of the layout's types, in its order.
 
     Raises:
-        FederationError: other names or shapes than the layout's.
+        FederationError: other names or shapes than the layout's, or what is no floating array.
     """
-    received = record.to_torch_state_dict()
-    if received.keys() != layout.keys():
-        different = ", ".join(sorted(received.keys() ^ layout.keys())[:5])
-        raise FederationError(f"{who} sent other tensors than the shared ones: {different}")
-    wrong = [key for key, (shape, _) in layout.items() if tuple(received[key].shape) != shape]
-    if wrong:
-        raise FederationError(f"{who} sent tensors of another shape than wanted: {', '.join(wrong[:5])}")
-    return {key: received[key].to(dtype) for key, (_, dtype) in layout.items()}
+    if record.keys() != layout.keys():
+        raise FederationError(
+            f"{who} sent other tensors than the shared ones: {_listed(record.keys() ^ layout.keys())}"
+        )
+    return {
+        key: read_array(record[key], shape, f"{who} sent a tensor {key}").to(dtype)
+        for key, (shape, dtype) in layout.items()
+    }
 
 
 def layout_of(shared: Tensors) -> Layout:
@@ -179,15 +304,27 @@ def failure(error: Exception, stage: str, client_id: str) -> Error:
 
 def failure_text(message: Message) -> tuple[str, str]:
     """The client (or "") and "type (stage)" of an error message; text that is not ours is dropped."""
+    found = _reason(message.error.reason or "")
+    words = [found.get(key) for key in ("client", "error", "stage")]
+    client, error, stage = (word if isinstance(word, str) else "" for word in words)
+    name = client if is_name(client) else ""
+    if _WORD.fullmatch(error) and _WORD.fullmatch(stage):
+        return name, f"{error} ({stage})"
+    return name, f"{_FLOWER_ERRORS.get(message.error.code, 'unknown')} (Flower's error {message.error.code})"
+
+
+def _reason(text: str) -> Mapping[str, object]:
     try:
-        reason = json.loads(message.error.reason or "")
-        return str(reason["client"]), f"{reason['error']} ({reason['stage']})"
-    except (ValueError, KeyError, TypeError):
-        return "", f"{_FLOWER_ERRORS.get(message.error.code, 'unknown')} (Flower's error {message.error.code})"
+        found = json.loads(text) if len(text) <= _LONGEST_REASON else {}
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def payload(message: Message) -> int:
-    """Bytes of a message's records."""
+def payload(message: Message | Exception) -> int:
+    """Bytes of a message's records; 0 where it could not be read."""
+    if isinstance(message, Exception):
+        return 0
     if message.has_error():
         return len(message.error.reason or "")
     return sum(record.count_bytes() for record in message.content.values())

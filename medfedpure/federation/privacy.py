@@ -11,7 +11,6 @@ sampling: T rounds are T Gaussian mechanisms with noise multiplier z, which dp-a
 from __future__ import annotations
 
 import importlib.util
-import secrets
 from collections.abc import Sequence
 
 import torch
@@ -20,6 +19,7 @@ from pydantic import Field
 from medfedpure.core.config import Config
 from medfedpure.core.errors import FederationError, MissingExtraError
 from medfedpure.core.personalization import PersonalizationStrategy, Tensors, Update
+from medfedpure.federation.noise import SecretNoise
 
 
 class PrivacyConfig(Config):
@@ -53,10 +53,12 @@ def check_allowed(strategy: PersonalizationStrategy) -> None:
         raise MissingExtraError("differential privacy needs dp-accounting: pip install 'medfedpure[privacy]'")
 
 
-def private_mean(config: PrivacyConfig, clients: int, previous: Tensors, updates: Sequence[Update]) -> Tensors:
+def private_mean(
+    config: PrivacyConfig, clients: int, previous: Tensors, updates: Sequence[Update], *, entropy: bytes | None = None
+) -> Tensors:
     """The new shared tensors.
 
-    The noise comes from the system's entropy and cannot be repeated: the seed of a run is known to every site,
+    The noise comes from the system's entropy and never repeats: the seed of a run is known to every site,
     and noise that a reader can draw again hides nothing.
 
     Args:
@@ -64,6 +66,10 @@ def private_mean(config: PrivacyConfig, clients: int, previous: Tensors, updates
         clients: n, how many clients the federation has, whether they replied or not.
         previous: what the clients started from.
         updates: what they sent.
+        entropy: 32 bytes that make the noise repeatable, for a test; by default fresh ones at every call.
+
+    Raises:
+        FederationError: another number of bytes.
     """
     total = {key: torch.zeros(value.shape, dtype=torch.float64) for key, value in previous.items()}
     for update in sorted(updates, key=lambda one: one.client_id):
@@ -72,11 +78,11 @@ def private_mean(config: PrivacyConfig, clients: int, previous: Tensors, updates
         share = min(1.0, config.clip / norm) if norm > 0 else 1.0
         for key, value in change.items():
             total[key] += share * value
-    generator = torch.Generator().manual_seed(secrets.randbits(63))
+    source = SecretNoise(entropy)
     deviation = config.noise_multiplier * config.clip
     result: Tensors = {}
     for key, value in previous.items():
-        noise = torch.randn(value.shape, dtype=torch.float64, generator=generator) * deviation
+        noise = source.draw(value.shape) * deviation
         new = value.double() + (total[key] + noise) / clients
         # A variance stays one; what is done after the noise costs no privacy.
         result[key] = (new.clamp_min(0) if key.endswith("running_var") else new).to(value.dtype)

@@ -122,9 +122,14 @@ class FederatedResult:
     missing: Mapping[str, str] = field(default_factory=dict)
 
 
+def is_name(text: str) -> bool:
+    """Whether a text can name a client or network, and a folder."""
+    return _NAME.fullmatch(text) is not None
+
+
 def check_name(name: str, what: str) -> None:
     """Raise FederationError unless a name can also name a folder."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise FederationError(
             f"{name!r} cannot name a {what}: use up to 64 letters, digits, '.', '-', '_', "
             "beginning with a letter or digit"

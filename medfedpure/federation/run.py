@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import nn
 
+from medfedpure.core import storage
 from medfedpure.core.errors import FederationError, MedFedPureError
 from medfedpure.core.personalization import PersonalizationStrategy, Scalar
 from medfedpure.core.settings import TrainingConfig
@@ -66,8 +67,8 @@ def federate(
         strategy: what travels and what stays.
         training: the budget of each client over all rounds.
         rounds: how often the clients train and the server aggregates.
-        seed: of everything random; equal seeds give equal results in both runtimes, bit for bit on
-            one machine.
+        seed: of everything random but the noise of differential privacy, which never repeats; equal seeds
+            give equal results in both runtimes, bit for bit on one machine.
         runtime: "in_process" runs one client after the other here; "simulation" runs them at the
             same time in Ray worker processes, to which everything above is pickled.
         state_dir: where the private tensors are kept, under `name`; by default a temporary folder
@@ -83,6 +84,7 @@ def federate(
         FederationError: bad arguments, fewer replies than the quorum, or sites that do not agree.
             Errors at clients are named by type and stage; their text is in the clients' log.
         DataError: sites with different images or classes.
+        ArtifactError: another run uses `state_dir` or `checkpoint`; its pid and host are named.
     """
     ordered = check_sites(sites)
     check_rounds(rounds, training)
@@ -94,7 +96,12 @@ def federate(
     chosen = config or FederationConfig()
     factory = SeededModel(make_model, seed, chosen.device)
     temporary = tempfile.TemporaryDirectory(prefix="medfedpure-state-") if state_dir is None else nullcontext(state_dir)
-    with temporary as folder, quiet_flower(), working(chosen.threads, seed):
+    with (
+        temporary as folder,
+        storage.locked(Path(folder) / name, "a federated run"),
+        quiet_flower(),
+        working(chosen.threads, seed),
+    ):
         place = Path(folder).resolve() / name
         clients = ClientSide(strategy, task, factory, MemorySites(ordered), place, chosen.threads)
         names = tuple(site.client_id for site in ordered)

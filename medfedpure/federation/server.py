@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,14 @@ from medfedpure.core.errors import FederationError
 from medfedpure.core.personalization import PersonalizationStrategy, Scalar, Tensors, Update
 from medfedpure.core.progress import track
 from medfedpure.core.settings import TrainingConfig
+from medfedpure.core.storage import locked
 from medfedpure.federation import messages
 from medfedpure.federation.checkpoint import RunCheckpoint, SavedRun, digest_of
-from medfedpure.federation.messages import EVALUATE, HELLO, IDENTITY, TRAIN, Order
+from medfedpure.federation.exchange import Answer, exchange
+from medfedpure.federation.messages import EVALUATE, TRAIN, Order
 from medfedpure.federation.privacy import check_allowed, private_mean
 from medfedpure.federation.records import FederationConfig, RoundRecord
+from medfedpure.federation.roster import Member, Roster
 
 Watcher = Callable[[tuple[RoundRecord, ...]], None]
 _LOG = logging.getLogger(__name__)
@@ -109,9 +113,6 @@ class RoundLoop:
         self.run_id = 0
         self.cancelled = cancelled or threading.Event()
         self._drafts: list[_Draft] = []
-        self._nodes: dict[str, int] = {}
-        self._validates: set[str] = set()
-        self._absent: dict[str, str] = {}
 
     @property
     def history(self) -> tuple[RoundRecord, ...]:
@@ -122,14 +123,21 @@ class RoundLoop:
         """All rounds, and one evaluation of the last one's outcome.
 
         Raises:
-            FederationError: too few clients at the start or in a round (each failure is named), or
-                a site that is set up differently from the server.
+            FederationError: too few clients at the start or in a round; each failure is named.
+            ArtifactError: another server uses the checkpoint; its pid and host are named.
         """
         if self.side.config.privacy is not None:
             check_allowed(self.side.strategy)
+        alone = nullcontext() if self.checkpoint is None else locked(self.checkpoint, "the server of a federated run")
+        with alone:
+            self._run(grid, context)
+
+    def _run(self, grid: Grid, context: Context) -> None:
         self.run_id = context.run_id
         self.shared = self.side.strategy.initial_shared(self.side.make_model, self.side.seed)
         self._layout = messages.layout_of(self.shared)
+        identity = messages.identity_of(self.side.strategy, self._layout)
+        self._roster = Roster(tuple(self.replied), identity, self.side.config.start_timeout, self._pause)
         saved = None if self.checkpoint is None else RunCheckpoint(self.checkpoint, self._recipe())
         if saved is not None and self._resume(saved.read()):
             _LOG.warning("%s holds the finished run: remove it to start anew", self.checkpoint)
@@ -179,121 +187,54 @@ class RoundLoop:
             self.watch(self.history)
 
     def _meet(self, grid: Grid) -> None:
-        """Learn which node is which client, and that all are set up alike."""
-        nameless = self._greet(grid, self._wait_for_nodes(grid))
-        for name in self.replied:
-            if name not in self._nodes:
-                self._absent.setdefault(name, "no answer at the start")
-        if len(self._nodes) < self._needed:
-            nodes = f"; nodes that gave no name: {', '.join(nameless)}" if nameless else ""
+        """Learn which node is which client, and that enough are set up alike."""
+        self._roster.meet(grid)
+        if len(self._members) < self._needed:
             raise FederationError(
-                f"only {len(self._nodes)} of {len(self.replied)} clients answered at the start, and {self._needed} "
-                f"are needed ({_listed(self._absent)}{nodes}): read those clients' logs"
+                f"only {len(self._members)} of {len(self.replied)} clients answered at the start, and {self._needed} "
+                f"are needed ({_listed(self._roster.absent())}): read those clients' logs"
             )
-
-    def _greet(self, grid: Grid, nodes: list[int]) -> list[str]:
-        """Ask nodes who they are; the failures of those that did not even give a name."""
-        wanted = messages.identity_of(self.side.strategy, self._layout)
-        asked = [Message(RecordDict(), node, HELLO) for node in nodes]
-        replies = self._exchange(grid, asked, self.side.config.start_timeout)
-        nameless: list[str] = []
-        identities: list[tuple[str, int, dict[str, object]]] = []
-        for node, reply in replies.items():
-            if reply.has_error():
-                name, text = messages.failure_text(reply)
-                if name:
-                    self._absent[name] = text
-                else:
-                    nameless.append(text)
-                continue
-            identity = dict(reply.content[IDENTITY])
-            identities.append((str(identity.pop("client")), node, identity))
-        for name, node, identity in sorted(identities, key=lambda found: found[:2]):
-            self._admit(name, node, bool(identity.pop("validation")), identity, wanted)
-        return nameless
-
-    def _admit(
-        self, name: str, node: int, validates: bool, identity: Mapping[str, object], wanted: Mapping[str, str]
-    ) -> None:
-        if name not in self.replied:
-            raise FederationError(f"a node calls itself {name!r}; the clients are {', '.join(self.replied)}")
-        if name in self._nodes:
-            raise FederationError(f"two nodes call themselves {name!r}: give each site its own name")
-        different = [key for key, value in wanted.items() if identity.get(key) != value]
-        if different:
-            details = "; ".join(f"{key}: {identity.get(key)}, not {wanted[key]}" for key in different)
-            raise FederationError(
-                f"client {name} is set up differently from the server ({details}): "
-                "install the same version of the strategy there and configure it alike"
-            )
-        self._nodes[name] = node
-        self._absent.pop(name, None)
-        if validates:
-            self._validates.add(name)
-
-    def _wait_for_nodes(self, grid: Grid) -> list[int]:
-        deadline = time.monotonic() + self.side.config.start_timeout
-        while True:
-            nodes = list(grid.get_node_ids())
-            if len(nodes) >= len(self.replied) or time.monotonic() > deadline:
-                return nodes
-            self._pause()
-
-    def _greet_latecomers(self, grid: Grid) -> None:
-        """Let clients in that were not there at the start, once their nodes appear."""
-        if len(self._nodes) == len(self.replied):
-            return
-        new = sorted(set(grid.get_node_ids()) - set(self._nodes.values()))
-        if new:
-            self._greet(grid, new)
 
     def _round(self, grid: Grid, round: int) -> None:
         if self._drafts:
-            self._greet_latecomers(grid)
-        draft = _Draft(round, failed=dict(self._absent))
+            self._roster.greet(grid)
+        draft = _Draft(round, failed=self._roster.absent())
         previous = self._drafts[-1] if self._drafts else None
         asked = []
-        for name, node in sorted(self._nodes.items()):
-            evaluate = previous is not None and name in previous.clients and name in self._validates
+        for name, member in sorted(self._members.items()):
+            evaluate = previous is not None and name in previous.clients and member.validates
             content = self._order(name, round, evaluate=evaluate, config=self._client_config(name, round))
-            asked.append(Message(content, node, TRAIN, group_id=str(round)))
+            asked.append(Message(content, member.node, TRAIN, group_id=str(round)))
             draft.client_bytes_down[name] = messages.payload(asked[-1])
-        replies = self._exchange(grid, asked, self.side.config.round_timeout)
-        answers = self._read(replies, draft, self._layout, sorted(self._nodes))
-        updates = []
+        replies = exchange(grid, asked, self.side.config.round_timeout, self._pause)
+        answers = self._read(replies, draft, self._layout, sorted(self._members))
+        updates: list[Update] = []
         for name, reply in answers.items():
             if reply.round != round:
                 draft.failed[name] = f"StaleStateError (its disk holds round {reply.round})"
-            elif reply.num_examples < 1:
-                draft.failed[name] = "FederationError (update of no examples)"
             else:
                 updates.append(Update(name, reply.shared, reply.num_examples, reply.metrics))
                 draft.clients[name] = reply.metrics
             if previous is not None and name in previous.clients:
                 previous.clients[name].update(reply.evaluated)
-        if len(updates) < self._needed:
-            raise FederationError(
-                f"round {round}: {len(updates)} of {len(self.replied)} clients sent an update, and {self._needed} are "
-                f"needed ({_listed(draft.failed)}): read those clients' logs, or lower the quorum"
-            )
-        self.shared = self._checked(self._aggregate(round, updates), round)
-        for update in updates:
-            self.replied[update.client_id] = round
+        self.shared = self._aggregate_usable(round, updates, draft)
+        for name in draft.clients:
+            self.replied[name] = round
         draft.stop_clock()
         self._drafts.append(draft)
 
     def _evaluate(self, grid: Grid) -> None:
         """Have the outcome of the last round evaluated by those who took part and can."""
         draft = self._drafts[-1]
-        names = sorted(self._validates & draft.clients.keys())
+        names = sorted(name for name, member in self._members.items() if member.validates and name in draft.clients)
         if not names:
             return
         asked = []
         for name in names:
             content = self._order(name, draft.round, evaluate=True, config=self._client_config(name, draft.round))
-            asked.append(Message(content, self._nodes[name], EVALUATE, group_id=str(draft.round)))
+            asked.append(Message(content, self._members[name].node, EVALUATE, group_id=str(draft.round)))
             draft.client_bytes_down[name] += messages.payload(asked[-1])
-        replies = self._exchange(grid, asked, self.side.config.round_timeout)
+        replies = exchange(grid, asked, self.side.config.round_timeout, self._pause)
         for name, reply in self._read(replies, draft, {}, names).items():
             draft.clients[name].update(reply.evaluated)
         draft.stop_clock()
@@ -310,28 +251,56 @@ class RoundLoop:
         return self.side.strategy.client_config(round, name, past)
 
     def _read(
-        self,
-        replies: Mapping[int, Message],
-        draft: _Draft,
-        layout: messages.Layout,
-        expected: list[str],
+        self, replies: Mapping[int, Answer], draft: _Draft, layout: messages.Layout, expected: list[str]
     ) -> dict[str, messages.Reply]:
         """The good replies by client, sorted; the others become failures of the round."""
         answers: dict[str, messages.Reply] = {}
         for name in expected:
-            reply = replies.get(self._nodes[name])
+            member = self._members[name]
+            reply = replies.get(member.node)
             if reply is None:
                 draft.failed[name] = f"no reply within {self.side.config.round_timeout:g} s"
                 continue
-            draft.client_bytes_up[name] = draft.client_bytes_up.get(name, 0) + messages.payload(reply)
-            if reply.has_error():
-                draft.failed[name] = messages.failure_text(reply)[1]
-                continue
             try:
-                answers[name] = messages.unpack_reply(reply.content, layout, f"client {name}")
-            except (FederationError, KeyError, ValueError) as error:
-                draft.failed[name] = f"{type(error).__name__} (unusable reply: {error})"
+                draft.client_bytes_up[name] = draft.client_bytes_up.get(name, 0) + messages.payload(reply)
+                answers[name] = messages.unpack_reply(reply, layout, f"client {name}", member.examples)
+            except Exception as error:
+                # Whatever a site sends, it is left out alone. What is raised may quote it: that stays in the log.
+                _LOG.warning("client %s is left out of round %d", name, draft.round, exc_info=error)
+                draft.failed[name] = messages.why(reply, error)
         return answers
+
+    def _aggregate_usable(self, round: int, updates: list[Update], draft: _Draft) -> Tensors:
+        """The aggregate of the updates that the strategy can use; the others become failures of the round."""
+        self._check_quorum(round, updates, draft)
+        try:
+            return self._checked(self._aggregate(round, updates), round)
+        except Exception as error:
+            unusable = {update.client_id: found for update in updates if (found := self._fault_alone(round, update))}
+            if len(unusable) in (0, len(updates)):
+                raise  # nobody's fault alone
+            _LOG.warning("round %d: the strategy cannot use %s", round, ", ".join(unusable), exc_info=error)
+        for name, found in unusable.items():
+            draft.failed[name] = f"{found} (aggregate)"
+            del draft.clients[name]
+        usable = [update for update in updates if update.client_id not in unusable]
+        self._check_quorum(round, usable, draft)
+        return self._checked(self._aggregate(round, usable), round)
+
+    def _fault_alone(self, round: int, update: Update) -> str:
+        """The type of what a strategy raises on one update; "" where it can use it."""
+        try:
+            self._checked(self._aggregate(round, [update]), round)
+        except Exception as error:
+            return type(error).__name__
+        return ""
+
+    def _check_quorum(self, round: int, updates: list[Update], draft: _Draft) -> None:
+        if len(updates) < self._needed:
+            raise FederationError(
+                f"round {round}: {len(updates)} of {len(self.replied)} clients sent an update, and {self._needed} are "
+                f"needed ({_listed(draft.failed)}): read those clients' logs, or lower the quorum"
+            )
 
     def _aggregate(self, round: int, updates: list[Update]) -> Tensors:
         if self.side.config.privacy is None:
@@ -346,28 +315,13 @@ class RoundLoop:
             raise FederationError(f"round {round}: the aggregate is not finite in {', '.join(broken[:5])}")
         return {key: shared[key] for key in self._layout}
 
-    def _exchange(self, grid: Grid, asked: list[Message], timeout: float) -> dict[int, Message]:
-        """Replies by node number; those that do not arrive in time are missing."""
-        started = time.monotonic()
-        # A node that is gone answers through the server, so the sender's number would not tell who failed. A
-        # runtime may refuse a message: it then has no name, and the node counts as one that did not reply.
-        names = grid.push_messages(asked) if asked else ()
-        pending = {name: m.metadata.dst_node_id for name, m in zip(names, asked, strict=False) if name}
-        replies: dict[int, Message] = {}
-        while pending:
-            for reply in grid.pull_messages(list(pending)):
-                node = pending.pop(reply.metadata.reply_to_message_id, None)
-                if node is not None:
-                    replies[node] = reply
-            waited = time.monotonic() - started
-            if not pending or waited > timeout:
-                break
-            self._pause(waited / 10)
-        return replies
-
     def _pause(self, wanted: float = 0.0) -> None:
         if self.cancelled.wait(min(max(wanted, _SHORTEST_PAUSE), _LONGEST_PAUSE)):
             raise FederationError("the runtime stopped before the federated run was over")
+
+    @property
+    def _members(self) -> dict[str, Member]:
+        return self._roster.members
 
     @property
     def _needed(self) -> int:

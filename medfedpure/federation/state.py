@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -40,6 +42,13 @@ class PrivateStore:
         self.run_id, self.client_id, self.strategy = run_id, client_id, strategy
         self.folder = state_dir / f"run-{run_id:016x}" / client_id
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes off this state; raises ArtifactError where one is at it."""
+        self._make_parent()
+        with storage.locked(self.folder, f"client {self.client_id} at work"):
+            yield
+
     def write(self, round: int, tensors: Tensors, *, confirmed: int) -> str:
         """Write the state of a round and return its SHA-256; it is on disk when this returns.
 
@@ -48,9 +57,8 @@ class PrivateStore:
             tensors: any tensors by name.
             confirmed: the last round that the server knows of; older states are removed.
         """
-        self.folder.parent.parent.mkdir(parents=True, exist_ok=True)
-        for folder in (self.folder.parent, self.folder):
-            folder.mkdir(mode=0o700, exist_ok=True)
+        self._make_parent()
+        self.folder.mkdir(mode=0o700, exist_ok=True)
         data = save({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()})
         digest = hashlib.sha256(data).hexdigest()
         document = {**self._identity(round), "sha256": digest}
@@ -94,6 +102,10 @@ class PrivateStore:
             return dict(load(data))
         except SafetensorError as error:
             raise StaleStateError(f"{self._tensors(round)} is not a safetensors file: {error}") from error
+
+    def _make_parent(self) -> None:
+        self.folder.parent.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.parent.mkdir(mode=0o700, exist_ok=True)
 
     def _identity(self, round: int) -> dict[str, int | str]:
         return {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, field_validator
 
 from medfedpure.core.config import Config
 from medfedpure.core.errors import ConfigError
@@ -28,7 +29,7 @@ class TomlConfig(Config):
             content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # no TOML, no text, thousands of digits, or nested too deep
             raise ConfigError(f"{path} is not a TOML file: {error}") from error
         return cls.parse(content)
 
@@ -44,6 +45,18 @@ class PluginChoice(Config):
 
     plugin: str = Field(description="registered name")
     config: dict[str, Any] = Field(default_factory=dict, description="the plugin's configuration")
+
+    @field_validator("config")
+    @classmethod
+    def _check_finite(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """The plugin would refuse the number as well, but long after."""
+        rest: list[Any] = [config]
+        while rest:
+            value = rest.pop()
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"numbers are finite; {value} is not")
+            rest += value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
+        return config
 
 
 class FederatedChoice(PluginChoice):

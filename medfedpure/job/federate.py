@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from medfedpure.core.disk.whole import make_folder
 from medfedpure.core.errors import ConfigError
-from medfedpure.core.storage import write_bytes, write_json
+from medfedpure.core.storage import locked, write_bytes, write_json
 from medfedpure.federation import FederatedResult, RoundRecord, Site, federate
 from medfedpure.federation.privacy import epsilon
 from medfedpure.job.config import TomlConfig
+from medfedpure.job.device import check_device
 from medfedpure.job.division import check_clients_disjoint, deal
 from medfedpure.job.federate_config import FederateConfig
 from medfedpure.job.federated_component import FederatedComponent, images_of
@@ -32,18 +34,24 @@ def run_federate(config: FederateConfig, out: Path, *, watch: Watch | None = Non
 
     Raises:
         ConfigError, DataError, FederationError: with what to change.
+        ArtifactError: another run is at work in `out`, or it cannot be written.
     """
-    claim_folder(config, out)
-    dealt = deal(config.data, config.seed)
-    check_clients_disjoint(dealt)
-    sites = [Site(client, own["train"], own["validation"]) for client, own in dealt.items()]
-    return train_across(FederatedComponent(config, images_of(sites[0].train)), sites, out, config.runtime, watch)
+    check_device(config.federation.device)
+    make_folder(out)
+    with locked(out, "a federated run"):
+        claim_folder(config, out)
+        dealt = deal(config.data, config.seed)
+        check_clients_disjoint(dealt)
+        sites = [Site(client, own["train"], own["validation"]) for client, own in dealt.items()]
+        return train_across(FederatedComponent(config, images_of(sites[0].train)), sites, out, config.runtime, watch)
 
 
 def claim_folder(config: TomlConfig, out: Path) -> None:
-    """Write the configuration into the folder; ConfigError where another one is there already."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write the configuration into the folder; ConfigError where another one, or something else, is there already."""
+    make_folder(out)
     path, text = out / _CONFIG, config.to_toml()
+    if (out / _RESULTS).exists() and not path.exists():
+        raise ConfigError(f"{out / _RESULTS} is of something else than a federation: choose another folder")
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise ConfigError(
             f"{path} is another configuration: give --out a new folder, or remove this one; a run is resumed only "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import time
 from dataclasses import dataclass
 
@@ -45,6 +47,9 @@ def measure_client(
     test = parts["test"]
     images, labels = test.images, test.labels
     streams = Streams(derive_seed(seed, "attack", name), test.ids)
+    if not attack.fitted:  # it learns from what this client trained on, of the classifier that it sees
+        own = derive_seed(seed, "fit attack", name)
+        attack = copy.deepcopy(attack).fit(parts["train"], view=static_view(chain), seed=own)
     attacked = on_cpu(attack(static_view(chain), images.to(device), labels.to(device), streams=streams))
 
     def read(arm: DefendedClassifier, batch: Tensor) -> tuple[Prediction, float]:
@@ -90,16 +95,24 @@ def measure_client(
 
 
 def _arm(clean: Tensor, robust: Tensor, test: ImageDataset) -> Arm:
-    on_clean = classification_figures(clean, test.labels, test.num_classes)
-    on_attacked = classification_figures(robust, test.labels, test.num_classes)
+    on_clean = classification_figures(clean, test.labels, test.num_classes, test.positive)
+    on_attacked = classification_figures(robust, test.labels, test.num_classes, test.positive)
+    several = test.class_names if test.num_classes > 2 else ()
     return Arm(
         clean_balanced_accuracy=on_clean.balanced_accuracy,
         robust_balanced_accuracy=on_attacked.balanced_accuracy,
-        clean_sensitivity=on_clean.sensitivity,
-        robust_sensitivity=on_attacked.sensitivity,
-        clean_specificity=on_clean.specificity,
-        robust_specificity=on_attacked.specificity,
+        clean_sensitivity=_known(on_clean.sensitivity),
+        robust_sensitivity=_known(on_attacked.sensitivity),
+        clean_specificity=_known(on_clean.specificity),
+        robust_specificity=_known(on_attacked.specificity),
+        clean_recalls={name: _known(on_clean.recalls[place]) for place, name in enumerate(several)},
+        robust_recalls={name: _known(on_attacked.recalls[place]) for place, name in enumerate(several)},
     )
+
+
+def _known(figure: float) -> float | None:
+    """None for NaN, which JSON has not."""
+    return None if math.isnan(figure) else figure
 
 
 def _bpda(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from medfedpure.core.errors import ConfigError
 from medfedpure.core.settings import Augmentation, TrainingConfig
 from medfedpure.job.config import (
     ClassifierChoice,
@@ -14,6 +15,7 @@ from medfedpure.job.config import (
     PluginChoice,
     RunConfig,
 )
+from medfedpure.job.folder import CONFIG
 
 
 def phantom_demo(seed: int = 0) -> RunConfig:
@@ -55,6 +57,17 @@ def phantom_demo(seed: int = 0) -> RunConfig:
         ),
         evaluation=EvaluationChoice(compare=("fedavg", "local"), bpda=True),
     )
+
+
+def is_demo(out: Path) -> bool:
+    """Whether a folder holds the run of a demo of this version, on whatever device it worked."""
+    try:
+        found = RunConfig.from_toml(out / CONFIG)
+    except ConfigError:
+        return False
+    root = Path(str(found.data.config.get("root", "")))
+    demos = (phantom_demo(found.seed), folder_demo(root, found.seed))
+    return found.model_copy(update={"device": "cpu"}) in demos
 
 
 def folder_demo(folder: Path, seed: int = 0) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from medfedpure.core.config import Record
@@ -11,14 +12,20 @@ _ARMS = ("bare", "anchor", "defended")
 
 
 class Arm(Record):
-    """One way of reading the scans, on benign and on attacked images."""
+    """One way of reading the scans, on benign and on attacked images.
+
+    Sensitivity and specificity are None where no class is known to be a finding, or no such image is there. `recalls`
+    are each class's own, by name, where there are more than two classes; None likewise.
+    """
 
     clean_balanced_accuracy: float
     robust_balanced_accuracy: float
-    clean_sensitivity: float
-    robust_sensitivity: float
-    clean_specificity: float
-    robust_specificity: float
+    clean_sensitivity: float | None
+    robust_sensitivity: float | None
+    clean_specificity: float | None
+    robust_specificity: float | None
+    clean_recalls: dict[str, float | None] = {}
+    robust_recalls: dict[str, float | None] = {}
 
 
 class ClientResult(Record):
@@ -70,12 +77,14 @@ class StrategyResult(Record):
 class RunResult(Record):
     """The whole run; `strategies` holds the job's own first, then those it is compared with.
 
-    `format` says what `splits` are fingerprints of, and by whom drawn images were drawn.
+    `format` says what `splits` are fingerprints of, and by whom drawn images were drawn. `positive` are the names of
+    the classes that are a finding; None in results of version 0.1, where the last one was.
     """
 
     format: int = FORMAT
     config: dict[str, Any]
     class_names: list[str]
+    positive: list[str] | None = None
     attack: str
     attacker: str
     bpda: str | None
@@ -91,26 +100,29 @@ class RunResult(Record):
 
 
 def flatten(result: ClientResult) -> dict[str, float]:
-    """Every number of one client under a dotted name."""
-    flat: dict[str, float] = {}
-    for key, value in result.model_dump().items():
+    """Every number of one client under a dotted name; what is None is left out."""
+    return dict(_numbers("", result.model_dump()))
+
+
+def _numbers(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for key, value in values.items():
         if isinstance(value, dict):
-            flat.update({f"{key}.{inner}": float(number) for inner, number in value.items()})
+            yield from _numbers(f"{prefix}{key}.", value)
         elif isinstance(value, (int, float)):
-            flat[key] = float(value)
-    return flat
+            yield prefix + key, float(value)
 
 
 def mean_over_clients(results: list[ClientResult]) -> dict[str, float]:
     """Unweighted mean of every number over the clients in which it is known."""
     rows = [flatten(result) for result in results]
-    known = {key: [row[key] for row in rows if key in row and row[key] == row[key]] for key in rows[0]}
+    keys = dict.fromkeys(key for row in rows for key in row)
+    known = {key: [row[key] for row in rows if key in row and row[key] == row[key]] for key in keys}
     return {key: sum(values) / len(values) for key, values in known.items() if values}
 
 
 def worst_over_clients(results: list[ClientResult]) -> dict[str, float]:
     """The lowest of any client, of every figure in [0, 1] of which more is better: how fair a strategy is."""
     rows = [flatten(result) for result in results]
-    arms = [key for key in rows[0] if key.partition(".")[0] in _ARMS]
-    known = {key: [row[key] for row in rows if row[key] == row[key]] for key in arms}
+    arms = dict.fromkeys(key for row in rows for key in row if key.partition(".")[0] in _ARMS)
+    known = {key: [row[key] for row in rows if key in row and row[key] == row[key]] for key in arms}
     return {key: min(values) for key, values in known.items() if values}

@@ -6,8 +6,6 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from medfedpure.core.attack import Attack
 from medfedpure.core.dataset import check_disjoint
 from medfedpure.core.errors import ConfigError
@@ -20,7 +18,9 @@ from medfedpure.federation import Site
 from medfedpure.job.chains import build_chains, measure_chains
 from medfedpure.job.components import History, budget, detectors_around, train_classifiers, train_component
 from medfedpure.job.config import PluginChoice, RunConfig
+from medfedpure.job.device import check_device
 from medfedpure.job.division import Parts, check_clients_disjoint, divide
+from medfedpure.job.folder import CONFIG, DEFENCES, RESULTS, run_folder
 from medfedpure.job.journal import Journal, Say
 from medfedpure.job.measure import Measured
 from medfedpure.job.records import RunResult, StrategyResult
@@ -38,21 +38,26 @@ class Job:
     measured: dict[str, Measured]
 
 
-def run_job(config: RunConfig, out: Path, *, say: Say | None = None) -> Job:
-    """Run the main job and write config.toml, results.json and one defence per client into `out`.
+def run_job(config: RunConfig, out: Path, *, say: Say | None = None, overwrite: bool = False) -> Job:
+    """Run the main job and write config.toml, results.json and one defence per client into `out`, all at its end.
 
     Args:
         config: the whole job.
         out: folder for the results; made where it is missing.
         say: receives one line of text per phase, with its budget; by default the log.
+        overwrite: replace a run that `out` holds, which stays whole until this one is.
 
     Raises:
         ConfigError, DataError, CalibrationError, FederationError: with what to change.
+        ArtifactError: another run is at work in `out`, or it cannot be written.
     """
-    journal = Journal(say or logger.info)
     _check(config)
-    out.mkdir(parents=True, exist_ok=True)
-    write_bytes(out / "config.toml", config.to_toml().encode())
+    with run_folder(Path(out), config.to_toml(), overwrite=overwrite) as folder:
+        return _run(config, folder, Journal(say or logger.info))
+
+
+def _run(config: RunConfig, out: Path, journal: Journal) -> Job:
+    write_bytes(out / CONFIG, config.to_toml().encode())
     with journal.phase("data", f"data: {config.data.plugin}, {config.data.clients} clients by {config.data.partition}"):
         parts = divide(config)
         hashes = {client: check_disjoint(own) for client, own in parts.items()}
@@ -87,11 +92,12 @@ def run_job(config: RunConfig, out: Path, *, say: Say | None = None) -> Job:
 
     with journal.phase("save", f"save: {len(chains)} defences"):
         for client, chain in chains.items():
-            chain.cpu().save(out / "defences" / client)
-    some = next(iter(chains.values()))
+            chain.cpu().save(out / DEFENCES / client)
+    some, names = next(iter(chains.values())), sites[0].train.class_names
     result = RunResult(
         config=config.model_dump(mode="json"),
-        class_names=list(sites[0].train.class_names),
+        class_names=list(names),
+        positive=[names[place] for place in sites[0].train.positive],
         attack=attack.describe(),
         attacker=static_view(some).name,
         bpda=bpda_view(some).name if config.evaluation.bpda else None,
@@ -105,7 +111,7 @@ def run_job(config: RunConfig, out: Path, *, say: Say | None = None) -> Job:
         seconds=journal.seconds,
         versions=versions(),
     )
-    write_json(out / "results.json", result.model_dump(mode="json"))
+    write_json(out / RESULTS, result.model_dump(mode="json"))
     return Job(result, chains, parts, measured)
 
 
@@ -118,7 +124,4 @@ def _check(config: RunConfig) -> None:
         )
     for name in config.evaluation.compare:
         create("personalization", name)
-    try:
-        torch.empty(1, device=config.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"the device {config.device!r} cannot be used here: {error}") from error
+    check_device(config.device)

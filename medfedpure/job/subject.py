@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +13,13 @@ from medfedpure.core.classifier import ClassifierModel
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import ArtifactError, ConfigError, DataError
 from medfedpure.core.registry import create, registry
-from medfedpure.core.storage import DOCUMENT, FORMAT
+from medfedpure.core.storage import DOCUMENT, FORMAT, read_document_only, read_json
+from medfedpure.data.readers.folders import class_folders
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.job.config import RunConfig
 from medfedpure.job.division import divide
+from medfedpure.job.folder import CONFIG, DEFENCES, RESULTS, complete
 
-CONFIG = "config.toml"
-DEFENCES = "defences"
-RESULTS = "results.json"
 _HINT = "pass --data with a folder of one sub-folder per class, a MedMNIST .npz, or the name of a data set plugin"
 
 
@@ -73,6 +71,7 @@ def load_subject(
     own, told = None, ""
     federation: dict[str, tuple[DefendedClassifier, ImageDataset]] = {}
     chain = None
+    complete(defence)
     if (defence / CONFIG).is_file() and not (defence / DOCUMENT).is_file():
         run, defence = defence, defence / DEFENCES / _client(defence, client)
         if data is None:
@@ -116,9 +115,12 @@ def _clients(run: Path) -> list[str]:
 def _test_parts(run: Path) -> dict[str, ImageDataset]:
     """The test parts of a run by client, after making sure that they are still those that were left out of training."""
     recorded = _recorded(run)
-    format = recorded.get("format", 1 if recorded else FORMAT)
+    format = recorded.get("format", 1) if recorded else _format_of_defences(run)
     config = RunConfig.from_toml(run / CONFIG)
-    drawn = registry().load("dataset", config.data.plugin).upgrade(config.data.config, format)
+    known = registry().load("dataset", config.data.plugin)
+    drawn = dict(known.upgrade(config.data.config, format))
+    if format == 1 and "classes" in known.Config.model_fields and "class_names" in recorded:
+        drawn["classes"] = recorded["class_names"]  # that version ordered them by another rule
     config = config.model_copy(update={"data": config.data.model_copy(update={"config": drawn})})
     parts = divide(config)
     clients = _clients(run)
@@ -136,12 +138,22 @@ def _test_parts(run: Path) -> dict[str, ImageDataset]:
     return tests
 
 
+def _format_of_defences(run: Path) -> int:
+    """Of a run that was cut off before it wrote its results: that of its defences."""
+    found = [read_document_only(run / DEFENCES / client)["format"] for client in _clients(run)]
+    return min(found, default=FORMAT)
+
+
 def _recorded(run: Path) -> dict[str, Any]:
     """The results of a run; {} where it wrote none. Raises ArtifactError for those of a later version."""
     path = run / RESULTS
     if not path.is_file():
         return {}
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{path} holds a {type(found).__name__}, not the results of a run: restore it")
+    if type(found.get("format", 1)) is not int:
+        raise ArtifactError(f"{path} has format {found['format']!r}: restore it")
     if found.get("format", 1) > FORMAT:
         raise ArtifactError(
             f"{path} has format {found['format']}, that of a later medfedpure; this version reads formats 1 to "
@@ -156,10 +168,10 @@ def _read(data: str, options: dict[str, Any], classifier: nn.Module) -> ImageDat
     asked: dict[str, Any] = {}
     if path.is_dir():
         if built is not None:
-            found = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-            if sorted(built.class_names) != found:
+            found = class_folders(path)
+            if sorted(built.class_names) != sorted(found):
                 raise DataError(
-                    f"{data} holds the classes {', '.join(found) or 'none'}; this classifier was trained for "
+                    f"{data} holds the classes {', '.join(found)}; this classifier was trained for "
                     f"{', '.join(built.class_names)}: rename or remove sub-folders until they are the same"
                 )
             asked = {"image_size": built.image_size, "channels": built.in_channels, "classes": built.class_names}

@@ -29,12 +29,12 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 class MAEModelConfig(Config):
     """Size of the autoencoder; the paper's is 512 wide, 12 deep, 8 heads, decoder depth 8."""
 
-    patch_size: int = Field(4, ge=1, description="side of a patch; the image side must be a multiple of it")
-    width: int = Field(96, ge=8, description="of the encoder")
-    depth: int = Field(3, ge=1, description="encoder blocks")
-    heads: int = Field(4, ge=1, description="attention heads of encoder and decoder")
-    decoder_width: int = Field(64, ge=8, description="of the decoder")
-    decoder_depth: int = Field(2, ge=1, description="decoder blocks")
+    patch_size: int = Field(4, ge=1, le=512, description="side of a patch; the image side must be a multiple of it")
+    width: int = Field(96, ge=8, le=4096, description="of the encoder")
+    depth: int = Field(3, ge=1, le=64, description="encoder blocks")
+    heads: int = Field(4, ge=1, le=64, description="attention heads of encoder and decoder")
+    decoder_width: int = Field(64, ge=8, le=4096, description="of the decoder")
+    decoder_depth: int = Field(2, ge=1, le=64, description="decoder blocks")
 
 
 class MAENetworkConfig(Config):

@@ -119,10 +119,10 @@ class AttackContract(ComponentContract):
         assert torch.equal(on_module, on_view), "a plain module and a view of it give different images"
 
     def test_the_model_is_only_lent(self, component: Attack, setting: Setting) -> None:
-        """Weights, gradients, requires_grad and modes are as before, also where weights can be trained."""
+        """Weights, buffers, gradients, requires_grad and modes are as before, also of a model that is being trained."""
         trainable = copy.deepcopy(setting.context.classifier)
         assert trainable is not None
-        trainable.requires_grad_(True)
+        trainable.requires_grad_(True).train()
         shown = view_of(setting)
         view = ThreatView(trainable, score=shown.score, threshold=shown.threshold, features=shown.features)
         with module_unchanged(trainable, component.name):
@@ -185,10 +185,10 @@ class AttackContract(ComponentContract):
             cheat(view_of(setting), setting.images, setting.labels)
 
     def test_wrong_inputs_are_refused(self, component: Attack, setting: Setting) -> None:
-        """Rank, dtype, NaN and range of the images; shape and dtype of the labels."""
+        """Rank, dtype, NaN and range of the images; shape, dtype and range of the labels."""
         view, labels = view_of(setting), setting.labels
         assert_bad_images_are_refused(lambda bad: component(view, bad, labels[: len(bad)]), setting.images)
-        for wrong in (labels[:-1], labels.float(), labels[:, None]):
+        for wrong in (labels[:-1], labels.float(), labels[:, None], labels - 2, labels + setting.train.num_classes):
             with pytest.raises(InputError):
                 component(view, setting.images, wrong)
 

@@ -33,6 +33,7 @@ class DatasetContract(ComponentContract):
         assert data.num_classes >= 2, f"at least 2 classes are wanted; got {data.class_names}"
         assert all(data.class_names), f"a class has no name: {data.class_names}"
         assert len(set(data.class_names)) == data.num_classes, f"class names must differ; got {data.class_names}"
+        assert len(set(data.positive)) < data.num_classes, f"not every class is a finding; got {data.positive}"
         assert sorted(data.labels.unique().tolist()) == list(range(data.num_classes)), "a class has no image"
         assert data.ids.unique().numel() == size, "ids must be distinct"
         assert float(data.images.max()) <= 1, "images must lie in [0, 1]"

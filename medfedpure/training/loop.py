@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import DataError, TrainingError
@@ -80,6 +80,12 @@ def train(
     optimizer = task.optimizer(chosen, config)
     sampler = sampler or task.sampler() or SAMPLERS[config.sampling]()
     step = step or GradientStep()
+    for hook, kind in ((sampler, BatchSampler), (step, Step)):
+        if not callable(getattr(hook, "recipe", None)):
+            raise TrainingError(
+                f"{_kind_of(hook)} is no {kind.__name__}: derive it from medfedpure.{kind.__name__}, which gives it "
+                "the `recipe` that a checkpoint needs"
+            )
     state = TrainingState(model, optimizer, WeightAverage(model, config.ema) if config.ema else None, last - first)
     recipe = (
         {}
@@ -112,9 +118,12 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _schedule(first + place, config)
             streams = Streams(derive_seed(seed, "step", first + place), batch.ids)
-            state.history[place] = step(
-                model, task, batch, streams, optimizer=optimizer, parameters=chosen, config=config
-            )
+            loss = step(model, task, batch, streams, optimizer=optimizer, parameters=chosen, config=config)
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                raise TrainingError(
+                    f"{type(step).__name__} must return the loss, a scalar tensor; got {_kind_of(loss)}"
+                )
+            state.history[place] = loss.detach().reshape(())
             state.sizes[place] = len(batch.ids)
             if state.average is not None:
                 state.average.update(model)
@@ -143,6 +152,10 @@ def train(
     if not math.isfinite(final):
         raise TrainingError(f"{description}: the loss is not finite; lower learning_rate ({config.learning_rate:g})")
     return TrainingLog(final, state.done, int(state.sizes.sum()), state.best.loss)
+
+
+def _kind_of(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 @contextmanager

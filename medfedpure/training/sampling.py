@@ -51,10 +51,14 @@ def checked_batches(sampler: BatchSampler, data: ImageDataset, batch_size: int, 
     """
     name = type(sampler).__name__
     for index in sampler.batches(data, batch_size, seed):
-        if index.ndim != 1 or index.dtype != torch.int64:
+        if not isinstance(index, Tensor) or index.ndim != 1 or index.dtype != torch.int64:
+            found = f"{tuple(index.shape)} {index.dtype}" if isinstance(index, Tensor) else type(index).__name__
             raise TrainingError(
-                f"{name} must yield positions (M,) int64, torch.empty(0, dtype=torch.int64) for none; got "
-                f"{tuple(index.shape)} {index.dtype}"
+                f"{name} must yield positions (M,) int64, torch.empty(0, dtype=torch.int64) for none; got {found}"
+            )
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(data):
+            raise TrainingError(
+                f"{name} must yield positions in 0 ... {len(data) - 1}; got {int(index.min())} to {int(index.max())}"
             )
         yield index
     raise TrainingError(f"the batches of {name} ended, and a training wants them without end: loop in `batches`")

@@ -162,3 +162,22 @@ def test_wrong_attributes_are_refused(names: tuple[str, ...], values: torch.Tens
     with pytest.raises(DataError, match=text):
         Attribute(names, values)
     assert len(Attribute((), torch.empty(0, dtype=torch.int64)).values) == 0, "nothing is known of no image"
+
+
+def test_a_data_set_goes_through_pickle_and_copies() -> None:
+    """Workers that are spawned, and Ray, receive data sets so; torch alone cannot unpickle uint16."""
+    import copy
+    import pickle
+
+    pixels = torch.arange(64).reshape(4, 1, 4, 4).to(torch.uint16)
+    data = ImageDataset(pixels, torch.tensor([0, 1, 0, 1]), torch.arange(4), ("no", "yes"), top=4095)
+    for again in (pickle.loads(pickle.dumps(data)), copy.deepcopy(data)):
+        assert again.fingerprint() == data.fingerprint()
+        assert torch.equal(again.images, data.images)
+
+
+def test_a_level_that_a_split_would_part_is_refused() -> None:
+    pixels = torch.zeros(8, 1, 4, 4, dtype=torch.uint8)
+    levels = {"patient": torch.arange(8) // 4}
+    with pytest.raises(DataError, match="a patient lies in more than one group"):
+        ImageDataset(pixels, torch.zeros(8, dtype=torch.int64), torch.arange(8), ("no", "yes"), levels=levels)

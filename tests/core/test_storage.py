@@ -13,6 +13,7 @@ from torch import nn
 
 import medfedpure
 from medfedpure.core import storage
+from medfedpure.core.disk import whole
 from medfedpure.core.errors import ArtifactError
 
 DOCUMENT = {"kind": "thing", "values": {"size": 3, "name": "é"}}
@@ -196,8 +197,9 @@ def test_a_failure_while_renaming_brings_the_old_folder_back(folder: Path, monke
             raise OSError("disk full")
         return rename(self, target)
 
+    monkeypatch.setattr(whole, "_exchanged", lambda one, other: False)
     monkeypatch.setattr(Path, "rename", fail_for_the_new)
-    with pytest.raises(OSError, match="disk full"), storage.atomic_folder(folder) as work:
+    with pytest.raises(ArtifactError, match="disk full"), storage.atomic_folder(folder) as work:
         storage.write_document(work, {"kind": "new"})
     monkeypatch.undo()
     assert storage.read_document(folder)[0]["kind"] == "thing", "the old folder is gone"
@@ -207,8 +209,8 @@ def test_a_failure_while_renaming_brings_the_old_folder_back(folder: Path, monke
 def test_a_failed_file_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "results.json"
     storage.write_json(path, {"a": 1})
-    monkeypatch.setattr(storage.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(whole.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(ArtifactError, match="disk full"):
         storage.write_json(path, {"a": 2})
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1}, "the old file was harmed"
     assert [found.name for found in tmp_path.iterdir()] == ["results.json"], "temporary files stayed"

@@ -284,6 +284,13 @@ def test_the_quantile_is_that_of_the_normal_distribution() -> None:
     assert torch.equal(philox.normal(2**32 - 1 - words), -philox.normal(words)), "not symmetric"
 
 
+def test_portions_change_nothing(monkeypatch) -> None:
+    streams = Streams.for_batch(0, 7, "device")
+    whole = streams.normal((6,), stage="a")
+    monkeypatch.setattr("medfedpure.core.streams._AT_ONCE", 13)
+    assert torch.equal(streams.normal((6,), stage="a"), whole)
+
+
 def test_the_noise_of_a_smaller_image_is_the_beginning_of_a_larger_ones() -> None:
     streams = Streams.for_batch(0, 3, "device")
     assert torch.equal(streams.normal((5,), stage="a"), streams.normal((9,), stage="a")[:, :5])
@@ -292,7 +299,7 @@ def test_the_noise_of_a_smaller_image_is_the_beginning_of_a_larger_ones() -> Non
 def test_device_noise_is_recorded() -> None:
     """Equal on every device and in every version: a change here parts saved results from their seeds."""
     streams = Streams(7, torch.tensor([0, 12345]), "device")
-    words = streams._words((2,), "noise", 0, None)
+    words = streams._drawn(lambda bits: bits, (2,), "noise", 0, None)
     assert words.tolist() == [[243363554, 4269844084], [2748405439, 3662542218]], "integers changed"
     normal = torch.tensor([[-1.5834232568740845, 2.5210983753204346], [0.35822629928588867, 1.0483099222183228]])
     assert torch.equal(streams.normal((2,), stage="noise"), normal), "numbers changed"
@@ -319,3 +326,13 @@ def test_another_layout_of_the_generator_is_refused(monkeypatch) -> None:
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(ConfigError, match="reference or device"):
         Streams(0, torch.tensor([1]), "gpu")
+
+
+def test_the_default_dtype_and_device_do_not_matter() -> None:
+    wanted = DRAWS["normal"](Streams.for_batch(0, 3))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(DRAWS["normal"](Streams.for_batch(0, 3)), wanted), "drawn in float32, always"
+    finally:
+        torch.set_default_dtype(before)

@@ -17,7 +17,7 @@ def deep() -> ImageDataset:
     return ImageDataset(
         pixels,
         torch.tensor([0, 1] * 3),
-        torch.arange(6) // 2,
+        torch.arange(6) // 4,
         ("no", "yes"),
         top=4095,
         masks=pixels.int() > 2000,

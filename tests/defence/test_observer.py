@@ -9,7 +9,7 @@ import torch
 from chains import DATA, chain_of
 from torch import Tensor
 
-from medfedpure import Observation
+from medfedpure import InputError, Observation
 from medfedpure.core.progress import listening
 
 
@@ -97,3 +97,32 @@ def test_one_batch_and_a_loader_have_no_bar() -> None:
         chain.predict(DATA)
         chain.predict(iter(DATA.batches(8)))
     assert bars.seen == []
+
+
+def test_what_is_told_may_be_changed_and_kept() -> None:
+    class Overwrites(Recorder):
+        def observe(self, found: Observation) -> None:
+            super().observe(dataclasses.replace(found, ids=found.ids.clone()))
+            found.scores.zero_()
+            found.ids.fill_(7)
+            found.flagged.fill_(True)
+
+    chain, ids = chain_of(), DATA.ids.clone()
+    found = chain.predict(DATA.images, ids=ids, seed=0, batch_size=8, observer=Overwrites())
+    assert torch.equal(found.logits, chain.predict(DATA.images, ids=DATA.ids, seed=0, batch_size=8).logits)
+    assert found.scores.any()
+    assert torch.equal(ids, DATA.ids), "the caller's ids were overwritten"
+
+
+@pytest.mark.parametrize("wrong", [torch.tensor(0.5), torch.rand(3, 8, 8)])
+def test_no_images_are_an_input_error(wrong: Tensor) -> None:
+    with pytest.raises(InputError):
+        chain_of().predict(wrong)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_has_a_size(size: int) -> None:
+    with pytest.raises(InputError, match="batch_size must be at least 1"):
+        chain_of().predict(DATA, batch_size=size)
+    with pytest.raises(InputError, match="batch_size must be at least 1"):
+        chain_of().score_benign(DATA.images, batch_size=size)

@@ -1,5 +1,7 @@
 """Figures of merit agree with scikit-learn."""
 
+import math
+
 import pytest
 import torch
 from sklearn.metrics import (
@@ -11,6 +13,7 @@ from sklearn.metrics import (
 )
 
 from medfedpure.core.errors import InputError
+from medfedpure.core.verdict import ABSTAINED
 from medfedpure.figures.metrics import (
     auroc,
     average_precision,
@@ -72,12 +75,52 @@ def test_classification_figures_agree(classes):
     generator, size = draws(classes)
     labels = torch.randint(0, classes, (size,), generator=generator)
     predicted = torch.where(torch.rand(size, generator=generator) < 0.6, labels, labels.roll(1))
-    figures = classification_figures(predicted, labels, classes)
     positive = classes - 1
+    figures = classification_figures(predicted, labels, classes, positive)
     assert figures.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, predicted))
     assert figures.accuracy == pytest.approx(float((labels == predicted).float().mean()), abs=1e-6)
     assert figures.sensitivity == pytest.approx(recall_score(labels == positive, predicted == positive))
     assert figures.specificity == pytest.approx(recall_score(labels != positive, predicted != positive))
+    assert figures.recalls == pytest.approx(recall_score(labels, predicted, average=None))
+
+
+def test_any_finding_counts_against_none():
+    labels, predicted = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1, 2, 0, 2, 1])
+    figures = classification_figures(predicted, labels, 3, positive=(1, 2))
+    assert (figures.sensitivity, figures.specificity) == (0.75, 0.5)
+    assert figures.recalls == (0.5, 0.0, 0.5)
+
+
+def test_two_classes_have_a_positive_one_that_may_be_the_first():
+    labels, predicted = torch.tensor([0, 0, 0, 0, 1]), torch.tensor([0, 0, 0, 1, 1])
+    last, first = classification_figures(predicted, labels, 2), classification_figures(predicted, labels, 2, 0)
+    assert (last.sensitivity, last.specificity) == (1.0, 0.75)
+    assert (first.sensitivity, first.specificity) == (0.75, 1.0)
+
+
+def test_of_several_classes_none_is_taken_for_positive():
+    figures = classification_figures(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2]), 3)
+    assert math.isnan(figures.sensitivity)
+    assert math.isnan(figures.specificity)
+    assert figures.recalls == (1.0, 1.0, 1.0)
+
+
+def test_who_abstains_is_neither_sensitive_nor_specific():
+    figures = classification_figures(torch.tensor([ABSTAINED, ABSTAINED]), torch.tensor([0, 1]), 2)
+    assert (figures.sensitivity, figures.specificity, figures.recalls) == (0.0, 0.0, (0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("predicted", "labels", "positive", "text"),
+    [
+        ([0, 2], [0, 1], None, "predicted must lie in -1 ... 1; got 0 ... 2"),
+        ([0, 1], [0, 2], None, "labels must lie in 0 ... 1; got 0 ... 2"),
+        ([0, 1], [0, 1], 2, "positive must lie in 0 ... 1; got 2 ... 2"),
+    ],
+)
+def test_classes_out_of_range_are_refused(predicted, labels, positive, text):
+    with pytest.raises(InputError, match=text):
+        classification_figures(torch.tensor(predicted), torch.tensor(labels), 2, positive)
 
 
 def test_a_class_that_does_not_occur_is_left_out():
@@ -90,5 +133,10 @@ def test_nothing_to_count_is_an_error():
     empty = torch.empty(0)
     with pytest.raises(InputError, match="of both kinds"):
         auroc(empty, torch.ones(3))
+    for figure in (auroc, average_precision, lambda one, other: true_positive_rate(one, other, 0.1)):
+        with pytest.raises(InputError, match="1 NaN of 3 scores"):
+            figure(torch.ones(3), torch.tensor([1.0, float("nan"), 2.0]))
+    with pytest.raises(InputError, match="one bin"):
+        expected_calibration_error(torch.ones(1, 1), torch.zeros(1, dtype=torch.int64), bins=0)
     with pytest.raises(InputError, match="no image"):
         classification_figures(empty.long(), empty.long(), 2)

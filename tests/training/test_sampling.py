@@ -18,7 +18,7 @@ from medfedpure.testing import tiny_dataset
 from medfedpure.testing.checking import assert_equal, global_rng_untouched
 from medfedpure.training.classification import ClassificationTask
 from medfedpure.training.loop import train
-from medfedpure.training.sampling import Balanced, Shuffled
+from medfedpure.training.sampling import Balanced, Shuffled, checked_batches
 from medfedpure.training.step import GradientStep
 
 DATA = tiny_dataset(32, size=16)
@@ -233,3 +233,47 @@ def test_a_sampler_that_breaks_its_promise_is_named(batches: list[Tensor], words
 
     with pytest.raises(TrainingError, match=words):
         train(network(), ClassificationTask(), DATA, BUDGET, seed=0, sampler=Planted())
+
+
+@pytest.mark.parametrize("given", [[0, 1], torch.tensor([0, 99]), torch.tensor([-1]), torch.tensor([0.0])], ids=str)
+def test_positions_that_are_none_are_refused(given) -> None:
+    class Odd:
+        def batches(self, data, batch_size, seed):
+            yield given
+
+    with pytest.raises(TrainingError, match="must yield positions"):
+        next(checked_batches(Odd(), tiny_dataset(30), 4, 0))
+
+
+class Returns:
+    """A step that returns what it is given."""
+
+    def __init__(self, value) -> None:
+        self.value = value
+
+    def recipe(self):
+        return {"step": "returns"}
+
+    def __call__(self, *given, **options):
+        return self.value
+
+
+@pytest.mark.parametrize("value", [None, 3.0, torch.zeros(2)], ids=str)
+def test_a_step_returns_its_loss(value) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, 2))
+    with pytest.raises(TrainingError, match="must return the loss"):
+        train(model, ClassificationTask(), tiny_dataset(30), TrainingConfig(steps=1), seed=0, step=Returns(value))
+
+
+def test_a_step_may_return_an_attached_loss() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, 2))
+    loss = torch.ones((), requires_grad=True) * 2
+    log = train(model, ClassificationTask(), tiny_dataset(30), TrainingConfig(steps=1), seed=0, step=Returns(loss))
+    assert log.loss == 2
+
+
+def test_hooks_that_are_none_are_refused_at_once() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, 2))
+    for options, kind in (({"step": lambda *_, **__: None}, "Step"), ({"sampler": object()}, "BatchSampler")):
+        with pytest.raises(TrainingError, match=rf"derive it from medfedpure\.{kind}"):
+            train(model, ClassificationTask(), tiny_dataset(30), TrainingConfig(steps=1), seed=0, **options)

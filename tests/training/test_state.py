@@ -127,6 +127,6 @@ def test_nothing_half_written_replaces_a_checkpoint(tmp_path: Path, monkeypatch:
     model = network()
     state = TrainingState(model, torch.optim.AdamW(model.parameters()), None, 12)
     monkeypatch.setattr("medfedpure.core.storage.write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ArtifactError, match="disk full"):
         state.save(folder, {})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

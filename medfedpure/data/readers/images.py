@@ -2,15 +2,14 @@
 
 A file is an image when its ending says so (`ENDINGS`) or when its first bytes do; the decoder goes by
 the bytes alone, so a PNG named .jpg is read, and a text named .jpg is an error. Everything else
-(groups.csv, Thumbs.db, notes) and every hidden file is passed over.
+(groups.csv, notes) is passed over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import torch
 from PIL import (
@@ -27,6 +26,8 @@ from PIL import (
 from torch import Tensor
 
 from medfedpure.core.errors import DataError
+from medfedpure.data.readers.deep_colour import layout_of, read_values
+from medfedpure.data.readers.folders import what_else
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"})
 # A reader registers itself when imported. No other is ever tried: some of Pillow's start programs.
@@ -38,16 +39,13 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
-def is_hidden(path: Path) -> bool:
-    """Whether a file or folder is one of the system's, not the user's (.DS_Store, __MACOSX)."""
-    return path.name.startswith((".", "__"))
-
-
 def is_image(path: Path) -> bool:
     """Whether a file claims, by its ending or its first bytes, to be an image; it may still be damaged."""
     if path.suffix.lower() in ENDINGS:
         return True
     try:
+        if what_else(path):
+            return False
         with path.open("rb") as stream:
             head = stream.read(12)
     except OSError:
@@ -55,13 +53,6 @@ def is_image(path: Path) -> bool:
     # Two letters alone would take a text that begins with "BM" for a bitmap.
     bitmap = head[:2] == b"BM" and head[6:10] == bytes(4)
     return bitmap or head.startswith(_SIGNATURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
-
-
-def some(names: Iterable[object], most: int = 10) -> str:
-    """The first names and how many more there are, for messages."""
-    texts = [str(name) for name in names]
-    rest = f" and {len(texts) - most} more" if len(texts) > most else ""
-    return ", ".join(texts[:most]) + rest
 
 
 @dataclass(frozen=True)
@@ -73,15 +64,15 @@ class Decoder:
     over all pixels when shrinking, and unlike a box keeps thin structures at 28 to 64 pixels;
     its slight overshoot at edges is clipped.
 
-    Grey 16-bit files are scaled by the range that the file declares: 65535, or for a TIFF with fewer
-    bits per sample that range; never by the picture's own extremes, which would give every
+    Files of 16 bits, grey or colour, are scaled by the range that the file declares: 65535, or for a TIFF
+    with fewer bits per sample that range; never by the picture's own extremes, which would give every
     picture another contrast. Many scanners store 12 bits in 16 without saying so: `bit_depth` says it.
-    Of colour files of 16 bits Pillow reads the upper 8.
+    Of CMYK and of premultiplied colour of 16 bits the upper 8 are read, and `bit_depth` is refused.
 
     Attributes:
         image_size: height and width in pixels.
         channels: 1 = luminance (ITU-R 601), 3 = RGB.
-        bit_depth: bits really used by 16-bit grey files; None = what the file declares.
+        bit_depth: bits really used by files of 16 bits; None = what the file declares.
         pixel_bits: of the result. With 16 the scaled range is 0 ... 65535, and files of 8 bits are multiplied by 257.
         dim: collects the 16-bit files that use less than a sixteenth of their declared range.
     """
@@ -100,7 +91,12 @@ class Decoder:
                 the text is the reason without the file's name.
         """
         try:
-            return self._tensor(self._flat(path))
+            if other := what_else(path):
+                raise DataError(f"it is {other}, not a file")
+            planes = [self._tensor(picture) for picture in self._flat(path)]
+            if len(planes) == 1 and len(planes[0]) == 1:
+                planes *= self.channels
+            return torch.cat(planes)
         except UnidentifiedImageError as error:
             reason = "not a JPEG, PNG, TIFF, BMP, GIF or WebP that can be read" if path.stat().st_size else "empty file"
             raise DataError(reason) from error
@@ -110,15 +106,18 @@ class Decoder:
             raise DataError(f"{error}" or type(error).__name__) from error
 
     def is_deep(self, path: Path) -> bool:
-        """Whether a file holds grey of more than 8 bits; False where it cannot be opened."""
+        """Whether a file holds more than 8 bits a value; False where it cannot be opened."""
         try:
+            if what_else(path):
+                return False
             with path.open("rb") as stream, Image.open(stream, formats=_FORMATS) as opened:
-                return _is_sixteen(opened, opened.format) and self._bits(_tags(opened)) > 8
+                deep = _is_sixteen(opened, opened.format) or bool(layout_of(opened))
+                return deep and self._bits(_tags(opened)) > 8
         except Exception:  # as in `read`, which says what is wrong
             return False
 
-    def _flat(self, path: Path) -> Image.Image:
-        """The upright picture in mode L or RGB, or in F if it is grey of 16 bits and stays so."""
+    def _flat(self, path: Path) -> list[Image.Image]:
+        """The upright picture in mode L or RGB; where it keeps 16 bits, in F, one for grey and three for colour."""
         # Given a path, Pillow maps uncompressed TIFFs into memory, and garbles those that are to be turned.
         with path.open("rb") as stream, Image.open(stream, formats=_FORMATS) as opened:
             kind = opened.format
@@ -132,12 +131,19 @@ class Decoder:
                     f"{opened.width}x{opened.height} would be a square of more than {limit} pixels: "
                     "shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
                 )
-            tags = _tags(opened)
+            tags, layout = _tags(opened), layout_of(opened)
+            if layout:
+                return self._colour(stream, layout, opened.info.get("transparency"), tags, path)
+            if layout == "" and self.bit_depth not in (None, 16):
+                raise DataError(
+                    f"bit_depth={self.bit_depth} cannot be applied to its {opened.mode} colour of 16 bits, of which "
+                    "only the upper 8 are read: save it as RGB, or as colour of 8 bits"
+                )
             image = ImageOps.exif_transpose(opened)
         if _is_sixteen(image, kind):
             image = self._scaled(image, tags, path)
             if self.pixel_bits == 16:
-                return image
+                return [image]
         elif image.mode in ("I", "F"):
             raise DataError(
                 f"its {image.mode!r} pixels (32-bit or signed) have no known range: save it as 8 or 16 bits"
@@ -147,22 +153,56 @@ class Decoder:
             image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
         elif image.mode != "L":
             image = image.convert("RGB")
-        return image.convert("L" if self.channels == 1 else "RGB")
+        return [image.convert("L" if self.channels == 1 else "RGB")]
+
+    def _colour(
+        self, stream: BinaryIO, layout: str, clear: object, tags: dict[int, object], path: Path
+    ) -> list[Image.Image]:
+        """Colour of 16 bits over black, over the range of the result, as `_flat` gives it.
+
+        Args:
+            stream: of the file.
+            layout: how it keeps its values.
+            clear: the one colour that is transparent, if there is one.
+            tags: of a TIFF.
+            path: for `dim`.
+        """
+        values = read_values(stream, layout, _FORMATS)
+        colour, opacity = (values[..., :-1], values[..., -1:]) if values.shape[2] in (2, 4) else (values, None)
+        top = self._top(self._bits(tags), int(colour.max()), path)
+        if isinstance(clear, tuple):
+            colour = colour * (colour != torch.tensor(clear)).any(2, keepdim=True)
+        share = colour.float() / top
+        if opacity is not None:
+            share *= opacity / (top if int(opacity.max()) <= top else 65535)
+        if self.channels == 1 and share.shape[2] == 3:
+            share = (share * share.new_tensor([0.299, 0.587, 0.114])).sum(2, keepdim=True)
+        height, width, bands = share.shape
+        if self.pixel_bits == 16:
+            planes = (share * 65535).permute(2, 0, 1).contiguous()
+            return [Image.frombytes("F", (width, height), plane.numpy().tobytes()) for plane in planes]
+        flat = (share * 255).round().to(torch.uint8).contiguous().numpy().tobytes()
+        image = Image.frombytes("L" if bands == 1 else "RGB", (width, height), flat)
+        return [image.convert("L" if self.channels == 1 else "RGB")]
 
     def _bits(self, tags: dict[int, object]) -> int:
-        """That grey of 16 bits really uses."""
+        """That a value of 16 bits really uses."""
         declared = tags.get(_BITS_PER_SAMPLE, 16)
         return self.bit_depth or int(declared[0] if isinstance(declared, tuple) else str(declared))
 
-    def _scaled(self, image: Image.Image, tags: dict[int, object], path: Path) -> Image.Image:
-        """Grey of 16 bits over the range of the result: in mode F, or with 8 bits rounded in mode L."""
-        bits = self._bits(tags)
-        image = image.convert("I")
-        top, largest = 2**bits - 1, int(image.getextrema()[1])  # type: ignore[arg-type]
+    def _top(self, bits: int, largest: int, path: Path) -> int:
+        """The value that stands for white, after a look at the largest there is."""
+        top: int = 2**bits - 1
         if largest > top:
             raise DataError(f"holds the value {largest}, above {top}: bit_depth={bits} is too small")
         if 0 < largest <= top // 16:
             self.dim.append(path)
+        return top
+
+    def _scaled(self, image: Image.Image, tags: dict[int, object], path: Path) -> Image.Image:
+        """Grey of 16 bits over the range of the result: in mode F, or with 8 bits rounded in mode L."""
+        image = image.convert("I")
+        top = self._top(self._bits(tags), int(image.getextrema()[1]), path)  # type: ignore[arg-type]
         white, half = (255.0, 0.5) if self.pixel_bits == 8 else (65535.0, 0.0)
         scale, black = white / top, half
         if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts such files only up to 8 bits
@@ -172,6 +212,7 @@ class Decoder:
         return grey.convert("L") if self.pixel_bits == 8 else grey
 
     def _tensor(self, image: Image.Image) -> Tensor:
+        """Square and of the size, `(C, S, S)` with the channels that the picture has."""
         side, size = max(image.size), self.image_size
         if image.width != image.height:
             square = Image.new(image.mode, (side, side))
@@ -182,9 +223,9 @@ class Decoder:
             image = image.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
         if image.mode == "F":
             grey = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.float32).round_().clamp_(0, 65535)
-            return grey.to(torch.int32).to(torch.uint16).reshape(1, size, size).repeat(self.channels, 1, 1)
+            return grey.to(torch.int32).to(torch.uint16).reshape(1, size, size)
         values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        values = values.reshape(size, size, self.channels).permute(2, 0, 1)
+        values = values.reshape(size, size, len(image.getbands())).permute(2, 0, 1)
         return values if self.pixel_bits == 8 else (values.to(torch.int32) * 257).to(torch.uint16)
 
 

@@ -16,12 +16,15 @@ import numpy as np
 import torch
 from art.attacks import EvasionAttack, evasion
 from art.estimators.classification import PyTorchClassifier
+from art.estimators.classification.classifier import ClassGradientsMixin
+from art.estimators.estimator import LossGradientsMixin
 from torch import Tensor, nn
 
 from medfedpure.core.attack import Attack, Budget, ThreatView, length, project, without_parameter_gradients
 from medfedpure.core.errors import ConfigError, InputError
 from medfedpure.core.streams import Streams, derive_seed
-from medfedpure.core.verdict import verdicts
+from medfedpure.core.verdict import Uses, Watch, verdicts
+from medfedpure.plugins.attacks.gradient import surviving
 from medfedpure.plugins.foreign import seeded_globals
 
 MASKED = frozenset(
@@ -39,6 +42,8 @@ MISAIMED: Mapping[str, str] = {
     "CarliniLInfMethod": "accepts whatever is not the target",
 }
 """ART's classes that take `targeted` and do not reach the target."""
+BY_VERDICTS = frozenset({"BoundaryAttack", "GeoDA", "HopSkipJump", "SignOPTAttack"})
+"""ART's classes that ask for the largest logit alone."""
 ROUNDING = 1e-3
 """The share of a budget that may be float error; what oversteps by more is left for the audit to refuse."""
 PIXEL_ROUNDING = 1e-6
@@ -53,20 +58,41 @@ def to_art(module: nn.Module, *, input_shape: tuple[int, int, int], num_classes:
         num_classes: K.
     """
     weights = next((part for part in module.parameters() if part.is_floating_point()), torch.empty(0))
-    return _estimator(PyTorchClassifier, module, input_shape, num_classes, like=weights)
+    return _estimator(PyTorchClassifier, module, input_shape, num_classes, SurvivingCrossEntropy(), like=weights)
 
 
 def _estimator(
-    kind: type[PyTorchClassifier], module: nn.Module, input_shape: tuple[int, ...], classes: int, *, like: Tensor
+    kind: type[PyTorchClassifier],
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    classes: int,
+    loss: nn.CrossEntropyLoss,
+    *,
+    like: Tensor,
 ) -> PyTorchClassifier:
     return kind(
         _InOnePrecision(module, like.dtype),
-        loss=nn.CrossEntropyLoss(),
+        loss=loss,
         input_shape=tuple(input_shape),
         nb_classes=classes,
         clip_values=(0.0, 1.0),
         device_type="gpu" if like.is_cuda else "cpu",
     )
+
+
+class SurvivingCrossEntropy(nn.CrossEntropyLoss):
+    """Cross-entropy that ART may raise where it saturates too: see `surviving`."""
+
+    def __init__(self, watch: Watch | None = None) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def forward(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        """Of logits `(N, K)` and classes `(N,)`, reduced as ART asks; probabilities `(N, K)` have no margin."""
+        if wanted.ndim > 1:
+            return super().forward(logits, wanted)
+        values = surviving(logits, wanted, self.watch)
+        return values if self.reduction == "none" else getattr(values, self.reduction)()
 
 
 class _InOnePrecision(nn.Module):
@@ -118,8 +144,14 @@ class ArtAttack(Attack):
     asks: type[PyTorchClassifier] = PyTorchClassifier
 
     per_image_streams = False
+    uses: Uses = "gradients"
     supports_targets = True
     spares_fooled = False
+
+    def shown(self, view: ThreatView, logits: Tensor, wanted: Tensor) -> nn.Module:
+        """What ART is given to attack; `logits` are those of the benign images, as far as they were asked for."""
+        del logits, wanted
+        return view
 
     @abstractmethod
     def art_options(self) -> dict[str, Any]:
@@ -195,11 +227,24 @@ class ArtAttack(Attack):
                 reached = verdicts(logits) == wanted
                 chosen = reached if targets is None else ~reached
             if bool(chosen.any()):
-                estimator = _estimator(self.asks, view, tuple(images.shape[1:]), logits.shape[1], like=images)
+                # What is aimed at saturates only when it is reached.
+                loss = SurvivingCrossEntropy(view.watch) if targets is None else nn.CrossEntropyLoss()
+                shape, classes = tuple(images.shape[1:]), logits.shape[1]
+                shown = self.shown(view, logits, wanted)
+                estimator = _estimator(self.asks, shown, shape, classes, loss, like=images)
                 rows = None if mask is None else mask[chosen]
                 found = self.craft(estimator, images[chosen], wanted[chosen], rows, targeted=targets is not None)
                 adversarial[chosen] = without_rounding(found.to(images), images[chosen], self.budget(), rows)
         return adversarial
+
+
+def uses_of(name: str) -> Uses:
+    """What ART's class takes from a model's answers, as far as it says."""
+    if name in BY_VERDICTS:
+        return "verdicts"
+    required = getattr(_art_type(name), "_estimator_requirements", ())
+    slopes = (LossGradientsMixin, ClassGradientsMixin)
+    return "gradients" if name == "AutoAttack" or any(item in slopes for item in required) else "logits"
 
 
 def build(name: str, estimator: PyTorchClassifier, **options: Any) -> EvasionAttack:
@@ -277,7 +322,23 @@ class _HopSkipJump(evasion.HopSkipJump):  # type: ignore[misc]
         return np.ones_like(found) if self._failures > self._most_halvings else found
 
 
-REPAIRED: Mapping[str, type[EvasionAttack]] = {"HopSkipJump": _HopSkipJump}
+class _AdversarialPatch(evasion.AdversarialPatchPyTorch):  # type: ignore[misc]
+    """ART's, made to raise the loss of its model, which survives saturation, in place of a cross-entropy of its own."""
+
+    def _loss(self, images: Tensor, target: Any, mask: Tensor | None) -> Tensor:
+        if not (isinstance(target, Tensor) and self.use_logits):
+            found: Tensor = super()._loss(images, target, mask)
+            return found
+        predictions, wanted = self._predictions(images, mask, target)
+        raised: Tensor = self.estimator.loss(predictions, wanted.argmax(1))
+        return raised if self.targeted == (self._optimizer_string != "pgd") else -raised
+
+
+REPAIRED: Mapping[str, type[EvasionAttack]] = {
+    "AdversarialPatchPyTorch": _AdversarialPatch,
+    "HopSkipJump": _HopSkipJump,
+}
+"""ART's classes that must be mended before they can be used, by the names that they have there."""
 
 
 def _art_type(name: str) -> type[EvasionAttack]:

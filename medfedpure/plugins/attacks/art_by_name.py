@@ -11,7 +11,7 @@ from pydantic import Field
 
 from medfedpure.core.config import Config, Eps
 from medfedpure.core.errors import ConfigError
-from medfedpure.plugins.attacks.art import MASKED, ArtAttack
+from medfedpure.plugins.attacks.art import MASKED, ArtAttack, uses_of
 
 
 class ArtByNameConfig(Config):
@@ -41,6 +41,7 @@ class ArtByName(ArtAttack):
         self.art_class = self.config.attack
         self.supports_mask = self.art_class in MASKED
         self.spares_fooled = self.config.eps is None
+        self.uses = uses_of(self.art_class)
         takes = self.art_parameters()
         unknown = set(self.config.options) - takes
         if unknown:

@@ -43,6 +43,7 @@ class AwareAttack(Attack):
     """
 
     Config = AwareConfig
+    uses = "gradients"
     supports_mask = True
     supports_targets = True
 
@@ -137,11 +138,13 @@ class AwareAttack(Attack):
         fooled, seen, flagged, mean = (images.new_zeros(len(images)) for _ in range(4))
         for count, rows, (own, wanted) in looks(leaf, c.eot, c.batch_size, labels, targets):
             logits, scores = view.look(rows)
-            losses = loss_of(c.loss, logits, own, wanted)
+            losses = loss_of(c.loss, logits, own, wanted, view.watch)
             of_loss += slope(losses, leaf, view, again=True)
             of_score += slope(scores, leaf, view)
             found = scores.detach()
             counted = (is_fooled(logits.detach(), own, wanted), found > aim, found > view.threshold, losses.detach())
             for total, values in zip((fooled, seen, flagged, mean), counted, strict=True):
                 total += values.to(total).unflatten(0, (-1, count)).sum(1)
+        if view.watch is not None:
+            view.watch.slopes(of_loss, fooled >= c.eot)
         return tuple(total / c.eot for total in (of_loss, of_score, fooled, seen, flagged, mean))

@@ -12,9 +12,15 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import Field
+from torch import Tensor, nn
 
+from medfedpure.core.attack import ThreatView
 from medfedpure.core.config import Config
 from medfedpure.plugins.attacks.art import ArtAttack
+from medfedpure.plugins.attacks.gradient import margin
+
+LARGE, USUAL = 100.0, 10.0
+"""A median margin above the first is brought to the second."""
 
 
 class CarliniWagnerConfig(Config):
@@ -42,6 +48,15 @@ class CarliniWagner(ArtAttack):
         self.art_class = "CarliniL2Method" if self.config.norm == "l2" else "CarliniLInfMethod"
         self.supports_targets = self.config.norm == "l2"
 
+    def shown(self, view: ThreatView, logits: Tensor, wanted: Tensor) -> nn.Module:
+        """The model; where its margins are far above what c and the step suit, its logits divided by one number."""
+        typical = float(margin(logits, wanted).abs().median())
+        if typical <= LARGE:
+            return view
+        if view.watch is not None:
+            view.watch.say(f"logits were divided by {typical / USUAL:.3g}: the steps would be too long")
+        return _Divided(view, typical / USUAL)
+
     def art_options(self) -> dict[str, Any]:
         """The search under ART's names."""
         c = self.config
@@ -57,3 +72,14 @@ class CarliniWagner(ArtAttack):
             return {**shared, "binary_search_steps": c.search_steps}
         # ART leaves c out of the gradient in linf: a second value would repeat the same descent.
         return {**shared, "largest_const": 2 * c.initial_const, "const_factor": 2.0, "decrease_factor": c.shrink}
+
+
+class _Divided(nn.Module):
+    def __init__(self, module: nn.Module, divisor: float) -> None:
+        super().__init__()
+        self.module = module
+        self.divisor = divisor
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.module(images)
+        return logits / self.divisor

@@ -14,7 +14,7 @@ from medfedpure.core.attack import Norm, ThreatView, unit
 from medfedpure.core.config import Config, Radius
 from medfedpure.core.errors import ConfigError, MissingRequirementError
 from medfedpure.core.streams import Streams
-from medfedpure.core.verdict import fooled, verdicts
+from medfedpure.core.verdict import Watch, fooled, verdicts, without_gradient
 
 Loss = Literal["ce", "cw", "dlr"]
 
@@ -46,10 +46,11 @@ class GradientConfig(StepsConfig):
     )
 
 
-def loss_of(kind: Loss, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+def loss_of(kind: Loss, logits: Tensor, labels: Tensor, targets: Tensor | None, watch: Watch | None = None) -> Tensor:
     """What the attacker raises, `(N,)`, from logits `(N, K)`.
 
-    "ce": cross-entropy. "cw": max over other classes of z minus z_y (Carlini and Wagner 2017, arXiv 1608.04644).
+    "ce": cross-entropy, see `surviving`, which tells the watch.
+    "cw": max over other classes of z minus z_y (Carlini and Wagner 2017, arXiv 1608.04644).
     "dlr": -(z_y - max other z) / (z_1st - z_3rd) of sorted z (Croce and Hein 2020, arXiv 2003.01690), K >= 3; with
     targets -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2), K >= 4. Targets turn the first two towards the target.
 
@@ -58,7 +59,7 @@ def loss_of(kind: Loss, logits: Tensor, labels: Tensor, targets: Tensor | None) 
     """
     if kind == "ce":
         if targets is None:
-            return functional.cross_entropy(logits, labels, reduction="none")
+            return surviving(logits, labels, watch)
         return -functional.cross_entropy(logits, targets, reduction="none")
     if kind == "cw":
         return margin(logits, labels) if targets is None else -margin(logits, targets)
@@ -70,6 +71,19 @@ def loss_of(kind: Loss, logits: Tensor, labels: Tensor, targets: Tensor | None) 
         return margin(logits, labels) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
     gap = (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None])).squeeze(1)
     return gap / (ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2 + 1e-12)
+
+
+def surviving(logits: Tensor, labels: Tensor, watch: Watch | None = None) -> Tensor:
+    """Cross-entropy `(N,)` of logits `(N, K)`, and where it saturates their `margin`, which still has a slope.
+
+    Where the label's probability rounds to 1, cross-entropy is 0 and its gradient lacks the label's half, or is zero.
+    The margin is negative there, so that one grows where the other does.
+    """
+    values = functional.cross_entropy(logits, labels, reduction="none")
+    saturated = values <= 0
+    if watch is not None:
+        watch.saturation(saturated)
+    return torch.where(saturated, margin(logits, labels), values)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -124,6 +138,8 @@ def gradient_of(
         logits = view(rows)
         total += slope(loss(logits, own, wanted), leaf, view)
         fooled += is_fooled(logits.detach(), own, wanted).to(fooled).unflatten(0, (-1, count)).sum(1)
+    if view.watch is not None:
+        view.watch.slopes(total, fooled >= eot)
     return total / eot, fooled / eot
 
 
@@ -133,10 +149,9 @@ def slope(values: Tensor, leaf: Tensor, view: ThreatView, *, again: bool = False
     Raises:
         MissingRequirementError: nothing connects the values to the images.
     """
-    if not values.requires_grad:
-        raise MissingRequirementError(
-            f"the view {view.name!r} has no gradient: nothing connects its answer to the images. Attack it without "
-            "gradients (square), or look where it is detached"
-        )
-    (gradient,) = torch.autograd.grad(values.sum(), leaf, retain_graph=again, allow_unused=True)
-    return torch.zeros_like(leaf) if gradient is None else gradient
+    gradient = None
+    if values.requires_grad:
+        (gradient,) = torch.autograd.grad(values.sum(), leaf, retain_graph=again, allow_unused=True)
+    if gradient is None:
+        raise MissingRequirementError(without_gradient(view.name))
+    return gradient

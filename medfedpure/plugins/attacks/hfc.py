@@ -52,6 +52,7 @@ class HFC(Attack):
 
     Config = HFCConfig
     deterministic = True
+    uses = "gradients"
     learns_from_batch = True
     supports_mask = True
     supports_targets = True
@@ -171,13 +172,16 @@ class HFC(Attack):
                 ]
             ).mean(0)
             fooled = is_fooled(logits.detach(), labels, targets)
-            losses = loss_of(c.loss, logits, labels, targets)
-            rank = torch.where(fooled, torch.sigmoid(likeness / 10) + 1, torch.sigmoid(losses) - 1).detach()
+            losses = loss_of(c.loss, logits, labels, targets, view.watch)
+            rank = torch.where(fooled, torch.sigmoid(likeness / 10) + 1, torch.sigmoid(losses) - 1).detach().to(reached)
             better = rank > reached
             best[better], reached[better] = current[better], rank[better]
             if step == c.steps:
                 break
-            fool, hide = unit(slope(losses, leaf, view, again=True)), unit(slope(likeness, leaf, view))
+            of_loss = slope(losses, leaf, view, again=True)
+            if view.watch is not None:
+                view.watch.slopes(of_loss, fooled)
+            fool, hide = unit(of_loss), unit(slope(likeness, leaf, view))
             along = torch.where(fooled[:, None, None, None], hide, fool + c.weight * hide)
             if mask is not None:
                 along = along * mask

@@ -35,6 +35,7 @@ class HopSkipJump(ArtAttack):
     Config = HopSkipJumpConfig
 
     art_class = "HopSkipJump"
+    uses = "verdicts"
     supports_mask = True
     spares_fooled = True
 

@@ -27,5 +27,5 @@ class OrthogonalPGD(AwareAttack):
 def without(gradient: Tensor, other: Tensor) -> Tensor:
     """`(N, C, H, W)` minus its projection onto another, image by image."""
     flat, along = gradient.flatten(1).double(), other.flatten(1).double()
-    share = (flat * along).sum(1) / along.square().sum(1).clamp_min(1e-40)
+    share = (flat * along).sum(1) / along.square().sum(1).clamp_min(1e-300)
     return (flat - share[:, None] * along).to(gradient).view_as(gradient)

@@ -41,6 +41,7 @@ class PGDEoT(Attack):
     """White-box on any view; untargeted unless targets are given."""
 
     Config = PGDEoTConfig
+    uses = "gradients"
     supports_mask = True
     supports_targets = True
 
@@ -116,7 +117,7 @@ class PGDEoT(Attack):
                 current,
                 labels,
                 targets,
-                loss=lambda logits, own, wanted: loss_of(c.loss, logits, own, wanted),
+                loss=lambda logits, own, wanted: loss_of(c.loss, logits, own, wanted, view.watch),
                 eot=c.eot,
                 batch_size=c.batch_size,
             )

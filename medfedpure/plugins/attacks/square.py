@@ -41,6 +41,7 @@ class Square(ArtAttack):
 
     art_class = "SquareAttack"
     asks = ToldOnce
+    uses = "logits"
     supports_targets = False
 
     def make(self, estimator: Any, *, targeted: bool) -> Any:  # noqa: ARG002

@@ -7,6 +7,7 @@ multi-task learning under a mixture of distributions", arXiv 2108.10252).
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from medfedpure.core.classifier import Classifier
 from medfedpure.core.config import Config
-from medfedpure.core.registry import create
+from medfedpure.core.registry import create, registry
 from medfedpure.models.mixture import Gate, Mixture
 
 
@@ -24,9 +25,9 @@ class MixtureConfig(Config):
 
     expert: str = Field("small_cnn", description="classifier plugin of the experts")
     expert_config: dict[str, Any] = Field(default_factory=dict, description="configuration of that plugin")
-    experts: int = Field(3, ge=1, description="how many experts")
+    experts: int = Field(3, ge=1, le=64, description="how many experts")
     gate: bool = Field(False, description="weights from a network on the image, not one set for all images")
-    gate_width: int = Field(32, ge=1, description="hidden units of the gate")
+    gate_width: int = Field(32, ge=1, le=4096, description="hidden units of the gate")
 
     @field_validator("expert_config")
     @classmethod
@@ -35,11 +36,24 @@ class MixtureConfig(Config):
         plain: dict[str, Any] = json.loads(json.dumps(value))
         return plain
 
+    @field_validator("expert")
+    @classmethod
+    def _no_mixture(cls, value: str) -> str:
+        if value == "mixture":
+            raise ValueError("a mixture of mixtures grows without bound: name another classifier as the expert")
+        return value
+
 
 class MixtureClassifier(Classifier):
     """Experts of one architecture, weighted alike for all images or by a gate; log-probabilities as logits."""
 
     Config = MixtureConfig
+
+    @classmethod
+    def upgrade(cls, config: Mapping[str, Any], format: int) -> Mapping[str, Any]:
+        """The experts' configuration is brought up to date by their own plugin."""
+        expert = registry().load("classifier", config.get("expert", "small_cnn"))
+        return {**config, "expert_config": dict(expert.upgrade(config.get("expert_config", {}), format))}
 
     def build(self, *, in_channels: int, num_classes: int, image_size: int) -> nn.Module:
         """`(N, C, H, W)` in [0, 1] to logits `(N, K)`."""

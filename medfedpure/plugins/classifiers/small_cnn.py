@@ -1,5 +1,7 @@
 """A small convolutional classifier for small images and CPUs: convolutions with batch norm (arXiv 1502.03167)."""
 
+from typing import Annotated
+
 from pydantic import Field
 from torch import nn
 
@@ -7,11 +9,15 @@ from medfedpure.core.classifier import Classifier
 from medfedpure.core.config import Config
 from medfedpure.models.small_cnn import SmallConvNet
 
+Width = Annotated[int, Field(ge=1, le=4096)]
+
 
 class SmallCNNConfig(Config):
     """Shape of the network."""
 
-    widths: tuple[int, ...] = Field((24, 48, 96, 128), min_length=1, description="channels of each block")
+    widths: tuple[Width, ...] = Field(
+        (24, 48, 96, 128), min_length=1, max_length=12, description="channels of each block"
+    )
 
 
 class SmallCNN(Classifier):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import timm
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from medfedpure.core.classifier import Classifier
@@ -13,13 +14,56 @@ from medfedpure.core.config import Config
 from medfedpure.core.errors import ConfigError
 from medfedpure.models.timm_classifier import TimmClassifier
 
+# fmt: off
+OPTIONS = frozenset((
+    "act_layer", "attn_drop_rate", "avg_down", "base_width", "block_reduce_first", "cardinality", "channels",
+    "class_token", "conv_bias", "conv_mlp", "depth", "depths", "dims", "down_kernel_size", "drop_block_rate",
+    "drop_path_rate", "drop_rate", "dynamic_img_pad", "dynamic_img_size", "embed_dim", "fc_norm", "final_norm",
+    "fix_init", "fix_stem", "global_pool", "head_hidden_size", "head_init_scale", "head_norm_first", "init_values",
+    "kernel_sizes", "layers", "ls_init_value", "mlp_ratio", "no_embed_class", "norm_eps", "norm_layer",
+    "num_features", "num_heads", "output_stride", "pad_type", "patch_drop_rate", "patch_size", "pool_include_prefix",
+    "pos_drop_rate", "pos_embed", "pre_norm", "proj_bias", "proj_drop_rate", "qk_norm", "qkv_bias", "reg_tokens",
+    "replace_stem_pool", "scale_attn_norm", "scale_mlp_norm", "stem_kernel_size", "stem_size", "stem_type",
+    "stem_width", "use_grn", "window_size", "zero_init_last",
+))
+# fmt: on
+"""What a configuration, and so a saved folder, may tell timm: shapes and rates, nothing that is read or fetched."""
+_LARGEST = 2**16
+
 
 class TimmConfig(Config):
     """Which model, and options of its own."""
 
     model: str = Field("resnet18", description="a name known to timm.list_models()")
-    options: dict[str, Any] = Field(default_factory=dict, description="passed on to timm.create_model")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="shapes, rates and layers by name, passed on to timm.create_model"
+    )
     set_image_size: bool = Field(False, description="pass img_size, which vision transformers need")
+
+    @field_validator("options")
+    @classmethod
+    def _harmless(cls, value: dict[str, Any]) -> dict[str, Any]:
+        unknown = sorted(set(value) - OPTIONS)
+        if unknown:
+            raise ValueError(
+                f"{', '.join(unknown)} cannot be set here, because a saved classifier names its options and must not "
+                f"make timm read a file or an address: allowed are {', '.join(sorted(OPTIONS))}"
+            )
+        for name, given in value.items():
+            _check_plain(name, given)
+        return value
+
+
+def _check_plain(name: str, value: Any, depth: int = 0) -> None:
+    """Raise ValueError unless it is a number of moderate size, a word such as "gelu", or a short list of such."""
+    if isinstance(value, list | tuple) and len(value) <= 64 and depth < 2:
+        for inner in value:
+            _check_plain(name, inner, depth + 1)
+    elif isinstance(value, str):
+        if not re.fullmatch(r"[A-Za-z0-9_]{0,32}", value):
+            raise ValueError(f"{name} takes a number or a word of timm's, such as 'gelu'; got {value[:60]!r}")
+    elif value is not None and not (isinstance(value, bool | int | float) and abs(value) <= _LARGEST):
+        raise ValueError(f"{name} takes a number up to {_LARGEST} or a word of timm's; got {str(value)[:60]}")
 
 
 class Timm(Classifier):

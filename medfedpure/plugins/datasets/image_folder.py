@@ -8,7 +8,8 @@ from __future__ import annotations
 import csv
 import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,15 @@ from torch import Tensor
 from medfedpure.core.config import Config
 from medfedpure.core.dataset import Dataset, ImageDataset, bits_of
 from medfedpure.core.errors import DataError
+from medfedpure.data.class_names import findings_among
 from medfedpure.data.image_cache import cache_folder, cache_key, through_cache
 from medfedpure.data.near_duplicates import near_duplicate_groups
-from medfedpure.data.readers.images import Decoder, is_hidden, is_image, some
+from medfedpure.data.readers.folders import class_folders, entries_of, some, what_else
+from medfedpure.data.readers.images import Decoder, is_image
 
 _logger = logging.getLogger(__name__)
 _GROUPS_FILE = "groups.csv"
-_NEGATIVE = frozenset({"no", "notumor", "nofinding", "normal", "healthy", "negative", "neg", "control", "absent"})
+_WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 
 class ImageFolderConfig(Config):
@@ -38,19 +41,24 @@ class ImageFolderConfig(Config):
     channels: Literal[1, 3] = Field(1, description="1 = grey, 3 = RGB")
     classes: tuple[str, ...] | None = Field(
         None,
-        description="sub-folders to read, in the order of their labels; the last is the positive class of two. "
-        "Default: all, sorted, but of two the one with a negative name (no, normal, healthy, negative, ...) first",
+        description="sub-folders to read, in the order of their labels. Default: all, sorted, but of two the one that "
+        "says nothing was found (no, non, not, without, absent, negative, normal, healthy, benign) first; where the "
+        "names do not tell, classes or positive is wanted",
+    )
+    positive: str | tuple[str, ...] | None = Field(
+        None,
+        description="the class that is a finding, or several: sensitivity is theirs. Default: all but the one whose "
+        "name says nothing was found; of two classes whose names do not tell the last",
     )
     bit_depth: int | None = Field(
         None,
         ge=8,
         le=16,
-        description="bits that 16-bit grey files really use, e.g. 12; default: what each file declares",
+        description="bits that files of 16 bits really use, e.g. 12; default: what each file declares",
     )
     pixel_bits: Literal["auto", 8, 16] = Field(
         "auto",
-        description="bits that a pixel is kept with; auto = 16 if any grey file uses more than 8, else 8. "
-        "Of colour files of 16 bits the upper 8 are read",
+        description="bits that a pixel is kept with; auto = 16 if any file uses more than 8, else 8",
     )
     on_error: Literal["raise", "skip"] = Field("raise", description="what to do about files that cannot be read")
     groups: Literal["auto", "csv", "hash", "none"] = Field(
@@ -80,10 +88,11 @@ class ImageFolderConfig(Config):
 class ImageFolder(Dataset):
     """JPEG, PNG, TIFF, BMP, GIF and WebP files, known by their content, one sub-folder per class.
 
-    Read: grey, RGB, RGBA (over black), palette, CMYK, 1-bit and 16-bit grey files of any size and
-    aspect, upright by their EXIF orientation; see `data.readers.images.Decoder`. Passed over: hidden files,
-    and files that are images neither by their ending nor by their first bytes. Refused: files with
-    several pictures, 32-bit values, and sub-folders inside a class folder.
+    Read: grey, RGB, RGBA (over black), palette, CMYK, 1-bit and 16-bit files of any size and
+    aspect, upright by their EXIF orientation; see `data.readers.images.Decoder`. Passed over: what systems leave
+    behind (dotfiles, __MACOSX, Thumbs.db, desktop.ini, @eaDir, lost+found), and files that are images neither
+    by their ending nor by their first bytes. Refused: files with several pictures, 32-bit values, pipes and
+    devices with the ending of an image, and sub-folders inside a class folder.
 
     Attributes:
         paths: after `read`, the file of each image, in the order of the data.
@@ -98,6 +107,11 @@ class ImageFolder(Dataset):
         self.paths: tuple[Path, ...] = ()
         self.skipped: tuple[Path, ...] = ()
 
+    @classmethod
+    def upgrade(cls, config: Mapping[str, Any], format: int) -> Mapping[str, Any]:
+        """A run of format 1 read 8 bits of every file."""
+        return {"pixel_bits": 8, **config} if format == 1 else config
+
     def read(self) -> ImageDataset:
         """Read every image.
 
@@ -106,14 +120,14 @@ class ImageFolder(Dataset):
             class names, and ids 0 ... N - 1 before `max_per_group` is applied.
 
         Raises:
-            DataError: a folder that is missing, empty or nested, files that cannot be read, or a
-                groups.csv that does not fit; the text names them.
+            DataError: a folder that is missing, empty or nested, two classes of which none can be told to be the
+                positive one, files that cannot be read, or a groups.csv that does not fit; the text names them.
         """
         config: ImageFolderConfig = self.config
-        listing = _Listing.read(config.root.expanduser(), config.classes)
-        has_csv = (listing.root / _GROUPS_FILE).is_file()
-        source = config.groups if config.groups != "auto" else ("csv" if has_csv else "hash")
-        known = _read_groups(listing) if source == "csv" else None
+        listing = _Listing.read(config.root.expanduser(), config.classes, config.positive)
+        table = _groups_file(listing.root) if config.groups in ("auto", "csv") else None
+        source = config.groups if config.groups != "auto" else ("csv" if table is not None else "hash")
+        known = _read_groups(listing, table) if source == "csv" else None
         tensors = _tensors(config, listing, source)
         pixels, kept = tensors["pixels"], tensors["kept"]
         labels = torch.tensor(listing.labels)[kept]
@@ -136,6 +150,7 @@ class ImageFolder(Dataset):
             groups=groups,
             class_names=listing.class_names,
             ids=torch.arange(len(chosen)),
+            positive=findings_among(listing.class_names, config.positive, listing.root) or (),
             name=listing.root.resolve().name or "images",
         )
         if config.max_per_group is not None:
@@ -154,19 +169,12 @@ class _Listing:
     labels: tuple[int, ...]
 
     @classmethod
-    def read(cls, root: Path, classes: tuple[str, ...] | None) -> _Listing:
-        wanted = "give the folder that holds one sub-folder per class"
-        if not root.is_dir():
-            raise DataError(f"{root} {'is a file' if root.exists() else 'does not exist'}: {wanted}")
-        entries = [entry for entry in _entries(root) if not is_hidden(entry)]
-        found = [entry.name for entry in entries if entry.is_dir()]
-        if not found:
-            inside = f"only files such as {entries[0].name}" if entries else "nothing"
-            raise DataError(f"{root} holds no class folder, {inside}: {wanted}")
+    def read(cls, root: Path, classes: tuple[str, ...] | None, positive: str | tuple[str, ...] | None) -> _Listing:
+        found = class_folders(root)
         missing = [name for name in classes or () if name not in found]
         if missing:
             raise DataError(f"{root} holds no folder {some(missing)}; it holds {some(found)}")
-        names = classes or _ordered(found)
+        names = classes or _ordered(root, found, positive)
         pairs = [(path, label) for label, name in enumerate(names) for path in _images(root / name)]
         pairs.sort(key=lambda pair: pair[0].relative_to(root).as_posix())
         return cls(root, names, tuple(path for path, _ in pairs), tuple(label for _, label in pairs))
@@ -176,16 +184,9 @@ class _Listing:
         return path.relative_to(self.root).as_posix()
 
 
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"{folder} cannot be listed: {error.strerror}") from error
-
-
 def _images(folder: Path) -> list[Path]:
     """The image files of one class folder."""
-    entries = [entry for entry in _entries(folder) if not is_hidden(entry)]
+    entries = entries_of(folder)
     nested = [entry.name for entry in entries if entry.is_dir()]
     if nested:
         # Reading deeper would take train/ and test/ for classes; passing over would lose images.
@@ -200,17 +201,19 @@ def _images(folder: Path) -> list[Path]:
     return images
 
 
-def _ordered(names: list[str]) -> tuple[str, ...]:
-    """Sorted; but of two names of which one is negative, that one first: the last is the positive class."""
-
-    def negative(name: str) -> bool:
-        plain = "".join(letter for letter in name.casefold() if letter.isalnum())
-        return plain in _NEGATIVE or plain.removesuffix("s") in _NEGATIVE
-
-    ordered = sorted(names)
-    if len(ordered) == 2:
-        ordered.sort(key=lambda name: not negative(name))
-    return tuple(ordered)
+def _ordered(root: Path, names: list[str], positive: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Sorted; but of two names the one that is no finding first."""
+    if len(names) != 2:
+        return tuple(names)
+    findings = findings_among(names, positive, root)
+    if findings is None:
+        one, other = names
+        raise DataError(
+            f"{root} holds the classes {one} and {other}, and their names do not tell which is the finding: pass "
+            f'positive="{other}" or classes=("{one}", "{other}"), the last of which is the positive one, or rename the '
+            "other, as in no_lesion or normal"
+        )
+    return tuple(sorted(names, key=lambda name: names.index(name) in findings))
 
 
 def _tensors(config: ImageFolderConfig, listing: _Listing, source: str) -> dict[str, Tensor]:
@@ -270,16 +273,25 @@ def _pixel_bits(config: ImageFolderConfig, listing: _Listing) -> Literal[8, 16]:
     return 16 if any(map(decoder.is_deep, listing.paths)) else 8
 
 
-def _read_groups(listing: _Listing) -> list[int]:
-    """The group of every listed file from groups.csv; names that are not numbers are numbered as they come."""
-    path = listing.root / _GROUPS_FILE
+def _groups_file(root: Path) -> Path | None:
+    """groups.csv, in whatever case; None where there is none."""
+    found = [entry for entry in entries_of(root) if entry.name.casefold() == _GROUPS_FILE]
+    if len(found) > 1:
+        raise DataError(f"{root} holds {some(entry.name for entry in found)}: keep one of them")
+    if found and (other := what_else(found[0])):
+        raise DataError(f"{found[0]} is {other}; a CSV file is wanted: move it away")
+    return found[0] if found else None
+
+
+def _read_groups(listing: _Listing, path: Path | None) -> list[int]:
+    """The group of every listed file from groups.csv; names that are not whole numbers are numbered as they come."""
+    if path is None:
+        raise DataError(f'{listing.root / _GROUPS_FILE} does not exist: write it, or choose groups="hash" or "none"')
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             columns = reader.fieldnames or []
             rows = list(reader)
-    except FileNotFoundError as error:
-        raise DataError(f'{path} does not exist: write it, or choose groups="hash" or "none"') from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as UTF-8 CSV: {error}") from error
     if not {"path", "group"} <= set(columns):
@@ -305,9 +317,13 @@ def _read_groups(listing: _Listing) -> list[int]:
     unknown = [name for name in names if name not in groups]
     if unknown:
         raise DataError(f'{path} lacks {len(unknown)} images: {some(unknown)}. Add them, or choose groups="hash"')
-    try:
-        numbers = {group: int(group) for group in groups.values()}
-        torch.tensor(list(numbers.values()), dtype=torch.int64)
-    except (ValueError, RuntimeError, OverflowError):
-        numbers = {group: number for number, group in enumerate(dict.fromkeys(groups.values()))}
+    numbers = _numbered(groups.values())
     return [numbers[groups[name]] for name in names]
+
+
+def _numbered(groups: Iterable[str]) -> dict[str, int]:
+    """A number for each text. Those that write their number as it is, all of them, keep it; 007 is a name."""
+    texts = list(dict.fromkeys(groups))
+    if all(_WHOLE.fullmatch(text) for text in texts):
+        return {text: int(text) for text in texts}
+    return {text: number for number, text in enumerate(texts)}

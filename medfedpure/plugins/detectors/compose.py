@@ -10,6 +10,7 @@ Standardizing promises nothing: the false-positive rate comes from the calibrati
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self
 
@@ -21,7 +22,7 @@ from medfedpure.core.config import Config
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector, FitContext, ScoreContext, check_requirements
 from medfedpure.core.errors import DataError
-from medfedpure.core.registry import create
+from medfedpure.core.registry import create, registry
 from medfedpure.core.results import State
 from medfedpure.core.streams import Streams, derive_seed
 
@@ -69,6 +70,15 @@ class Compose(Detector):
         self.deterministic = all(part.deterministic for part in self._detectors())
         self.differentiable = all(part.differentiable for part in self._detectors())
         self.per_image_streams = all(part.per_image_streams for part in self._detectors())
+
+    @classmethod
+    def upgrade(cls, config: Mapping[str, Any], format: int) -> Mapping[str, Any]:
+        """Each part's configuration is brought up to date by its own plugin."""
+        parts = [
+            {**part, "config": registry().load("detector", part["plugin"]).upgrade(part.get("config", {}), format)}
+            for part in config.get("parts", ())
+        ]
+        return {**config, "parts": parts} if parts else config
 
     def _detectors(self) -> list[Detector]:
         return [part for part in self.parts if isinstance(part, Detector)]

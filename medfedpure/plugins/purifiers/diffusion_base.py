@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -32,12 +32,17 @@ SHOWN = 8
 """Images in the picture of samples."""
 
 
+Width = Annotated[int, Field(ge=8, le=4096)]
+
+
 class UNetConfig(Config):
     """Size of the noise predictor."""
 
-    widths: tuple[int, ...] = Field((48, 96), min_length=1, description="channels of each level, multiples of 8")
-    layers_per_block: int = Field(1, ge=1, description="residual blocks at each level")
-    unshuffle: int = Field(2, ge=1, description="pixels folded into channels along each side; 1 = none")
+    widths: tuple[Width, ...] = Field(
+        (48, 96), min_length=1, max_length=8, description="channels of each level, multiples of 8"
+    )
+    layers_per_block: int = Field(1, ge=1, le=16, description="residual blocks at each level")
+    unshuffle: int = Field(2, ge=1, le=64, description="pixels folded into channels along each side; 1 = none")
 
     @model_validator(mode="after")
     def _groups(self) -> Self:
@@ -52,7 +57,7 @@ class ScheduleConfig(Config):
     kind: Literal["linear", "cosine"] = Field("linear", description="the paper's linear betas, or cosine")
     beta_start: float = Field(1e-4, gt=0, lt=1, description="first beta of the linear schedule")
     beta_end: float = Field(0.02, gt=0, lt=1, description="last beta of the linear schedule")
-    timesteps: int = Field(1000, ge=2, description="length T of the schedule")
+    timesteps: int = Field(1000, ge=2, le=100_000, description="length T of the schedule")
 
 
 class ObjectiveConfig(Config):

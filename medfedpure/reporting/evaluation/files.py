@@ -30,7 +30,7 @@ def write_report(
     Args:
         evaluation: finished.
         folder: where the run kept its finished rungs (`evaluate(out=...)`), or any other.
-        benign: the images that were evaluated (`core.evaluation.choose`), for the gallery.
+        benign: the images that were evaluated (`medfedpure.evaluation.evaluate.choose`), for the gallery.
         chain: the headline defence, so that the gallery shows what it made of attacked images.
         headline: name of the defence that the verdict is about; by default the last one.
 

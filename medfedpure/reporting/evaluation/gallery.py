@@ -17,6 +17,7 @@ from medfedpure.core.results import Prediction, device_of, on_cpu
 from medfedpure.core.streams import derive_seed
 from medfedpure.core.verdict import ABSTAINED
 from medfedpure.defence.chain import DefendedClassifier
+from medfedpure.evaluation.ladder import label
 from medfedpure.evaluation.readings import Reading
 from medfedpure.evaluation.records import ArmResult, Evaluation, RungResult
 from medfedpure.evaluation.store import Store
@@ -73,7 +74,7 @@ def make_gallery(
 
     Args:
         evaluation, summary: of one run.
-        benign: the images that were evaluated, in their order (`core.evaluation.choose`).
+        benign: the images that were evaluated, in their order (`medfedpure.evaluation.evaluate.choose`).
         folder: where the run kept its finished rungs.
         chain: the headline defence, to show also what it made of the attacked images.
         rows: how many images.
@@ -83,7 +84,7 @@ def make_gallery(
     for eps in evaluation.eps:
         weakest = summary.line(arm.name, eps).weakest
         rung = next((rung for rung in counted(arm, eps) if rung.rung == weakest), None)
-        kept = None if rung is None else store.load(arm.name, f"{rung.rung} {rung.norm} {rung.eps:g}")
+        kept = None if rung is None else store.load(arm.name, label(rung.rung, rung.norm, rung.eps))
         if rung is None or rung.reading is None or kept is None or "images" not in kept[1]:
             continue
         chosen = _choose(arm.clean, rung.reading, benign.labels, rows)

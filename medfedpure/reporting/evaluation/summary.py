@@ -36,6 +36,7 @@ class Line(Record):
         images, right, fooled, withheld: counts of one draw; they add up where an attack counts.
         balanced, worst_of_draws, majority_of_draws: balanced accuracy in one draw, and over all `draws`.
         sensitivity, specificity, ece: of one draw; None where there is no such image; ece of benign images only.
+        recalls: of one draw, by class, the share of its images that are right; None where there is none.
         coverage: share of images that are not refused.
         flagged, purified, nfe, ms: means, over attacks where there are several.
         difference: balanced accuracy less the undefended one's, paired.
@@ -57,6 +58,7 @@ class Line(Record):
     majority_of_draws: Figure | None
     sensitivity: float | None
     specificity: float | None
+    recalls: dict[str, float | None]
     ece: float | None
     coverage: float
     flagged: float | None
@@ -114,14 +116,15 @@ class Anchor(Record):
     answer: str
     balanced: float
     accuracy: float
-    sensitivity: float
-    specificity: float
+    sensitivity: float | None
+    specificity: float | None
 
 
 class Summary(Record):
     """Everything that is shown of an evaluation.
 
     Attributes:
+        positive: the classes that are a finding; several, or none that is known, where there are more than two.
         rounded: the precision of defences that do not compute in float32.
         seeds: the seed in words, or that there are several.
     """
@@ -130,7 +133,7 @@ class Summary(Record):
     images: int
     groups: int
     class_names: list[str]
-    positive: str
+    positive: list[str]
     norm: str
     eps: list[float]
     note: str
@@ -167,14 +170,14 @@ def summarize(evaluation: Evaluation, *, headline: str | None = None) -> Summary
         images=len(evaluation.labels),
         groups=len(set(evaluation.groups)),
         class_names=evaluation.class_names,
-        positive=evaluation.class_names[-1],
+        positive=[evaluation.class_names[place] for place in counter.findings.tolist()],
         norm=evaluation.norm,
         eps=evaluation.eps,
         note=evaluation.note,
         seeds=_seeds(evaluation.setting),
         headline=headline or names[-1],
         reference=UNDEFENDED if UNDEFENDED in names else None,
-        anchor=_anchor(counter.labels, evaluation.class_names),
+        anchor=_anchor(counter.labels, evaluation.class_names, counter.findings.tolist()),
         lines=[counter.line(arm, eps) for eps in (None, *evaluation.eps) for arm in evaluation.arms],
         rungs=[
             counter.rung(arm, result, check=place >= len(arm.rungs))
@@ -224,7 +227,9 @@ class _Counter:
     def __init__(self, evaluation: Evaluation) -> None:
         self.labels = torch.tensor(evaluation.labels)
         self.groups = torch.tensor(evaluation.groups)
-        self.positive = len(evaluation.class_names) - 1
+        self.names = evaluation.class_names
+        findings = [len(self.names) - 1] if evaluation.positive is None else evaluation.positive
+        self.findings = torch.tensor(findings, dtype=torch.int64)
         self.bare = next((arm for arm in evaluation.arms if arm.name == UNDEFENDED), None)
         self.known: dict[tuple[bytes, ...], Figure] = {}
 
@@ -251,6 +256,7 @@ class _Counter:
             majority_of_draws=figures["majority of N"],
             sensitivity=sensitivity,
             specificity=specificity,
+            recalls={name: _share(right[self.labels == place].tolist()) for place, name in enumerate(self.names)},
             ece=arm.clean.ece if eps is None else None,
             coverage=float((right | fooled).double().mean()),
             flagged=_mean([_share(reading.flagged) for reading in readings]),
@@ -308,12 +314,12 @@ class _Counter:
 
     def recalls(self, readings: Sequence[Reading]) -> tuple[float | None, float | None]:
         """Sensitivity and specificity where every reading has to be right."""
-        if not readings:
+        if not readings or not self.findings.numel():
             return None, None
         called = torch.tensor([reading.verdicts[0] for reading in readings])
-        own = self.labels[: called.shape[1]] == self.positive
-        yes = (called == self.positive).all(0)
-        no = ((called != self.positive) & (called != ABSTAINED)).all(0)
+        own = torch.isin(self.labels[: called.shape[1]], self.findings)
+        found = torch.isin(called, self.findings)
+        yes, no = found.all(0), (~found & (called != ABSTAINED)).all(0)
         return _share(yes[own].tolist()), _share(no[~own].tolist())
 
     def gain(self, arm: ArmResult, right: Tensor, eps: float | None) -> Figure | None:
@@ -358,15 +364,15 @@ def _detection(clean: Reading, attacked: Reading, chosen: Tensor) -> dict[str, A
     }
 
 
-def _anchor(labels: Tensor, names: Sequence[str]) -> Anchor:
+def _anchor(labels: Tensor, names: Sequence[str], findings: Sequence[int]) -> Anchor:
     counts = labels.bincount(minlength=len(names))
-    answer, last = int(counts.argmax()), len(names) - 1
+    answer = int(counts.argmax())
     return Anchor(
         answer=names[answer],
         balanced=1 / int((counts > 0).sum()),
         accuracy=float(counts[answer]) / len(labels),
-        sensitivity=float(answer == last),
-        specificity=float(answer != last),
+        sensitivity=float(answer in findings) if findings else None,
+        specificity=float(answer not in findings) if findings else None,
     )
 
 

@@ -47,10 +47,13 @@ def columns(summary: Summary) -> list[Column]:
     found = [
         Column("right", lambda line: f"{line.right}/{line.images}" if _known(line) else "-", narrow=True),
         Column("balanced accuracy", lambda line: figure(line.balanced), narrow=True),
-        Column("sens.", lambda line: _share(line.sensitivity), narrow=True),
-        Column("spec.", lambda line: _share(line.specificity)),
-        Column("fooled", lambda line: str(line.fooled) if _known(line) else "-", narrow=True),
     ]
+    if summary.positive:
+        found.append(Column("sens.", lambda line: _share(line.sensitivity), narrow=True))
+        found.append(Column("spec.", lambda line: _share(line.specificity)))
+    if len(summary.class_names) > 2:
+        found += [_recall(name) for name in summary.class_names]
+    found.append(Column("fooled", lambda line: str(line.fooled) if _known(line) else "-", narrow=True))
     if any(line.withheld for line in summary.lines if _known(line)):
         found.append(Column("refused", lambda line: str(line.withheld) if _known(line) else "-", narrow=True))
     found.append(Column("weakest against", lambda line: line.weakest or "-", narrow=True))
@@ -67,6 +70,10 @@ def columns(summary: Summary) -> list[Column]:
         Column("NFE", lambda line: "-" if line.nfe is None else f"{line.nfe:.1f}"),
         Column("ms", lambda line: "-" if line.ms is None else f"{line.ms:.1f}"),
     ]
+
+
+def _recall(name: str) -> Column:
+    return Column(f"recall {name}", lambda line: _share(line.recalls[name]) if _known(line) else "-")
 
 
 def threats(summary: Summary) -> dict[str, str]:
@@ -103,8 +110,8 @@ def sections(summary: Summary, shown: Sequence[Column] | None = None) -> list[Se
         rows = [[line.arm, *[column.cell(line) for column in shown]] for line in lines]
         anchor = {
             "balanced accuracy": f"{summary.anchor.balanced:.2f}",
-            "sens.": f"{summary.anchor.sensitivity:.2f}",
-            "spec.": f"{summary.anchor.specificity:.2f}",
+            "sens.": _share(summary.anchor.sensitivity),
+            "spec.": _share(summary.anchor.specificity),
         }
         rows.append(["majority class", *[anchor.get(column.title, "-") for column in shown]])
         found.append(Section(title, rows, [line.arm in summary.unreliable for line in lines] + [False]))
@@ -236,13 +243,15 @@ def _lines(rows: Sequence[dict[str, Any]], otherwise: list[str]) -> str:
 
 
 def _flat(record: Record) -> dict[str, Any]:
-    """Figures as three columns, lists joined."""
+    """Figures as three columns, recalls as one for each class, lists joined."""
     found: dict[str, Any] = {}
     for name, info in type(record).model_fields.items():
         value = getattr(record, name)
         if isinstance(value, Figure) or "Figure" in str(info.annotation):
             found |= {name: getattr(value, "value", None)}
             found |= {f"{name}_{end}": getattr(value, end, None) for end in ("low", "high")}
+        elif isinstance(value, dict):
+            found |= {f"recall {key}": share for key, share in value.items()}
         else:
             found[name] = " + ".join(value) if isinstance(value, list) else value
     return found

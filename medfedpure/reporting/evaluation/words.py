@@ -65,10 +65,14 @@ def weakest_point(summary: Summary, eps: float) -> str:
     text = f"the attack {line.weakest!r} alone leaves {line.weakest_right} of {line.images} images read correctly."
     if line.sensitivity is not None:
         before = summary.line(summary.headline, None).sensitivity
-        text += (
-            f" Sensitivity for {summary.positive!r}: {line.sensitivity:.2f} in the worst case, {before:.2f} without."
-        )
+        text += f" Sensitivity for {found(summary)}: {line.sensitivity:.2f} in the worst case, {before:.2f} without."
     return text
+
+
+def found(summary: Summary) -> str:
+    """The finding in words: one class, or any of several."""
+    names = [repr(name) for name in summary.positive]
+    return names[0] if len(names) == 1 else f"any finding ({', '.join(names)})"
 
 
 def figure(value: Figure | None, *, words: bool = False, signed: bool = False) -> str:
@@ -101,7 +105,9 @@ def footnotes(summary: Summary) -> list[str]:
         "control, not as an attack.",
         "Flagged, NFE (evaluations of the purifier's network) and ms: means for each image and draw, in attacked rows "
         "over the counted attacks.",
-        f"Sens.: images of {summary.positive!r} read as such; spec.: others accepted and not read as such.",
+        f"Sens.: images of {found(summary)} read as such; spec.: others accepted and not read as such."
+        if summary.positive
+        else "No class is named as no finding, so there is no sensitivity; recall: the share of a class that is right.",
     ]
     if draws > 1:
         lines.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import io
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from medfedpure.core.storage import write_bytes
 from medfedpure.core.streams import Streams
 from medfedpure.core.verdict import fooled, verdicts
 from medfedpure.job.run import Job
@@ -33,10 +34,9 @@ def save_gallery(job: Job, path: Path, *, rows: int = 6) -> None:
         axis.set_title(title, fontsize=10, color=_INK, pad=8)
     figure.suptitle(f"{job.result.attack}; {job.result.attacker}", fontsize=9, color=_INK, y=0.995)
     figure.tight_layout(rect=(0, 0, 1, 0.985))
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".png", delete=False) as handle:
-        figure.savefig(handle, dpi=110, facecolor="white")
-    Path(handle.name).replace(path)
-    path.chmod(0o644)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110, facecolor="white")
+    write_bytes(path, picture.getvalue())
 
 
 def _choose(job: Job, client: str, count: int) -> list[tuple[str, int]]:

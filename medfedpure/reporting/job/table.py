@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from medfedpure.job.records import RunResult, flatten
 
 ROWS: tuple[tuple[str, str], ...] = (
@@ -40,7 +42,8 @@ def cells(result: RunResult) -> list[list[str]]:
     """Header and rows: a figure, one column for each client, the mean."""
     flat = [flatten(client) for client in result.clients]
     table = [["", *[client.client for client in result.clients], "mean"]]
-    for label, key in ROWS:
+    recalls = [key for key in result.mean if re.match(r"(bare|defended)\.\w+_recalls\.", key)]
+    for label, key in (*ROWS, *[(_recall(key), key) for key in recalls]):
         if key in result.mean:
             table.append([label, *[_text(key, row.get(key)) for row in flat], _text(key, result.mean[key])])
     return table
@@ -71,7 +74,7 @@ def conditions(result: RunResult) -> list[str]:
     """What must stand beside the numbers."""
     lines = [
         f"robust = under {result.attack}; {result.attacker}; one draw of noise, no EoT",
-        f"median filter = {result.anchor}; sensitivity = recall of {_positive(result)}",
+        f"median filter = {result.anchor}; {_sensitivity(result)}",
     ]
     if result.bpda is not None:
         lines.append(f"BPDA = the same attack on the whole chain, {result.bpda}, EoT 1: a quick look, not a headline")
@@ -94,8 +97,17 @@ def markdown_table(rows: list[list[str]]) -> list[str]:
     return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
 
 
-def _positive(result: RunResult) -> str:
-    return f"the class {result.class_names[-1]!r}"
+def _sensitivity(result: RunResult) -> str:
+    names = [repr(name) for name in (result.class_names[-1:] if result.positive is None else result.positive)]
+    if not names:
+        return "no sensitivity: no class is named as no finding"
+    return "sensitivity = recall of " + (f"the class {names[0]}" if len(names) == 1 else f"any of {', '.join(names)}")
+
+
+def _recall(key: str) -> str:
+    """bare.clean_recalls.glioma as "bare: clean recall of glioma"."""
+    arm, images, name = key.split(".", 2)
+    return f"{arm}: {images.removesuffix('_recalls')} recall of {name}"
 
 
 def _text(key: str, value: float | None) -> str:

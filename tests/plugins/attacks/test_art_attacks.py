@@ -171,7 +171,7 @@ def test_square_needs_scores_alone_and_keeps_to_its_queries(model):
 
 def test_square_fits_into_images_that_are_not_square():
     images = torch.rand(4, 1, 12, 40, generator=torch.Generator().manual_seed(0))
-    brightness = ThreatView(lambda batch: torch.stack((batch.mean((1, 2, 3)), 1 - batch.mean((1, 2, 3))), 1))
+    brightness = ThreatView(lambda batch: torch.stack((m := batch.mean((1, 2, 3)) - 0.5, -m), 1))
     attack = medfedpure.create("attack", "square", eps=0.2, queries=30)
     assert share(attack(brightness, images, brightness(images).argmax(1))) > 0
 
@@ -313,7 +313,7 @@ class TestPatch:
     @pytest.mark.parametrize("masked", [False, True])
     def test_colours_and_sides_that_differ(self, masked):
         images = torch.rand(4, 3, 24, 40, generator=torch.Generator().manual_seed(0))
-        brightness = ThreatView(lambda batch: torch.stack((batch.mean((1, 2, 3)), 1 - batch.mean((1, 2, 3))), 1))
+        brightness = ThreatView(lambda batch: torch.stack((m := batch.mean((1, 2, 3)) - 0.5, -m), 1))
         labels = brightness(images).argmax(1)
         mask = torch.zeros(4, 1, 24, 40, dtype=torch.bool)
         mask[..., 10:] = True

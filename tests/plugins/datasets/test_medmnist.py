@@ -20,6 +20,8 @@ def write(path, *, images=None, labels=None, parts=("train", "val", "test"), cou
 
 
 def read(path, **options):
+    if "class_names" not in options:
+        options["positive"] = "class 1"
     return medfedpure.create("dataset", "medmnist", path=path, **options).read()
 
 

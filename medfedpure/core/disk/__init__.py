@@ -1,0 +1,1 @@
+"""How things get onto a disk and off it: whole, and shared between processes."""

@@ -1,0 +1,82 @@
+"""Which files of a folder are images of which class: the one rule of `image_folder` and of `evaluate --data`.
+
+Only what operating systems leave behind is passed over (`is_litter`); a folder `__other` is a class like any.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from medfedpure.core.errors import DataError
+
+_LITTER = frozenset(
+    {
+        "__macosx",
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "@eadir",
+        "lost+found",
+        "$recycle.bin",
+        "system volume information",
+    }
+)
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def is_litter(path: Path) -> bool:
+    """Whether a file or folder is one of the system's, not the user's: dotfiles, __MACOSX, Thumbs.db, @eaDir, ..."""
+    return path.name.startswith(".") or path.name.casefold() in _LITTER
+
+
+def entries_of(folder: Path) -> list[Path]:
+    """What a folder holds, sorted, without litter. Raises DataError where it cannot be listed."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if not is_litter(entry))
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error.strerror}") from error
+
+
+def class_folders(root: Path) -> list[str]:
+    """Names of the class folders of a root, sorted.
+
+    Raises:
+        DataError: it is missing, a file, or holds no folder.
+    """
+    wanted = "give the folder that holds one sub-folder per class"
+    if not root.is_dir():
+        raise DataError(f"{root} {'is a file' if root.exists() else 'does not exist'}: {wanted}")
+    entries = entries_of(root)
+    found = [entry.name for entry in entries if entry.is_dir()]
+    if not found:
+        inside = f"only files such as {entries[0].name}" if entries else "nothing"
+        raise DataError(f"{root} holds no class folder, {inside}: {wanted}")
+    return found
+
+
+def what_else(path: Path) -> str | None:
+    """What stands at a path in place of a file that can be read to its end; None for such a file.
+
+    Nothing is opened: opening a named pipe waits for somebody to write into it. None as well where nothing can be
+    learned, as of a dangling link: whoever opens that is told why.
+    """
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except OSError:
+        return None
+    return None if kind == stat.S_IFREG else _KINDS.get(kind, "no file")
+
+
+def some(names: Iterable[object], most: int = 10) -> str:
+    """The first names and how many more there are, for messages."""
+    texts = [str(name) for name in names]
+    rest = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + rest
