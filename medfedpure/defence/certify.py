@@ -18,7 +18,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor, nn
 
-from medfedpure.core.checks import check_images
+from medfedpure.core.checks import check_images, check_logits
 from medfedpure.core.detector import OneStepDenoiser
 from medfedpure.core.errors import ConfigError, InputError
 from medfedpure.core.streams import Streams
@@ -149,6 +149,7 @@ def _count(
         noise = torch.cat([streams.normal(image.shape, stage="copy", draw=number, like=image) for number in numbers])
         noisy = image + sigma * noise
         logits = classifier(noisy if denoiser is None else denoiser.denoise_once(noisy, sigma))
+        check_logits(logits, len(noisy), values=True)
         votes = torch.bincount(verdicts(logits).cpu(), minlength=logits.shape[1])
         total = votes if total is None else total + votes
     assert total is not None

@@ -75,6 +75,11 @@ class DefendedClassifier(nn.Module):
         vote: Vote = Vote(),  # noqa: B008
     ) -> None:
         super().__init__()
+        if not isinstance(classifier, nn.Module):
+            raise InputError(
+                f"the classifier must be an nn.Module from images to logits; got {classifier!r:.60}: build it first, "
+                "or wrap a function in a module whose forward calls it"
+            )
         if policy not in get_args(Policy):
             raise ConfigError(f"no policy is named {policy!r}; the policies are {', '.join(get_args(Policy))}")
         if detector is None and policy in ("purify_flagged", "abstain"):
@@ -128,10 +133,13 @@ class DefendedClassifier(nn.Module):
         images = benign.one_per_group(seed) if isinstance(benign, ImageDataset) else benign
         noise_seed, context = derive_seed(seed, "calibrate"), self.context()
         with torch.no_grad(), as_they_answer(self), self.acceleration.active(self._device()):
-            scores = [
-                self.detector(self._moved(batch), context=context, streams=self._streams(noise_seed, ids))
-                for batch, ids in as_batches(images, None, batch_size)
-            ]
+            scores = []
+            for batch, ids in as_batches(images, None, batch_size):
+                given = self._moved(batch)
+                logits = self._classify(given)
+                check_logits(logits, len(given), values=True)
+                own = replace(context, logits=logits)
+                scores.append(self.detector(given, context=own, streams=self._streams(noise_seed, ids)))
         return torch.cat(scores) if scores else torch.empty(0)
 
     def _moved(self, batch: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from medfedpure.core.checks import check_images
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector
+from medfedpure.core.errors import CalibrationError, ConfigError
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.registry import create
 from medfedpure.core.results import device_of
@@ -55,10 +58,13 @@ def defend(
         ``defended = medfedpure.defend(model, benign)``, then ``defended.predict(images).labels``.
     """
     data = benign if isinstance(benign, ImageDataset) else from_tensor(benign)
-    parts = data.split({"fit": 1 - calibrate_share, "calibrate": calibrate_share}, seed=derive_seed(seed, "defend"))
+    bare = DefendedClassifier(model, policy="none")
     device = device_of(model)
     cleaner: Purifier = create("purifier", purifier, purifier_config).to(device)
     watcher: Detector = create("detector", detector, detector_config).to(device)
+    DefendedClassifier(model, detector=watcher, purifier=cleaner, policy=policy)
+    bare.predict(data.select(torch.arange(min(2, len(data)))))
+    parts = _divided(data, calibrate_share, target_fpr, seed)
     context = DefendedClassifier(model, purifier=cleaner, policy="none").context()
     if not cleaner.fitted:
         cleaner.fit(parts["fit"], context=context, seed=derive_seed(seed, "purifier"))
@@ -66,6 +72,28 @@ def defend(
         watcher.fit(parts["fit"], context=context, seed=derive_seed(seed, "detector"))
     chain = DefendedClassifier(model, detector=watcher.to(device), purifier=cleaner.to(device), policy=policy)
     return chain.calibrate(parts["calibrate"], target_fpr, seed=seed)
+
+
+def _divided(data: ImageDataset, share: float, target_fpr: float, seed: int) -> dict[str, ImageDataset]:
+    """Images to fit on and images for the threshold; refused before any training where the latter are too few."""
+    if not 0 < share < 1:
+        raise ConfigError(f"calibrate_share must lie in (0, 1); got {share}")
+    if not 0 < target_fpr < 1:
+        raise CalibrationError(f"target_fpr must lie in (0, 1); got {target_fpr}")
+    wanted = math.ceil(1 / Fraction(repr(float(target_fpr))) - 1)
+    if data.num_groups < 2 or round(data.num_groups * share) < 1:
+        raise CalibrationError(
+            f"{data.num_groups} independent benign images came; at least {math.ceil(wanted / share)} are wanted for a "
+            f"false-positive rate of {float(target_fpr):g}, {wanted} of them for the threshold"
+        )
+    parts = data.split({"fit": 1 - share, "calibrate": share}, seed=derive_seed(seed, "defend"))
+    if parts["calibrate"].num_groups < wanted:
+        raise CalibrationError(
+            f"of {data.num_groups} independent benign images {parts['calibrate'].num_groups} are kept for the "
+            f"threshold, and {wanted} are wanted at a false-positive rate of {float(target_fpr):g}: bring about "
+            f"{math.ceil(wanted / share)} in all, raise target_fpr, or raise calibrate_share"
+        )
+    return parts
 
 
 def from_tensor(images: Tensor) -> ImageDataset:

@@ -145,15 +145,20 @@ def as_batches(images: Images, ids: Tensor | None, batch_size: int) -> Iterator[
     """
     count_batches(images, batch_size)
     if isinstance(images, Tensor):
-        check_image_layout(images)
         keys = torch.arange(len(images)) if ids is None else ids
-        if keys.shape != (len(images),):
-            raise InputError(f"ids must have shape ({len(images)},); got {tuple(keys.shape)}")
+        if not isinstance(keys, Tensor) or keys.dtype != torch.int64 or keys.shape != (len(images),):
+            came = f"{keys.dtype} {tuple(keys.shape)}" if isinstance(keys, Tensor) else type(keys).__name__
+            raise InputError(f"ids must be int64 of shape ({len(images)},), one for each image; got {came}")
         for start in range(0, len(images), batch_size):
             yield images[start : start + batch_size], keys[start : start + batch_size]
         return
     if ids is not None:
         raise InputError("ids are given with a tensor; a data set or a loader of Batch objects carries its own")
+    if not isinstance(images, ImageDataset | Iterable):
+        raise InputError(
+            "images must be a tensor (N, C, H, W), an ImageDataset, or batches one after another; got "
+            f"{type(images).__name__}"
+        )
     count = 0
     for item in images.batches(batch_size) if isinstance(images, ImageDataset) else images:
         part = item.images if isinstance(item, Batch) else item[0] if isinstance(item, (tuple, list)) else item

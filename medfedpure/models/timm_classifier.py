@@ -31,7 +31,8 @@ class TimmClassifier(nn.Module):
         features: Tensor = self.backbone.forward_head(maps, pre_logits=True)
         return features.flatten(1)
 
-    def head_name(self) -> str:
-        """Name of the head's module within this one."""
-        name = self.backbone.default_cfg["classifier"]
-        return f"backbone.{name if isinstance(name, str) else name[0]}"
+    def head_keys(self) -> frozenset[str]:
+        """Keys of timm's classifier layers: distilled transformers have two."""
+        named = self.backbone.default_cfg["classifier"]
+        heads = [f"backbone.{name}." for name in ([named] if isinstance(named, str) else named)]
+        return frozenset(key for key in self.state_dict() if key.startswith(tuple(heads)))

@@ -7,6 +7,11 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 
+from medfedpure.core.errors import InputError
+
+GROUPS = 8
+"""Of each normalization."""
+
 
 class NoiseUNet(nn.Module):
     """Predicts the noise in images; timesteps may be fractional and differ within a batch.
@@ -22,6 +27,7 @@ class NoiseUNet(nn.Module):
         super().__init__()
         self.unshuffle = unshuffle
         self.multiple = unshuffle * 2 ** (len(widths) - 1)
+        self.widest = widths[-1]
         self.network = UNet2DModel(
             in_channels=channels * unshuffle**2,
             out_channels=channels * unshuffle**2,
@@ -29,14 +35,25 @@ class NoiseUNet(nn.Module):
             layers_per_block=layers_per_block,
             down_block_types=("DownBlock2D",) * len(widths),
             up_block_types=("UpBlock2D",) * len(widths),
-            norm_num_groups=8,
+            norm_num_groups=GROUPS,
             add_attention=False,
         )
 
     def forward(self, noisy: Tensor, timestep: Tensor) -> Tensor:
-        """Noise `(N, C, H, W)` in images `(N, C, H, W)` at timesteps `(N,)`; any H and W."""
+        """Noise `(N, C, H, W)` in images `(N, C, H, W)` at timesteps `(N,)`; any H and W but the smallest.
+
+        Raises:
+            InputError: images so small that nothing is left to normalize.
+        """
         height, width = noisy.shape[2:]
         missing = (-width % self.multiple, -height % self.multiple)
+        sides = [(side + more) // self.multiple for side, more in zip((height, width), missing[::-1], strict=True)]
+        if self.widest // GROUPS * sides[0] * sides[1] < 2:
+            raise InputError(
+                f"images of {height} x {width} are folded to {sides[0]} x {sides[1]} by unshuffle {self.unshuffle} and "
+                f"{len(self.network.config.block_out_channels)} levels, which leaves a group normalization one value: "
+                "choose a smaller unshuffle or fewer widths, or larger images"
+            )
         padded = pad(noisy, (0, missing[0], 0, missing[1]), mode="replicate") if any(missing) else noisy
         folded = pixel_unshuffle(padded, self.unshuffle)
         predicted: Tensor = pixel_shuffle(self.network(folded, timestep).sample, self.unshuffle)

@@ -68,24 +68,21 @@ def test_c_images_that_are_none(nothing: Any) -> None:
 @pytest.mark.parametrize("model", [None, 3, "resnet18", nn.Linear, lambda images: images.flatten(1)[:, :2]], ids=str)
 def test_c_what_is_defended_is_a_module(model: Any) -> None:
     """C: a name, a class that is not built, nothing, a plain function."""
-    with pytest.raises(MedFedPureError, match="nn.Module"):
+    with pytest.raises(MedFedPureError, match=r"nn\.Module"):
         defend(model, BENIGN, **MEDIAN)
-    with pytest.raises(MedFedPureError, match="nn.Module"):
+    with pytest.raises(MedFedPureError, match=r"nn\.Module"):
         DefendedClassifier(model, policy="none")
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 10, 10), (1, 32, 30)], ids=str)
 @pytest.mark.parametrize("name", ["ddpm", "diffpure"])
-def test_c_images_that_a_diffusion_model_cannot_fold(name: str, shape: tuple[int, int, int]) -> None:
-    """C: a side that unshuffling and halving do not divide is said before a step of training."""
+def test_c_images_smaller_than_a_diffusion_model_can_fold(name: str) -> None:
+    """C: one image of 8 px under unshuffle 4 and two levels leaves a normalization one value."""
     pytest.importorskip("diffusers")
-    images = torch.rand(12, *shape)
-    purifier = medfedpure.create("purifier", name, model={"widths": (8, 8, 8), "unshuffle": 4}, training={"steps": 1})
-    data = medfedpure.ImageDataset(
-        (images * 255).to(torch.uint8), torch.arange(12) % 2, torch.arange(12), ("no", "yes")
-    )
-    with pytest.raises(MedFedPureError, match="multiple"):
-        purifier.fit(data)
+    purifier = medfedpure.create("purifier", name, model={"widths": (8, 8), "unshuffle": 4}, training={"steps": 1})
+    purifier.adopt(purifier.make_network((1, 8, 8), 0), (1, 8, 8))
+    with pytest.raises(MedFedPureError, match="choose a smaller unshuffle"):
+        purifier(torch.rand(1, 1, 8, 8), 0.5)
+    assert purifier(torch.rand(1, 1, 16, 16), 0.5).images.shape == (1, 1, 16, 16)
 
 
 def test_c_the_second_head_of_a_distilled_transformer_is_a_head() -> None:
@@ -105,6 +102,26 @@ def test_c_ids_that_do_not_fit(ids: Any) -> None:
     """C: ids are whole numbers, one for each image."""
     with pytest.raises(MedFedPureError):
         DefendedClassifier(tiny_classifier(), policy="none").predict(DATA.images[:2], ids=ids)
+
+
+@pytest.mark.parametrize("images", [3, 20, 60])
+def test_c_too_few_images_are_said_before_any_training(images: int) -> None:
+    """C: `defend` says how many images it wants in all, and trains nothing before."""
+    begun = []
+
+    class Told(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny_classifier()
+
+        def forward(self, given: Tensor) -> Tensor:
+            begun.append(len(given))
+            return self.inner(given)
+
+    few = BENIGN.one_per_group().select(torch.arange(images))
+    with pytest.raises(medfedpure.CalibrationError, match=r"independent benign images .*\b64\b"):
+        defend(Told(), few, target_fpr=0.05)
+    assert sum(begun) <= 2, "more than a look was taken at the model"
 
 
 def test_a01_two_images_never_share_their_noise() -> None:

@@ -47,5 +47,4 @@ class ResNet18(Classifier):
     def head_keys(self, model: nn.Module) -> frozenset[str]:
         """Keys of the last linear layer."""
         assert isinstance(model, TimmClassifier)
-        name = model.head_name()
-        return frozenset(key for key in model.state_dict() if key.startswith(f"{name}."))
+        return model.head_keys()

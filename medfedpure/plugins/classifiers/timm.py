@@ -90,7 +90,6 @@ class Timm(Classifier):
         return model.features(images)
 
     def head_keys(self, model: nn.Module) -> frozenset[str]:
-        """Keys of timm's classifier layer."""
+        """Keys of timm's classifier layers: distilled transformers have two."""
         assert isinstance(model, TimmClassifier)
-        name = model.head_name()
-        return frozenset(key for key in model.state_dict() if key.startswith(f"{name}."))
+        return model.head_keys()
