@@ -28,6 +28,9 @@ def demo(
     ] = None,
     out: _Out = Path("medfedpure-demo"),
     seed: Annotated[int, typer.Option("--seed", help="Of everything; equal seeds give equal numbers.")] = 0,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Beside FedAvg and local training too; takes about twice as long.")
+    ] = False,
     device: _Device = None,
     overwrite: _Overwrite = False,
     quiet: _Quiet = False,
@@ -39,7 +42,7 @@ def demo(
     """
     from medfedpure.job.presets import folder_demo, is_demo, phantom_demo
 
-    config = phantom_demo(seed) if data is None else folder_demo(data, seed)
+    config = phantom_demo(seed, compare=compare) if data is None else folder_demo(data, seed, compare=compare)
     _run(config, out, device, overwrite or is_demo(out), quiet, as_json)
 
 
@@ -67,10 +70,8 @@ def _run(config: RunConfig, out: Path, device: str | None, overwrite: bool, quie
     if device is not None:
         config = config.model_copy(update={"device": device})
     talk = Terminal(stderr=as_json, quiet=quiet)
-    if not quiet:
-        talk.rule("configuration", style="dim")
-        talk.print(config.to_toml())
-        talk.rule("run", style="dim")
+    for line in () if quiet else _foreword(config, out):
+        talk.print(line)
 
     def say(text: str) -> None:
         talk.print(">", style="cyan", end=" ")
@@ -85,6 +86,16 @@ def _run(config: RunConfig, out: Path, device: str | None, overwrite: bool, quie
     else:
         _print_tables(job.result)
         Terminal().say(f"\nwritten to {out}: report.html, config.toml, results.json, gallery.png, defences/")
+
+
+def _foreword(config: RunConfig, out: Path) -> list[str]:
+    """What will happen, before anything heavy does."""
+    return [
+        f"{config.data.clients} hospitals train a classifier ({config.classifier.plugin}) and a purifier "
+        f"({config.purifier.plugin}) together; no image leaves them.",
+        f"Each calibrates its defence on images of its own, and is attacked by {config.attack.plugin} on others.",
+        f"The result goes to {out / 'report.html'}, this run's configuration to {out / 'config.toml'}.",
+    ]
 
 
 def _print_tables(result: RunResult) -> None:

@@ -17,9 +17,16 @@ from medfedpure.job.config import (
 )
 from medfedpure.job.folder import CONFIG
 
+COMPARED = ("fedavg", "local")
 
-def phantom_demo(seed: int = 0) -> RunConfig:
-    """Three scanners, 48 px phantoms, minutes on two cores."""
+
+def phantom_demo(seed: int = 0, *, compare: bool = False) -> RunConfig:
+    """Three scanners, 48 px phantoms, minutes on two cores.
+
+    Args:
+        seed: of everything.
+        compare: train the classifier by FedAvg and locally as well.
+    """
     return RunConfig(
         seed=seed,
         threads=2,
@@ -55,7 +62,7 @@ def phantom_demo(seed: int = 0) -> RunConfig:
         attack=PluginChoice(
             plugin="pgd", config={"norm": "linf", "eps": 0.015, "step": 0.003, "steps": 7, "random_starts": 0}
         ),
-        evaluation=EvaluationChoice(compare=("fedavg", "local"), bpda=True),
+        evaluation=EvaluationChoice(compare=COMPARED if compare else (), bpda=True),
     )
 
 
@@ -66,13 +73,20 @@ def is_demo(out: Path) -> bool:
     except ConfigError:
         return False
     root = Path(str(found.data.config.get("root", "")))
-    demos = (phantom_demo(found.seed), folder_demo(root, found.seed))
+    demos = [phantom_demo(found.seed, compare=beside) for beside in (False, True)]
+    demos += [folder_demo(root, found.seed, compare=beside) for beside in (False, True)]
     return found.model_copy(update={"device": "cpu"}) in demos
 
 
-def folder_demo(folder: Path, seed: int = 0) -> RunConfig:
-    """Any image folder at 64 px: split by near-duplicate group, copies of a group capped."""
-    base = phantom_demo(seed)
+def folder_demo(folder: Path, seed: int = 0, *, compare: bool = False) -> RunConfig:
+    """Any image folder at 64 px: split by near-duplicate group, copies of a group capped.
+
+    Args:
+        folder: one sub-folder for each class.
+        seed: of everything.
+        compare: train the classifier by FedAvg and locally as well.
+    """
+    base = phantom_demo(seed, compare=compare)
     return base.model_copy(
         update={
             "data": DataChoice(
