@@ -1,7 +1,10 @@
 """The command's groups, put together."""
 
+from typing import Annotated
+
 import typer
 
+from medfedpure import __version__
 from medfedpure.cli import about, bench, check, evaluate, federate, federation, job, new
 
 app = typer.Typer(
@@ -11,6 +14,23 @@ app = typer.Typer(
     rich_markup_mode=None,  # which would take [data] and [all] in a help text for styles
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"medfedpure {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    del version
+
+
 app.command("demo")(job.demo)
 app.command("run")(job.run)
 app.command("federate")(federate.federate)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from medfedpure.core.storage import write_bytes
 
 Result = TypeVar("Result", "Purification", "AttackResult", "Trace", "Prediction")
 
@@ -27,7 +32,7 @@ class Purification:
     timestep: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AttackResult:
     """Adversarial images that passed the audit of their own budget.
 
@@ -42,6 +47,12 @@ class AttackResult:
     success: Tensor
     distance: Tensor
     description: str
+
+    def __len__(self) -> int:
+        return len(self.success)
+
+    def __repr__(self) -> str:
+        return f"AttackResult: {int(self.success.sum())} of {len(self)} images fool, {self.description}"
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ class Trace:
     noise: str = "reference"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """What a defended classifier says of `N` images.
 
@@ -104,6 +115,36 @@ class Prediction:
 
     def __len__(self) -> int:
         return self.labels.shape[0]
+
+    def __repr__(self) -> str:
+        classes = ", ".join(f"{int(count)} of class {label}" for label, count in enumerate(self.labels.bincount()))
+        counts = {name: int(getattr(self, name).sum()) for name in ("flagged", "purified", "abstained")}
+        done = ", ".join(f"{count} {name}" for name, count in counts.items())
+        return f"Prediction of {len(self)} images: {classes or 'none'}; {done}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dictionary of plain values for each image, as tables take them: `pandas.DataFrame(found.rows())`."""
+        columns: dict[str, Sequence[Any]] = {"image": range(len(self)), "label": self.labels.tolist()}
+        columns |= {f"probability_{k}": column.tolist() for k, column in enumerate(self.probabilities.unbind(1))}
+        for name in ("scores", "p_values"):
+            if (values := getattr(self, name)) is not None:
+                columns[name.removesuffix("s")] = values.tolist()
+        for name in ("flagged", "strength", "purified", "abstained", "agreement"):
+            columns[name] = getattr(self, name).tolist()
+        columns["nfe"] = self.trace.nfe.tolist()
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write `rows()` as CSV, whole or not at all.
+
+        Raises:
+            ArtifactError: the file cannot be written; the text says why.
+        """
+        text = io.StringIO()
+        table = csv.DictWriter(text, self.rows()[0] if len(self) else ["image", "label"])
+        table.writeheader()
+        table.writerows(self.rows())
+        write_bytes(Path(path), text.getvalue().encode())
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import medfedpure
 from medfedpure.cli.app import app
 from medfedpure.cli.new import write_project
 from medfedpure.core.errors import ConfigError, UnknownPluginError
@@ -91,3 +92,9 @@ def test_mistakes_are_named(arguments: list[str], error: type[Exception], words:
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, error), f"{result.exception!r} came"
     assert words in str(result.exception), f"the error does not say {words!r}: {result.exception}"
+
+
+def test_the_version_is_told():
+    answer = CliRunner().invoke(app, ["--version"])
+    assert answer.exit_code == 0
+    assert answer.output.strip() == f"medfedpure {medfedpure.__version__}"
