@@ -6,6 +6,7 @@ import typer
 
 from medfedpure import __version__
 from medfedpure.cli import about, bench, check, evaluate, federate, federation, job, new
+from medfedpure.cli.shown import Terminal
 
 app = typer.Typer(
     name="medfedpure",
@@ -18,7 +19,7 @@ app = typer.Typer(
 
 def _show_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"medfedpure {__version__}")
+        Terminal().say(f"medfedpure {__version__}")
         raise typer.Exit
 
 

@@ -155,7 +155,8 @@ def gated_logs(purified: Tensor, raw: Tensor, flagged: Tensor, soft: Tensor) -> 
     In logarithms, because a p that rounds to 0 or 1 has no gradient. Where p rounds to 0, g has none.
 
     Args:
-        purified, raw: `(N, K)` logits of the two branches.
+        purified: `(N, K)` logits of the purified branch.
+        raw: `(N, K)` logits of the other.
         flagged: `(N,)` bool, the gate.
         soft: `(N,)` in [0, 1], whose gradient stands for the gate's.
     """
