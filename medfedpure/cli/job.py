@@ -29,7 +29,7 @@ def demo(
     out: _Out = Path("medfedpure-demo"),
     seed: Annotated[int, typer.Option("--seed", help="Of everything; equal seeds give equal numbers.")] = 0,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Beside FedAvg and local training too; takes about twice as long.")
+        bool, typer.Option("--compare", help="Beside FedAvg and local training too; takes about half as long again.")
     ] = False,
     device: _Device = None,
     overwrite: _Overwrite = False,
