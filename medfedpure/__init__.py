@@ -59,6 +59,7 @@ _PUBLIC = {
     "PluginError": "medfedpure.core.errors",
     "PluginLoadError": "medfedpure.core.errors",
     "Prediction": "medfedpure.core.results",
+    "ProbabilitiesWarning": "medfedpure.core.errors",
     "Purification": "medfedpure.core.results",
     "Purifier": "medfedpure.core.purifier",
     "Radius": "medfedpure.core.config",
@@ -77,6 +78,7 @@ _PUBLIC = {
     "UnknownPluginError": "medfedpure.core.errors",
     "Update": "medfedpure.core.personalization",
     "Vote": "medfedpure.defence.voting",
+    "WeakDefenceWarning": "medfedpure.core.errors",
     "WrappedTask": "medfedpure.core.task",
     "auroc": "medfedpure.figures.metrics",
     "bpda_view": "medfedpure.evaluation.views",
@@ -145,8 +147,10 @@ if TYPE_CHECKING:
     from medfedpure.core.errors import PluginConflictError as PluginConflictError
     from medfedpure.core.errors import PluginError as PluginError
     from medfedpure.core.errors import PluginLoadError as PluginLoadError
+    from medfedpure.core.errors import ProbabilitiesWarning as ProbabilitiesWarning
     from medfedpure.core.errors import TrainingError as TrainingError
     from medfedpure.core.errors import UnknownPluginError as UnknownPluginError
+    from medfedpure.core.errors import WeakDefenceWarning as WeakDefenceWarning
     from medfedpure.core.personalization import ClientRound as ClientRound
     from medfedpure.core.personalization import LocalResult as LocalResult
     from medfedpure.core.personalization import PersonalizationStrategy as PersonalizationStrategy

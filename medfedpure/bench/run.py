@@ -7,25 +7,26 @@ from typing import Any
 
 import torch
 
-from medfedpure.bench.stage import SMALL, STEPS, Bench, Row, Stage, build, fit, right_and_wrong, timed
-from medfedpure.core.attack import Attack, ThreatView
+from medfedpure.bench import attacks
+from medfedpure.bench.attacks import budgeted, with_gradients
+from medfedpure.bench.stage import BUDGET, SMALL, STEPS, Bench, Row, Stage, build, fit, right_and_wrong, timed
+from medfedpure.core.attack import Budget
 from medfedpure.core.classifier import Classifier
-from medfedpure.core.dataset import Dataset
+from medfedpure.core.dataset import Dataset, ImageDataset
 from medfedpure.core.detector import Detector
-from medfedpure.core.errors import MedFedPureError
+from medfedpure.core.errors import ConfigError, MedFedPureError
 from medfedpure.core.personalization import PersonalizationStrategy
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.registry import BUILTIN, Plugin, create, registry
 from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import Streams
-from medfedpure.core.verdict import fooled, verdicts_of
+from medfedpure.core.verdict import verdicts_of
 from medfedpure.defence.calibration import Calibration
-from medfedpure.defence.chain import DefendedClassifier
-from medfedpure.evaluation.views import detector_view
 from medfedpure.figures.metrics import auroc, true_positive_rate
 from medfedpure.training.classification import ClassificationTask
 
 Figures = dict[str, float | int | str]
+Conditions = Callable[[Stage, Sequence[Row]], Sequence[str]]
 Say = Callable[[str], None]
 
 
@@ -35,6 +36,8 @@ def run_bench(
     *,
     seed: int = 0,
     images: int = 480,
+    data: ImageDataset | None = None,
+    budget: Budget = BUDGET,
     beside: Sequence[str] = (),
     say: Say | None = None,
 ) -> Bench:
@@ -45,11 +48,19 @@ def run_bench(
         options: its configuration; the built-ins take small ones.
         seed: of everything random.
         images: how many phantoms are drawn.
+        data: images to measure on in place of phantoms: see `images_of`.
+        budget: norm and eps of every attack.
         beside: names of its kind to compare with; by default the built-ins.
         say: told what is being measured.
+
+    Raises:
+        ConfigError: `data` for a data set, which brings its own.
+        UnknownPluginError: nothing of its kind has a name of `beside`.
     """
+    if record.kind == "dataset" and data is not None:
+        raise ConfigError(f"{record.name} is a data set, and is measured on its own images: leave out --data")
     measure, columns, conditions = _KINDS[record.kind]
-    stage, rows = Stage(seed, images), []
+    stage, rows = Stage(seed, images, data, budget), list[Row]()
     names = beside or [other.name for other in registry().plugins(record.kind) if other.distribution == BUILTIN]
     for name in names:
         registry().get(record.kind, name)
@@ -58,12 +69,20 @@ def run_bench(
             say(f"measuring {name}")
         row = Row(name)
         try:
-            row.figures = measure(build(record.kind, name, record.name, options), stage)
+            own = options if name == record.name else {}
+            part = budgeted(name, own, budget) if record.kind == "attack" else build(record.kind, name, own)
+            row.figures = measure(part, stage)
         except (MedFedPureError, ValueError, RuntimeError) as error:
             row.problem = " ".join(f"{type(error).__name__}: {error}".split())
         rows.append(row)
     facts = [] if record.kind == "dataset" else stage.facts()
-    return Bench(record.kind, columns, rows, [*facts, *conditions(stage)])
+    return Bench(record.kind, columns, together(rows), [*facts, *conditions(stage, rows)])
+
+
+def together(rows: Sequence[Row]) -> list[Row]:
+    """Rows of one threat side by side, in the order in which threats first come."""
+    threats = list(dict.fromkeys(row.figures.get("threat") for row in rows))
+    return sorted(rows, key=lambda row: threats.index(row.figures.get("threat")))
 
 
 def _detector(part: Detector, stage: Stage) -> Figures:
@@ -110,41 +129,6 @@ def _purifier(part: Purifier, stage: Stage) -> Figures:
     }
 
 
-def _attack(part: Attack, stage: Stage) -> Figures:
-    test = stage.parts["test"]
-    read = test.select(~fooled(verdicts_of(stage.model, test.images), test.labels))
-    some = read.select(torch.arange(len(read)) < 24)
-    view = _seeing(stage) if part.requires & {"score", "threshold"} else ThreatView(stage.model)
-    if "features" in part.requires:
-        view.features = stage.model.features
-    streams = stage.streams("attack", some)
-    if not part.fitted:
-        part.fit(stage.parts["train"], view=view, seed=stage.seed)
-    result, spent = timed(lambda: _with_gradients(lambda: part(view, some.images, some.labels, streams=streams)))
-    change = (result.images - some.images).flatten(1)
-    budget = part.budget()
-    return {
-        "fooled": float(result.success.double().mean()),
-        "mean linf": float(change.abs().amax(1).mean()),
-        "mean l2": float(change.norm(dim=1).mean()),
-        "budget": "none" if budget is None else f"{budget.norm} {budget.eps:.3g}",
-        "ms an image": 1000 * spent / len(some),
-    }
-
-
-def _seeing(stage: Stage) -> ThreatView:
-    """The bare classifier beside the score of a detector that is differentiable and quickly fitted."""
-    detector = create("detector", "mahalanobis")
-    fit(detector, stage)
-    chain = DefendedClassifier(stage.model, detector=detector, policy="none")
-    return detector_view(chain.calibrate(stage.parts["calibrate"], 0.05, seed=stage.seed))
-
-
-def _with_gradients(call: Callable[[], Any]) -> Any:
-    with torch.enable_grad():
-        return call()
-
-
 def _classifier(part: Classifier, stage: Stage) -> Figures:
     train_component, test = stage.parts["train"], stage.parts["test"]
     model, seconds = timed(lambda: stage.trained(part, train_component))
@@ -164,7 +148,7 @@ def _strategy(part: PersonalizationStrategy, stage: Stage) -> Figures:
 
     architecture: Classifier = create("classifier", "small_cnn", SMALL["classifier", "small_cnn"])
     sites, tests = [], {}
-    for place, client in enumerate(stage.data.partition(3, by="site", seed=stage.seed)):
+    for place, client in enumerate(stage.clients()):
         halves = client.split({"train": 0.6, "test": 0.4}, seed=stage.seed)
         sites.append(Site(f"client_{place}", halves["train"]))
         tests[f"client_{place}"] = halves["test"]
@@ -177,7 +161,7 @@ def _strategy(part: PersonalizationStrategy, stage: Stage) -> Figures:
 
     budget = TrainingConfig(steps=STEPS // 2, batch_size=16, learning_rate=5e-3)
     result, seconds = timed(
-        lambda: _with_gradients(
+        lambda: with_gradients(
             lambda: federate(
                 sites,
                 make_model=make_model,
@@ -227,7 +211,15 @@ def _robust(stage: Stage) -> list[str]:
     return [stage.threat(), "clean, robust: balanced accuracy on benign and on attacked test images"]
 
 
-def _of_detectors(stage: Stage) -> list[str]:
+def _shares(stage: Stage) -> str:
+    if stage.given is None:
+        return "three clients, one scanner each"
+    if stage.has_sites:
+        return "three clients of whole sites"
+    return "three clients, shares of each class drawn from Dirichlet(1), as fewer than three sites are known"
+
+
+def _of_detectors(stage: Stage, _: Sequence[Row]) -> list[str]:
     test, fooled = stage.parts["test"], int(stage.attacked_test.success.sum())
     right = right_and_wrong(test.labels, verdicts_of(stage.model, test.images), test.num_classes)
     return [
@@ -238,16 +230,9 @@ def _of_detectors(stage: Stage) -> list[str]:
     ]
 
 
-def _of_attacks(_: Stage) -> list[str]:
-    return [
-        "fooled: share of at most 24 test images, all read correctly by the bare small_cnn, on which the attack "
-        "succeeds; static view, no defence; beside it an attack that needs a score sees that of mahalanobis",
-        "linf and l2: mean size of all changes in [0, 1] units; every result was audited against its budget; "
-        "compare rows of one budget only",
-    ]
-
-
-_KINDS: dict[str, tuple[Callable[[Any, Stage], Figures], tuple[str, ...], Callable[[Stage], Sequence[str]]]] = {
+_KINDS: dict[
+    str, tuple[Callable[[Any, Stage], Figures], tuple[str, ...], Callable[[Stage, Sequence[Row]], Sequence[str]]]
+] = {
     "detector": (
         _detector,
         ("AUROC", "TPR at 5% FPR", "flagged benign", "flagged attacked", "ms an image", "fit s"),
@@ -256,29 +241,29 @@ _KINDS: dict[str, tuple[Callable[[Any, Stage], Figures], tuple[str, ...], Callab
     "purifier": (
         _purifier,
         ("clean", "robust", "evaluations", "ms an image", "fit s"),
-        lambda stage: [
+        lambda stage, _: [
             *_robust(stage),
             "every image purified at strength 1; evaluations: of a network, for each image",
         ],
     ),
-    "attack": (_attack, ("fooled", "mean linf", "mean l2", "budget", "ms an image"), _of_attacks),
+    "attack": (attacks.measure, attacks.COLUMNS, attacks.conditions),
     "classifier": (
         _classifier,
         ("clean", "robust", "weights", "ms an image", "fit s"),
-        lambda stage: [*_robust(stage), f"each trained for {STEPS} steps of 16 images, and attacked itself"],
+        lambda stage, _: [*_robust(stage), f"each trained for {STEPS} steps of 16 images, and attacked itself"],
     ),
     "personalization": (
         _strategy,
         ("clean, mean", "clean, worst", "KiB up a round", "s"),
-        lambda _: [
-            f"three clients, one scanner each; small_cnn, 3 rounds, {STEPS // 2} steps of 16 images at each; clean: "
+        lambda stage, _: [
+            f"{_shares(stage)}; small_cnn, 3 rounds, {STEPS // 2} steps of 16 images at each; clean: "
             "balanced accuracy of the personal models on held-out images of their client, benign ones"
         ],
     ),
     "dataset": (
         _dataset,
         ("images", "groups", "classes", "sites", "px", "small_cnn", "read s"),
-        lambda _: [
+        lambda *_: [
             f"small_cnn: its balanced accuracy after {STEPS} steps of 16 of at most about 400 images, split by group"
         ],
     ),

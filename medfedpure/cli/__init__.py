@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import sys
+import traceback
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO)
 
@@ -17,8 +18,12 @@ def main() -> None:
     from medfedpure.cli.shown import Terminal, shown
     from medfedpure.core.errors import MedFedPureError
 
+    words = sys.argv[1:]
+    verbose = "--verbose" in words and words[0] != "check"  # which has an option of that name
+    if verbose:  # wherever it stands
+        words = ["--verbose", *(word for word in words if word != "--verbose")]
     try:
-        code = app(standalone_mode=False)
+        code = app(words, standalone_mode=False)
     except click.ClickException as error:
         if isinstance(error, click.UsageError) and error.ctx is not None:
             error.ctx.color = True  # nothing is to be stripped: all is shown
@@ -32,6 +37,8 @@ def main() -> None:
         if isinstance(error, OSError) and error.errno not in _OF_THE_DISK and not isinstance(error, MedFedPureError):
             raise
         console = Terminal(stderr=True)
+        if verbose:
+            console.say("".join(traceback.format_exception(error)))
         console.print("error", style="bold red", end="")
         console.say(f": {type(error).__name__}: {error}")
         sys.exit(1)

@@ -1,12 +1,13 @@
 """The command's groups, put together."""
 
+import logging
 from typing import Annotated
 
 import typer
 
 from medfedpure import __version__
 from medfedpure.cli import about, bench, check, evaluate, federate, federation, job, new
-from medfedpure.cli.shown import Terminal
+from medfedpure.cli.shown import Terminal, shown
 
 app = typer.Typer(
     name="medfedpure",
@@ -23,13 +24,28 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
+class _Shown(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+
+def _speak(asked: bool) -> None:
+    if asked:
+        handler = logging.StreamHandler()
+        handler.setFormatter(_Shown("%(asctime)s %(name)s: %(message)s"))
+        logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
 @app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and stop.", callback=_show_version, is_eager=True)
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show the log, and of an error where it arose.", callback=_speak)
+    ] = False,
 ) -> None:
-    del version
+    del version, verbose
 
 
 app.command("demo")(job.demo)

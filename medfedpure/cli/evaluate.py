@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medfedpure.cli.options import Threads, json_object, number
 from medfedpure.cli.shown import Terminal, echo_json
+from medfedpure.cli.threads import use_threads
+from medfedpure.cli.which import read_config
 
 if TYPE_CHECKING:
+    from medfedpure.core.attack import Attack
     from medfedpure.evaluation.records import Evaluation
     from medfedpure.job.subject import Subject
     from medfedpure.reporting.evaluation.summary import Summary
@@ -27,6 +29,14 @@ def evaluate(
         ),
     ] = None,
     data_config: Annotated[str, typer.Option("--data-config", help="JSON options of the data set plugin.")] = "{}",
+    classifier: Annotated[
+        str | None,
+        typer.Option(
+            "--classifier",
+            help="package.module:function that builds your own model, found from the current folder, for a defence "
+            "around one; its weights become those that were saved with the defence.",
+        ),
+    ] = None,
     client: Annotated[str | None, typer.Option("--client", help="Of a run, whose defence; default: the first.")] = None,
     preset: Annotated[str, typer.Option("--preset", help="quick, standard or headline.")] = "quick",
     eps: Annotated[
@@ -38,6 +48,13 @@ def evaluate(
         list[Path] | None,
         typer.Option("--attacker", help="Another saved defence or classifier, to craft transfer attacks on."),
     ] = None,
+    attack: Annotated[
+        list[str] | None, typer.Option("--attack", help="An attack plugin of yours, beside the ladder; again for more.")
+    ] = None,
+    attack_config: Annotated[
+        Path | None, typer.Option("--attack-config", help="A TOML file with the options of a single --attack.")
+    ] = None,
+    threads: Threads = None,
     seed: Annotated[int, typer.Option("--seed", help="Of images, attacks and readings.")] = 0,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:0.")] = "cpu",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the table.")] = False,
@@ -50,11 +67,14 @@ def evaluate(
     from medfedpure.core.storage import locked
     from medfedpure.evaluation.evaluate import evaluate as run
     from medfedpure.job.device import check_device
+    from medfedpure.job.own_module import own_module
     from medfedpure.job.subject import load_subject
 
-    sizes = [_fraction(text) for text in eps] if eps else None
-    options = _options(data_config)
+    sizes = [number(text) for text in eps] if eps else None
+    options = json_object(data_config, "--data-config")
     check_device(device)
+    extra = _attacks(attack or [], attack_config)
+    use_threads(threads, recorded_threads(report))
     make_folder(report)
     talk = Terminal(stderr=as_json, quiet=quiet)
 
@@ -62,8 +82,15 @@ def evaluate(
         talk.print(">", style="cyan", end=" ")
         talk.print(text)
 
-    subject = load_subject(defence, data=data, options=options, client=client, attackers=attacker or [])
+    model = None if classifier is None else own_module(classifier)
+    subject = load_subject(
+        defence, data=data, options=options, client=client, attackers=attacker or [], classifier=model
+    )
     say(f"{subject.name} on {subject.data.name}: {subject.told}")
+    if subject.chain.image_facts is not None:
+        say(f"{subject.name} is for {subject.chain.image_facts.describe()}")
+    if subject.chain.own_check is not None:
+        say(f"when it was fitted: {subject.chain.own_check.describe()}")
     if subject.attackers:
         say(f"transfer attacks are crafted on {', '.join(subject.attackers)}")
     subject.chain.to(device)
@@ -80,6 +107,7 @@ def evaluate(
                 norm=norm,  # type: ignore[arg-type]
                 attackers=attackers,
                 federation=subject.federation,
+                extra_attacks=extra,
                 out=report,
                 seed=seed,
                 say=say,
@@ -127,18 +155,20 @@ def _print(summary: Summary) -> None:
         console.print(text, style="bold red")
 
 
-def _fraction(text: str) -> float:
-    try:
-        return float(Fraction(text))
-    except (ValueError, ZeroDivisionError) as error:
-        raise typer.BadParameter(f"a number such as 0.015 or 8/255 is wanted; got {text!r}") from error
+def _attacks(names: list[str], config: Path | None) -> dict[str, Attack]:
+    from medfedpure.core.errors import ConfigError
+    from medfedpure.core.registry import create
+
+    if config is not None and len(names) != 1:
+        raise ConfigError(f"--attack-config holds the options of one --attack; got {len(names)} of them")
+    return {name: create("attack", name, read_config(config)) for name in names}
 
 
-def _options(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise typer.BadParameter(f"--data-config wants a JSON object; got {text!r}: {error}") from error
-    if not isinstance(found, dict):
-        raise typer.BadParameter(f"--data-config wants a JSON object; got {text!r}")
-    return found
+def recorded_threads(report: Path) -> int | None:
+    """What a report that is continued was begun with; None where there is none."""
+    from medfedpure.core.storage import read_json
+
+    path = report / "setting.json"
+    found = read_json(path) if path.is_file() else None
+    threads = found.get("threads") if isinstance(found, dict) else None
+    return threads if isinstance(threads, int) and threads > 0 else None

@@ -11,7 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from medfedpure.cli.options import Settings, Threads
 from medfedpure.cli.shown import Terminal, echo_json, shown
+from medfedpure.cli.threads import use_threads
 
 if TYPE_CHECKING:
     from medfedpure.federation import RoundRecord
@@ -29,6 +31,8 @@ _OTHER_COLUMNS = 68
 def federate(
     config: Annotated[Path, typer.Argument(help="A TOML file with [data] and one of [classifier|detector|purifier].")],
     out: Annotated[Path, typer.Option("--out", help="Folder for results and parts; a run in it is resumed.")],
+    settings: Settings = None,
+    threads: Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No live table, only the last round.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of the tables.")] = False,
 ) -> None:
@@ -39,7 +43,10 @@ def federate(
     from medfedpure.job.federate import run_federate
     from medfedpure.job.federate_config import FederateConfig
 
-    settings = FederateConfig.from_toml(config)
+    chosen = FederateConfig.from_toml(config).with_settings(settings or [])
+    if threads is not None:
+        chosen = chosen.with_settings([f"federation.threads={threads}"])
+    use_threads(chosen.federation.threads)
     talk = Terminal(stderr=as_json, quiet=quiet)
     bars = Bars(talk)
     with Live(bars.progress, console=talk, refresh_per_second=4) as live, listening(bars):
@@ -47,7 +54,7 @@ def federate(
         def watch(history: tuple[RoundRecord, ...]) -> None:
             live.update(Group(rounds_table(history, talk.width), bars.progress))
 
-        result = run_federate(settings, out, watch=watch)
+        result = run_federate(chosen, out, watch=watch)
     page = page_of_rounds(out)
     if as_json:
         echo_json(out / "results.json")
@@ -114,6 +121,7 @@ def rounds_table(history: tuple[RoundRecord, ...], width: int = 120) -> Group:
 def clients_table(record: RoundRecord) -> Table:
     """All figures of the last round, by client, and their means."""
     from medfedpure.job.federate import mean_figures, worst_client
+    from medfedpure.reporting.job.rounds import chance_note
 
     mean = mean_figures(record.clients)
     shown = [name for name in _TITLES if name in mean]
@@ -122,10 +130,11 @@ def clients_table(record: RoundRecord) -> Table:
     for name in shown:
         table.add_column(_TITLES[name], justify="right")
     for client, figures in sorted(record.clients.items()):
-        table.add_row(client, *(_figure(figures.get(name)) for name in shown))
-    table.add_row("mean", *(_figure(mean[name]) for name in shown), style="bold")
-    worst = [worst_client(record.clients, name) for name in shown]
-    table.add_row("worst", *("" if one is None else _figure(one[1]) for one in worst), style="dim")
+        table.add_row(client, *(_figure(figures.get(name)) + chance_note(name, figures) for name in shown))
+    table.add_row("mean", *(_figure(mean[name]) + chance_note(name, mean) for name in shown), style="bold")
+    worst = [(name, worst_client(record.clients, name)) for name in shown]
+    cells = ("" if one is None else _figure(one[1]) + chance_note(name, record.clients[one[0]]) for name, one in worst)
+    table.add_row("worst", *cells, style="dim")
     return table
 
 

@@ -99,15 +99,15 @@ def example_federation(clients: tuple[str, ...]) -> DeploymentConfig:
             plugin="small_cnn",
             strategy=PluginChoice(plugin="fedrep"),
             rounds=3,
-            training=TrainingConfig(steps=150, batch_size=16, learning_rate=3e-3),
+            training=TrainingConfig(steps=150, batch_size=16, learning_rate=5e-3),
         ),
         federation=FederationConfig(start_timeout=300, round_timeout=900),
     )
 
 
 def example_site(name: str, number: int) -> SiteConfig:
-    """Phantoms of a scanner of the site's own."""
-    phantoms = {"images": 200, "image_size": 32, "scanners": 1, "seed": number}
+    """Phantoms of a scanner of the site's own; with the usual contrast three rounds would learn next to nothing."""
+    phantoms = {"images": 200, "image_size": 32, "scanners": 1, "lesion_contrast": 2.0, "seed": number}
     return SiteConfig(
         client=name,
         data=PluginChoice(plugin="phantom", config=phantoms),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, overload
 
 import torch
 from safetensors.torch import save
@@ -17,6 +16,9 @@ from torch import Tensor
 
 from medfedpure.core.component import Component
 from medfedpure.core.errors import DataError
+from medfedpure.core.rows.division import assign, by_site, dirichlet
+from medfedpure.core.rows.index import Index, places_of
+from medfedpure.core.rows.table import Tabular
 from medfedpure.core.storage import FORMAT
 from medfedpure.core.streams import derive_seed
 
@@ -70,8 +72,8 @@ class Batch:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device), masks=masks)
 
 
-@dataclass(frozen=True)
-class ImageDataset:
+@dataclass(frozen=True, repr=False)
+class ImageDataset(Tabular):
     """A labelled set of images, decoded once and kept with 8 or 16 bits a value.
 
     Attributes:
@@ -154,6 +156,37 @@ class ImageDataset:
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
+
+    def __repr__(self) -> str:
+        counts = zip(self.labels.bincount(minlength=self.num_classes).tolist(), self.class_names, strict=True)
+        each = ", ".join(f"{count} {name!r}" for count, name in counts)
+        kind = f"{' x '.join(map(str, self.image_shape))} {str(self.pixels.dtype).removeprefix('torch.')}"
+        return f"ImageDataset {self.name!r}: {len(self)} images of {kind} in {self.num_groups} groups; {each}"
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+
+    @overload
+    def __getitem__(self, index: Index) -> Self: ...
+
+    def __getitem__(self, index: int | Index) -> tuple[Tensor, int] | Self:
+        """At one place `(C, H, W)` float32 in [0, 1] and its label; at several, what `select` gives."""
+        places = places_of(index, len(self))
+        if isinstance(places, Tensor):
+            return self.select(places.cpu())
+        one = self.batch(torch.tensor([places]))
+        return one.images[0], int(one.labels)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Id, label, group, site, class, then levels and attributes by name; None where an attribute is unknown."""
+        found: dict[str, list[Any]] = {key.removesuffix("s"): getattr(self, key).tolist() for key in ("ids", *_WHOLE)}
+        found["class"] = [self.class_names[label] for label in found["label"]]
+        found |= {f"level {name}" if name in found else name: level.tolist() for name, level in self.levels.items()}
+        for name, attribute in self.attributes.items():
+            words = [*attribute.names, None]  # -1 is the last
+            key = f"attribute {name}" if name in found else name
+            found[key] = [words[place] for place in attribute.values.tolist()]
+        return found
 
     @property
     def num_classes(self) -> int:
@@ -239,7 +272,7 @@ class ImageDataset:
         if by not in ("group", "image") or not given or not all(0 < share < 1e9 for share in given):
             raise DataError(f"by is 'group' or 'image', fractions are positive; got {by!r}, {dict(fractions)}")
         groups = self.groups if by == "group" else torch.arange(len(self))
-        parts = _assign(groups, self.labels, [given] * self.num_classes, derive_seed(seed, "split"))
+        parts = assign(groups, self.labels, [given] * self.num_classes, derive_seed(seed, "split"))
         result = {name: self.select(parts == place) for place, name in enumerate(fractions)}
         if empty := [name for name, part in result.items() if len(part) == 0]:
             few = f"{groups.unique().numel()} groups are too few for parts {', '.join(fractions)}"
@@ -270,13 +303,11 @@ class ImageDataset:
             known = self.sites.unique()
             if int(known.min()) < 0 or known.numel() < clients:
                 raise DataError(f"{self.name} names {known.numel()} sites (-1 = unknown); {clients} are needed")
-            unique, inverse = self.groups.unique(return_inverse=True)
-            home = torch.zeros_like(unique).scatter_reduce_(0, inverse, self.sites, "amin", include_self=False)
-            owner = (torch.searchsorted(known, home) % clients)[inverse]
+            owner = by_site(self.groups, self.sites, clients)
         else:
             even = [[1.0] * clients] * self.num_classes
-            shares = _dirichlet(self.num_classes, clients, alpha, seed) if by == "dirichlet" else even
-            owner = _assign(self.groups, self.labels, shares, derive_seed(seed, "partition"))
+            shares = dirichlet(self.num_classes, clients, alpha, seed) if by == "dirichlet" else even
+            owner = assign(self.groups, self.labels, shares, derive_seed(seed, "partition"))
         parts = [self.select(owner == client) for client in range(clients)]
         if 0 in (sizes := [len(part) for part in parts]):
             raise DataError(f"a client would hold no image (sizes {sizes}): fewer clients or a larger alpha")
@@ -367,34 +398,3 @@ def _check_whole(what: str, value: Tensor, size: int) -> None:
 
 def _kind_of(value: object) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _dirichlet(classes: int, clients: int, alpha: float, seed: int) -> list[list[float]]:
-    generator = random.Random(derive_seed(seed, "dirichlet"))
-    # Independent gamma variates divided by their sum are Dirichlet; _assign normalizes each row.
-    return [[generator.gammavariate(alpha, 1.0) + 1e-9 for _ in range(clients)] for _ in range(classes)]
-
-
-def _assign(groups: Tensor, labels: Tensor, shares: Sequence[Sequence[float]], seed: int) -> Tensor:
-    """Give every group to one part, so that each part nears its share of each class.
-
-    Groups go, largest first (ties by a seeded shuffle), to the part that lacks the largest fraction
-    of its target for the group's label. `shares` has a row for each class.
-    """
-    unique, inverse = groups.unique(return_inverse=True)
-    sizes = torch.bincount(inverse, minlength=unique.numel())
-    group_labels = torch.zeros(unique.numel(), dtype=torch.int64).scatter_(0, inverse, labels)
-    owner = torch.zeros(unique.numel(), dtype=torch.int64)
-    generator = torch.Generator().manual_seed(derive_seed(seed, "order"))
-    for label in group_labels.unique().tolist():
-        target = torch.tensor(shares[label], dtype=torch.float64)
-        members = (group_labels == label).nonzero().squeeze(1)
-        target = target / target.sum() * float(sizes[members].sum())
-        members = members[torch.randperm(members.numel(), generator=generator)]
-        members = members[sizes[members].argsort(descending=True, stable=True)]
-        filled = torch.zeros_like(target)
-        for member in members.tolist():
-            part = int(((target - filled) / target.clamp_min(1e-12)).argmax())
-            owner[member] = part
-            filled[part] += int(sizes[member])
-    return owner[inverse]

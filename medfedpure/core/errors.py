@@ -74,3 +74,7 @@ class MissingExtraError(PluginLoadError):
 
 class ProbabilitiesWarning(UserWarning):
     """A classifier's rows are probabilities where logits are wanted: what compares or differentiates them suffers."""
+
+
+class WeakDefenceWarning(UserWarning):
+    """A fresh defence that flagged or restored little of what its own check attacked."""

@@ -7,7 +7,9 @@ monitor, a service's log and the bar of a long prediction are observers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -108,3 +110,88 @@ def observing(observer: Observer | None, description: str, batches: int | None) 
         yield [*told, Bar(listener, handle)]
     finally:
         listener.finished(handle)
+
+
+class Lines:
+    """A listener that tells in plain lines how long each loop will take, once it knows, and how long it took.
+
+    A loop shorter than `patience` says nothing. Who listened where this was made is told everything too.
+
+    Args:
+        say: takes a line; by default it is written to stderr.
+        patience: seconds before a forecast.
+        clock: seconds.
+
+    Example:
+        >>> from medfedpure.core.progress import Lines, listening, track
+        >>> seconds = iter([0.0, 1.0, 3.0, 5.0])
+        >>> with listening(Lines(print, clock=lambda: next(seconds))):
+        ...     total = sum(track(range(3), "training", 3))
+        training: 3 steps, about 5 s
+        training: took 5 s
+    """
+
+    def __init__(
+        self,
+        say: Callable[[str], object] | None = None,
+        *,
+        patience: float = 2.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.say = say or (lambda line: sys.stderr.write(f"{line}\n"))
+        self.patience = patience
+        self.clock = clock
+        self.beside = _listener.get()
+        self._loops: list[_Loop] = []
+
+    def started(self, description: str, total: int) -> int:
+        """Note the time."""
+        other = 0 if self.beside is None else self.beside.started(description, total)
+        self._loops.append(_Loop(description, total, self.clock(), other))
+        return len(self._loops) - 1
+
+    def advanced(self, handle: int, note: str = "") -> None:
+        """From the second step on, as soon as the patience is over, say what all steps will take."""
+        loop = self._loops[handle]
+        if self.beside is not None:
+            self.beside.advanced(loop.other, note)
+        loop.done += 1
+        if loop.told:
+            return
+        now = self.clock()
+        if loop.done == 1:
+            loop.first = now
+        elif now - loop.begun >= self.patience and loop.done < loop.total:
+            # The first step pays for warming up, so it is no measure of the others.
+            each = (now - loop.first) / (loop.done - 1)
+            self.say(f"{loop.description}: {loop.total:,} steps, about {_time(now - loop.begun + each * loop.left)}")
+            loop.told = True
+
+    def finished(self, handle: int) -> None:
+        """Say what it took, where a forecast was given."""
+        loop = self._loops[handle]
+        if self.beside is not None:
+            self.beside.finished(loop.other)
+        if loop.told:
+            self.say(f"{loop.description}: took {_time(self.clock() - loop.begun)}")
+
+
+@dataclass
+class _Loop:
+    """What `Lines` knows of a loop; `other` is its handle at the listener beside."""
+
+    description: str
+    total: int
+    begun: float
+    other: int
+    done: int = 0
+    first: float = 0.0
+    told: bool = False
+
+    @property
+    def left(self) -> int:
+        return self.total - self.done
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

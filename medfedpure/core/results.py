@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
-from medfedpure.core.storage import write_bytes
+from medfedpure.core.rows.index import Index, places_of
+from medfedpure.core.rows.table import Tabular
 
 Result = TypeVar("Result", "Purification", "AttackResult", "Trace", "Prediction")
 
@@ -32,8 +30,29 @@ class Purification:
     timestep: Tensor | None = None
 
 
+class _OfImages(Tabular):
+    """A result with a row for each image: at one place its row, at several the same of those images."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: Index) -> Self: ...
+
+    def __getitem__(self, index: int | Index) -> dict[str, Any] | Self:
+        places = places_of(index, len(self))
+        if isinstance(places, Tensor):
+            several: Self = _picked(self, places, len(self))
+            return several
+        row = _picked(self, torch.tensor([places]), len(self)).rows()[0]
+        return {**row, "image": places}
+
+
 @dataclass(frozen=True, repr=False)
-class AttackResult:
+class AttackResult(_OfImages):
     """Adversarial images that passed the audit of their own budget.
 
     Attributes:
@@ -53,6 +72,11 @@ class AttackResult:
 
     def __repr__(self) -> str:
         return f"AttackResult: {int(self.success.sum())} of {len(self)} images fool, {self.description}"
+
+    def columns(self) -> dict[str, Sequence[Any]]:
+        """Place, success, distance, and beside each the attack that they stand for."""
+        columns: dict[str, Sequence[Any]] = {"image": range(len(self)), "success": self.success.tolist()}
+        return {**columns, "distance": self.distance.tolist(), "attack": [self.description] * len(self)}
 
 
 @dataclass(frozen=True)
@@ -77,7 +101,7 @@ class Trace:
 
 
 @dataclass(frozen=True, repr=False)
-class Prediction:
+class Prediction(_OfImages):
     """What a defended classifier says of `N` images.
 
     Attributes:
@@ -122,8 +146,8 @@ class Prediction:
         done = ", ".join(f"{count} {name}" for name, count in counts.items())
         return f"Prediction of {len(self)} images: {classes or 'none'}; {done}"
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One dictionary of plain values for each image, as tables take them: `pandas.DataFrame(found.rows())`."""
+    def columns(self) -> dict[str, Sequence[Any]]:
+        """Place, verdict, probabilities of the classes, and what the defence found and did; no images, no maps."""
         columns: dict[str, Sequence[Any]] = {"image": range(len(self)), "label": self.labels.tolist()}
         columns |= {f"probability_{k}": column.tolist() for k, column in enumerate(self.probabilities.unbind(1))}
         for name in ("scores", "p_values"):
@@ -132,19 +156,7 @@ class Prediction:
         for name in ("flagged", "strength", "purified", "abstained", "agreement"):
             columns[name] = getattr(self, name).tolist()
         columns["nfe"] = self.trace.nfe.tolist()
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-    def to_csv(self, path: str | Path) -> None:
-        """Write `rows()` as CSV, whole or not at all.
-
-        Raises:
-            ArtifactError: the file cannot be written; the text says why.
-        """
-        text = io.StringIO()
-        table = csv.DictWriter(text, self.rows()[0] if len(self) else ["image", "label"])
-        table.writeheader()
-        table.writerows(self.rows())
-        write_bytes(Path(path), text.getvalue().encode())
+        return columns
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -161,6 +173,17 @@ def on_cpu(record: Result) -> Result:
         return on_cpu(value) if isinstance(value, Trace) else value
 
     return replace(record, **{item.name: moved(getattr(record, item.name)) for item in fields(record)})
+
+
+def _picked(record: Any, places: Tensor, size: int) -> Any:
+    """The same frozen record of fewer of its `size` images, in its inner records too; a trace may have no rows."""
+
+    def picked(value: Any) -> Any:
+        if isinstance(value, Tensor) and len(value) == size:
+            return value[places.to(value.device)]
+        return _picked(value, places, size) if isinstance(value, Trace) else value
+
+    return replace(record, **{item.name: picked(getattr(record, item.name)) for item in fields(record)})
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from medfedpure.core.errors import InputError
+from medfedpure.core.progress import track
 
 _SIDE = 32
 _DETAIL = 5
@@ -85,7 +86,7 @@ def near_duplicate_groups(
     bits = hash_size**2 - 1
     hashes = _hash(details, cosines)
     rows = max(1, _ELEMENTS // max(1, details.shape[0]))
-    for order in _flips_and_turns().to(details.device):
+    for order in track(_flips_and_turns().to(details.device), "searching near-duplicates", 8):
         turned = _hash(details[:, order], cosines)
         for start in range(0, details.shape[0], rows):
             # A version's inverse is among the 8 as well, so half of the matrix would suffice;

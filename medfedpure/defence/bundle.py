@@ -1,6 +1,6 @@
 """A whole defence as one folder: JSON and safetensors, loaded by plugin names, nothing unpickled.
 
-folder/medfedpure.json      policy, target rate, class names, digests of the parts
+folder/medfedpure.json      policy, target rate, digests of the parts; what images it is for, what its own check saw
 folder/tensors.safetensors  calibration scores
 folder/classifier/          plugin name, config and weights; or the tensors of a user's module
 folder/detector/  folder/purifier/
@@ -20,6 +20,8 @@ from medfedpure.core.detector import Detector
 from medfedpure.core.errors import ArtifactError
 from medfedpure.core.purifier import Purifier
 from medfedpure.defence.calibration import Calibration
+from medfedpure.defence.images import ImageFacts
+from medfedpure.defence.own_check import OwnCheck
 from medfedpure.defence.voting import Vote
 
 _PARTS = ("classifier", "detector", "purifier")
@@ -35,6 +37,8 @@ class Bundle:
     policy: str
     calibration: Calibration | None
     vote: Vote
+    image_facts: ImageFacts | None
+    own_check: OwnCheck | None
 
     def write(self, folder: str | Path) -> None:
         """Write one folder, atomically.
@@ -57,6 +61,8 @@ class Bundle:
                 "vote": asdict(self.vote),
                 "parts": {n: _digest_of(work / n) for n in _PARTS if (work / n).is_dir()},
                 "calibration": None,
+                "images": None if self.image_facts is None else self.image_facts.document(),
+                "own_check": None if self.own_check is None else asdict(self.own_check),
             }
             tensors = {}
             if calibration is not None:
@@ -88,7 +94,7 @@ class Bundle:
         for name, digest in document["parts"].items():
             if _digest_of(path / name) != digest:
                 raise ArtifactError(f"{path / name} is not the part that was saved with this defence")
-        stored = document["calibration"]
+        stored, images, checked = document["calibration"], document.get("images"), document.get("own_check")
         parts = document["parts"]
         return cls(
             _load_classifier(path / "classifier", classifier),
@@ -99,6 +105,8 @@ class Bundle:
             calibration=None
             if stored is None
             else Calibration(tensors["calibration.scores"], stored["target_fpr"], stored["scope"]),
+            image_facts=None if images is None else ImageFacts.read(images, str(path)),
+            own_check=None if checked is None else OwnCheck.read(checked, str(path)),
         )
 
 
@@ -119,7 +127,7 @@ def _load_classifier(folder: Path, classifier: nn.Module | None) -> nn.Module:
     if classifier is None:
         raise ArtifactError(
             f"{folder} holds the weights of your own module ({document['type']}): build it and pass "
-            "DefendedClassifier.load(folder, classifier=your_module)"
+            "DefendedClassifier.load(folder, classifier=your_module); on the command line --classifier module:function"
         )
     if storage.layout_hash(classifier) != document["layout"]:
         storage.check_tensors(classifier, tensors, type(classifier).__name__)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from medfedpure.core.checks import check_facts, check_image_layout, check_logits, check_scores, facts_about, mismatch
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Denoiser, Detector, ScoreContext, check_requirements
-from medfedpure.core.errors import ArtifactError, ConfigError, InputError, MissingRequirementError, NotCalibratedError
-from medfedpure.core.progress import Observer, observing
+from medfedpure.core.errors import ArtifactError, InputError, MissingRequirementError, NotCalibratedError
+from medfedpure.core.progress import Observer, observing, track
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import Prediction, Trace
 from medfedpure.core.streams import Streams, derive_seed
@@ -24,6 +24,7 @@ from medfedpure.core.verdict import as_they_answer
 from medfedpure.defence.acceleration import Acceleration
 from medfedpure.defence.bundle import Bundle
 from medfedpure.defence.calibration import Calibration, Scope
+from medfedpure.defence.images import ImageFacts
 from medfedpure.defence.inference import (
     Clock,
     FreshSeeds,
@@ -34,9 +35,9 @@ from medfedpure.defence.inference import (
     count_batches,
     flags_on_cpu,
 )
+from medfedpure.defence.own_check import OwnCheck
+from medfedpure.defence.policy import Policy, check_parts
 from medfedpure.defence.voting import Cleaned, Vote, count, draw
-
-Policy = Literal["purify_flagged", "purify_all", "none", "abstain"]
 
 
 class DefendedClassifier(nn.Module):
@@ -50,6 +51,8 @@ class DefendedClassifier(nn.Module):
             full strength; "none" only reports scores; "abstain" refuses what is flagged.
         calibration: from `calibrate` or a saved defence.
         vote: how many purifications of each image are drawn, and how they are counted.
+        image_facts: what images it is for, others are refused; `calibrate` on a data set fills it where it is None.
+        own_check: what `defend` saw it do on images that it held out.
 
     Raises:
         MissingRequirementError: the policy or the detector needs a part that is missing.
@@ -73,31 +76,19 @@ class DefendedClassifier(nn.Module):
         policy: Policy = "purify_flagged",
         calibration: Calibration | None = None,
         vote: Vote = Vote(),  # noqa: B008
+        image_facts: ImageFacts | None = None,
+        own_check: OwnCheck | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(classifier, nn.Module):
-            raise InputError(
-                f"the classifier must be an nn.Module from images to logits; got {classifier!r:.60}: build it first, "
-                "or wrap a function in a module whose forward calls it"
-            )
-        if policy not in get_args(Policy):
-            raise ConfigError(f"no policy is named {policy!r}; the policies are {', '.join(get_args(Policy))}")
-        if detector is None and policy in ("purify_flagged", "abstain"):
-            raise MissingRequirementError(f"the policy {policy!r} needs a detector: pass detector=...")
-        if purifier is None and policy in ("purify_flagged", "purify_all"):
-            raise MissingRequirementError(f"the policy {policy!r} needs a purifier: pass purifier=...")
-        if vote.draws > 1 and (purifier is None or policy not in ("purify_flagged", "purify_all")):
-            raise ConfigError(f"a vote over {vote.draws} draws has nothing to draw under the policy {policy!r}")
-        if vote.draws > 1 and purifier is not None and purifier.deterministic:
-            raise ConfigError(
-                f"{vote.draws} draws of the purifier {purifier.name!r} are all the same: it is deterministic"
-            )
+        check_parts(classifier, detector, purifier, policy, vote)
         self.classifier = classifier
         self.detector = detector
         self.purifier = purifier
         self.policy: Policy = policy
         self.calibration = calibration
         self.vote = vote
+        self.image_facts = image_facts
+        self.own_check = own_check
         self.acceleration = Acceleration()
         self._noise_seed: int | None = None
         self._fresh = FreshSeeds()
@@ -134,7 +125,8 @@ class DefendedClassifier(nn.Module):
         noise_seed, context = derive_seed(seed, "calibrate"), self.context()
         with torch.no_grad(), as_they_answer(self), self.acceleration.active(self._device()):
             scores = []
-            for batch, ids in as_batches(images, None, batch_size):
+            total = count_batches(images, batch_size) or 0
+            for batch, ids in track(as_batches(images, None, batch_size), "calibration", total):
                 given = self._moved(batch)
                 logits = self._classify(given)
                 check_logits(logits, len(given), values=True)
@@ -169,9 +161,20 @@ class DefendedClassifier(nn.Module):
             batch_size: images at a time.
             allow_never_flagging: see `Calibration.fit`.
         """
+        if self.image_facts is not None and isinstance(benign, ImageDataset):
+            self.image_facts.check(benign)
         scores = self.score_benign(benign, seed=seed, batch_size=batch_size)
         self.calibration = Calibration.fit(scores, target_fpr, scope=scope, allow_never_flagging=allow_never_flagging)
+        self.own_check = None  # it was of another threshold
+        if self.image_facts is None and isinstance(benign, ImageDataset):
+            self.image_facts = self.facts_of(benign)
         return self
+
+    @torch.no_grad()
+    def facts_of(self, data: ImageDataset) -> ImageFacts:
+        """What images a data set holds, its class names where they are as many as the classifier's logits."""
+        with as_they_answer(self):
+            return ImageFacts.of(data, self._classify(self._moved(data.batch(torch.arange(1)).images)).shape[1])
 
     # -- the nn.Module -------------------------------------------------------------------------
 
@@ -252,10 +255,13 @@ class DefendedClassifier(nn.Module):
             observer: is told scores, flags, ids and times of every batch as it is found, never an image.
 
         Raises:
-            InputError: images of the wrong rank, dtype or range, or a classifier whose answer is not finite.
+            InputError: images of the wrong rank, dtype or range, or not those that `image_facts` wants; a classifier
+                whose answer is not finite.
             CalibrationError: a `target_fpr` at which this calibration could flag nothing.
             NotFittedError, NotCalibratedError: a part is not ready.
         """
+        if self.image_facts is not None and isinstance(images, ImageDataset):
+            self.image_facts.check(images)
         noise_seed = secrets.randbits(128) if seed is None else seed
         clock = Clock()
         parts: list[Inspection] = []
@@ -279,15 +285,8 @@ class DefendedClassifier(nn.Module):
             cleaned.append(self._purify_together(waiting, clock))
         if not parts:
             raise InputError("there is no image to predict")
-        found = assemble(
-            parts,
-            cleaned,
-            Trace(self.policy, seed, seconds=clock.seconds, noise=self.acceleration.noise),
-            self.calibration,
-            self.vote.min_agreement,
-        )
-        drawn = [suspicion for suspicion in maps if suspicion is not None]
-        return replace(found, suspicion_map=torch.cat(drawn)) if drawn else found
+        trace = Trace(self.policy, seed, seconds=clock.seconds, noise=self.acceleration.noise)
+        return assemble(parts, cleaned, maps, trace, self.calibration, self.vote.min_agreement)
 
     def _map(self, part: Inspection) -> Tensor | None:
         if self.detector is None:
@@ -301,7 +300,7 @@ class DefendedClassifier(nn.Module):
         It costs one device synchronization.
 
         Raises:
-            InputError: images of the wrong rank, dtype or range; a classifier whose answer is no logits, or not finite.
+            InputError: images of the wrong rank, dtype, range or shape; an answer that is no logits, or not finite.
             CalibrationError: a `target_fpr` at which this calibration could flag nothing.
         """
         with as_they_answer(self):
@@ -309,6 +308,8 @@ class DefendedClassifier(nn.Module):
 
     def _inspect(self, images: Tensor, streams: Streams, target_fpr: float | None) -> Inspection:
         check_image_layout(images)
+        if self.image_facts is not None:
+            self.image_facts.check_shape(images.shape)
         calibration = self._ready_calibration()
         if calibration is not None and target_fpr is not None:
             calibration.check_rate(target_fpr)
@@ -374,7 +375,7 @@ class DefendedClassifier(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write the whole defence as one folder of JSON and safetensors; see defence/bundle.py."""
-        Bundle(self.classifier, self.detector, self.purifier, self.policy, self.calibration, self.vote).write(folder)
+        Bundle(**{item.name: getattr(self, item.name) for item in fields(Bundle)}).write(folder)
 
     @classmethod
     def load(cls, folder: str | Path, *, classifier: nn.Module | None = None) -> Self:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -12,13 +14,27 @@ from torch import Tensor, nn
 
 from medfedpure.core.checks import check_images
 from medfedpure.core.dataset import ImageDataset
-from medfedpure.core.detector import Detector
-from medfedpure.core.errors import CalibrationError, ConfigError
+from medfedpure.core.detector import Detector, FitContext
+from medfedpure.core.errors import CalibrationError, ConfigError, InputError
+from medfedpure.core.progress import Lines, listening, track
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.registry import create
 from medfedpure.core.results import device_of
+from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import derive_seed
-from medfedpure.defence.chain import DefendedClassifier, Policy
+from medfedpure.defence.budget import Budget, with_budget
+from medfedpure.defence.chain import DefendedClassifier
+from medfedpure.defence.images import ImageFacts
+from medfedpure.defence.own_attack import check_itself
+from medfedpure.defence.policy import Policy
+
+Say = Callable[[str], object]
+
+LEAST, MOST = 10, 64
+"""Images of the own check."""
+
+_LONGER: Mapping[Budget, str] = {"quick": '"standard" or "thorough"', "standard": '"thorough"'}
+_logger = logging.getLogger(__name__)
 
 
 def defend(
@@ -32,9 +48,15 @@ def defend(
     purifier_config: Mapping[str, Any] | None = None,
     policy: Policy = "purify_flagged",
     calibrate_share: float = 0.3,
+    check_share: float = 0.1,
+    budget: Budget = "standard",
+    class_names: Sequence[str] = (),
+    say: Callable[[str], object] | None = None,
     seed: int = 0,
 ) -> DefendedClassifier:
-    """Fit a detector and a purifier on benign images, and calibrate on others of them.
+    """Fit a detector and a purifier on benign images, calibrate on others of them, and try the defence on yet others.
+
+    Whoever listens (`medfedpure.core.progress`) is told of every step.
 
     Args:
         model: any module from images `(N, C, H, W)` in [0, 1] to logits `(N, K)`; it is put in eval
@@ -48,52 +70,136 @@ def defend(
         purifier_config: the purifier's configuration.
         policy: what happens to flagged images.
         calibrate_share: share of the images that is held out for the threshold.
+        check_share: share of the images that is held out for the own check, of 10 to 64 images; 0 = no check.
+        budget: "quick" trains a part for about a minute at 64 px, "standard" as the part says, "thorough" four times as
+            long; a configuration wins over it, key by key.
+        class_names: K names in the order of the logits; by default those of a data set of K classes. Saved with the
+            defence.
+        say: takes a line on what begins, on how long it will take, and on what came out; by default the logger's info.
         seed: of the split, the training and the calibration.
 
+    Returns:
+        The defence, with `own_check`: what static PGD did to the bare classifier at images of no fit and no
+        calibration, and what the defence made of it. No evaluation: see `medfedpure.evaluate`.
+
     Raises:
-        CalibrationError: too few images to calibrate at this rate.
+        CalibrationError: too few images to calibrate at this rate, and to hold out for the own check.
+        ConfigError: no such budget, shares that leave nothing.
+        InputError: class names that are not K, or not the data set's.
         UnknownPluginError, MissingExtraError, MissingRequirementError: parts that do not fit.
+
+    Warns:
+        WeakDefenceWarning: fewer than half of the attacked images that fool the classifier were flagged, or restored.
 
     Example:
         ``defended = medfedpure.defend(model, benign)``, then ``defended.predict(images).labels``.
     """
+    say = say or _logger.info
     data = benign if isinstance(benign, ImageDataset) else from_tensor(benign)
     bare = DefendedClassifier(model, policy="none")
     device = device_of(model)
-    cleaner: Purifier = create("purifier", purifier, purifier_config).to(device)
-    watcher: Detector = create("detector", detector, detector_config).to(device)
-    DefendedClassifier(model, detector=watcher, purifier=cleaner, policy=policy)
-    bare.predict(data.select(torch.arange(min(2, len(data)))))
-    parts = _divided(data, calibrate_share, target_fpr, seed)
+    cleaner: Purifier = create("purifier", purifier, with_budget("purifier", purifier, purifier_config, budget))
+    watcher: Detector = create("detector", detector, with_budget("detector", detector, detector_config, budget))
+    DefendedClassifier(model, detector=watcher.to(device), purifier=cleaner.to(device), policy=policy)
+    logits = bare.predict(data.select(torch.arange(min(2, len(data))))).logits
+    facts = _facts(data, benign, tuple(class_names), logits.shape[1])
+    parts = _divided(data, calibrate_share, check_share, target_fpr, seed)
+    dealt = ", ".join(f"{part.num_groups} to {what}" for what, part in parts.items())
+    say(f"{data.num_groups} independent benign images: {dealt}")
     context = DefendedClassifier(model, purifier=cleaner, policy="none").context()
-    if not cleaner.fitted:
-        cleaner.fit(parts["fit"], context=context, seed=derive_seed(seed, "purifier"))
-    if not watcher.fitted:
-        watcher.fit(parts["fit"], context=context, seed=derive_seed(seed, "detector"))
-    chain = DefendedClassifier(model, detector=watcher.to(device), purifier=cleaner.to(device), policy=policy)
-    return chain.calibrate(parts["calibrate"], target_fpr, seed=seed)
+    with listening(Lines(say)):
+        for part in (cleaner, watcher):
+            _fit(part, parts["fit"], context, derive_seed(seed, part.kind), say)
+        chain = DefendedClassifier(
+            model, detector=watcher.to(device), purifier=cleaner.to(device), policy=policy, image_facts=facts
+        )
+        say(f"the threshold is set on {len(parts['calibrate'])} images")
+        calibration = chain.calibrate(parts["calibrate"], target_fpr, seed=seed).calibration
+        assert calibration is not None
+        say(calibration.describe())
+        if "check" in parts:
+            say(f"own check: {len(parts['check'])} images are read, attacked and read again")
+            chain.own_check = check_itself(chain, parts["check"], seed=derive_seed(seed, "own check"))
+            say(chain.own_check.describe())
+    if chain.own_check is not None:
+        chain.own_check.warn(_remedy(budget, (cleaner, watcher)))
+    return chain
 
 
-def _divided(data: ImageDataset, share: float, target_fpr: float, seed: int) -> dict[str, ImageDataset]:
-    """Images to fit on and images for the threshold; refused before any training where the latter are too few."""
+def _facts(data: ImageDataset, given: ImageDataset | Tensor, names: tuple[str, ...], classes: int) -> ImageFacts:
+    """What images the defence is for; a tensor tells no more of their depth than that 8 bits were enough."""
+    facts = ImageFacts.of(data, classes)
+    if not isinstance(given, ImageDataset) and facts.top != 255:
+        facts = replace(facts, top=0)
+    if not names:
+        return facts
+    if len(names) != classes:
+        raise InputError(f"class_names are {len(names)} ({', '.join(names)}), and the classifier has {classes} logits")
+    if facts.class_names and facts.class_names != names:
+        raise InputError(
+            f"class_names are {', '.join(names)}, and the classes of {data.name} are {', '.join(facts.class_names)}: "
+            "leave class_names out, or read the images in that order"
+        )
+    return replace(facts, class_names=names)
+
+
+def _fit(part: Detector | Purifier, data: ImageDataset, context: FitContext, seed: int, say: Say) -> None:
+    """Fit a part that needs it."""
+    if part.fitted:
+        say(f"the {part.kind} {part.name!r} needs no fit")
+        return
+    training = getattr(part.config, "training", None)
+    effort = ""
+    if isinstance(training, TrainingConfig):
+        effort = f", {training.steps:,} steps of {training.batch_size}"
+    say(f"the {part.kind} {part.name!r} is fitted on {len(data)} images{effort}")
+    for _ in track((part,), f"fit the {part.kind} {part.name!r}", 1):
+        part.fit(data, context=context, seed=seed)
+
+
+def _remedy(budget: Budget, parts: Iterable[Detector | Purifier]) -> str:
+    """What to do about a defence that is worth little."""
+    trained = any(isinstance(getattr(part.config, "training", None), TrainingConfig) for part in parts)
+    longer = f"Train longer, budget={_LONGER[budget]}, or bring" if trained and budget in _LONGER else "Bring"
+    return f"{longer} more benign images, or choose another detector or purifier: `medfedpure plugins` lists them"
+
+
+def _divided(data: ImageDataset, share: float, checked: float, target_fpr: float, seed: int) -> dict[str, ImageDataset]:
+    """Images to fit on, for the threshold and for the own check; refused before any training where they are too few.
+
+    The images for the threshold do not depend on whether there is a check.
+    """
     if not 0 < share < 1:
         raise ConfigError(f"calibrate_share must lie in (0, 1); got {share}")
+    if not 0 <= checked < 1 - share:
+        raise ConfigError(f"check_share must lie in [0, 1 - calibrate_share), here below {1 - share:g}; got {checked}")
     if not 0 < target_fpr < 1:
         raise CalibrationError(f"target_fpr must lie in (0, 1); got {target_fpr}")
     wanted = math.ceil(1 / Fraction(repr(float(target_fpr))) - 1)
+    needed = max(math.ceil(wanted / share), math.ceil(2 * LEAST / (1 - share)) if checked else 2)
+    for_check = f", {LEAST} for the own check (check_share=0 leaves it out) and as many to fit on" if checked else ""
+    few = CalibrationError(
+        f"{data.num_groups} independent benign images came, and they are too few: bring about {needed} in all, so that "
+        f"{wanted} are kept for the threshold at a false-positive rate of {float(target_fpr):g}{for_check}; or raise "
+        "target_fpr, or change calibrate_share"
+    )
     if data.num_groups < 2 or round(data.num_groups * share) < 1:
-        raise CalibrationError(
-            f"{data.num_groups} independent benign images came; at least {math.ceil(wanted / share)} are wanted for a "
-            f"false-positive rate of {float(target_fpr):g}, {wanted} of them for the threshold"
-        )
+        raise few
     parts = data.split({"fit": 1 - share, "calibrate": share}, seed=derive_seed(seed, "defend"))
-    if parts["calibrate"].num_groups < wanted:
-        raise CalibrationError(
-            f"of {data.num_groups} independent benign images {parts['calibrate'].num_groups} are kept for the "
-            f"threshold, and {wanted} are wanted at a false-positive rate of {float(target_fpr):g}: bring about "
-            f"{math.ceil(wanted / share)} in all, raise target_fpr, or raise calibrate_share"
-        )
+    if parts["calibrate"].num_groups < wanted or (checked and parts["fit"].num_groups < 2 * LEAST):
+        raise few
+    if checked:
+        count = min(MOST, max(LEAST, round(checked * data.num_groups)), parts["fit"].num_groups - 1)
+        parts["fit"], parts["check"] = _held_out(parts["fit"], count, derive_seed(seed, "own check"))
     return parts
+
+
+def _held_out(data: ImageDataset, count: int, seed: int) -> tuple[ImageDataset, ImageDataset]:
+    """The data without `count` groups, and one image of each of these."""
+    groups = data.groups.unique()
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
+    chosen = torch.isin(data.groups, groups[order[:count]])
+    return data.select(~chosen), data.select(chosen).one_per_group(seed)
 
 
 def from_tensor(images: Tensor) -> ImageDataset:

@@ -168,13 +168,19 @@ def as_batches(images: Images, ids: Tensor | None, batch_size: int) -> Iterator[
 
 
 def assemble(
-    parts: list[Inspection], cleaned: list[Cleaned], trace: Trace, calibration: Calibration | None, least: float
+    parts: list[Inspection],
+    cleaned: list[Cleaned],
+    maps: list[Tensor | None],
+    trace: Trace,
+    calibration: Calibration | None,
+    least: float,
 ) -> Prediction:
     """One prediction of `N` images from inspected batches and what became of their selected images.
 
     Args:
         parts: the batches in order, `(N,)` images together.
         cleaned: of the selected images, in order.
+        maps: of each batch, where the detector has one.
         trace: policy, seed and seconds; evaluations and depths are filled in.
         calibration: gives p-values where there are scores.
         least: share of a vote's draws that must agree; below it the defence abstains.
@@ -199,6 +205,7 @@ def assemble(
             timestep = timestep.index_copy(0, index, torch.cat(known).to(timestep))
     scores = None if parts[0].scores is None else torch.cat([p.scores for p in parts if p.scores is not None])
     abstained = agreement < least
+    drawn = [suspicion for suspicion in maps if suspicion is not None]
     return Prediction(
         labels=verdicts(logits),
         probabilities=logits.softmax(1),
@@ -213,6 +220,7 @@ def assemble(
         abstained=flagged if trace.policy == "abstain" else abstained,
         agreement=agreement,
         trace=replace(trace, nfe=nfe, timestep=timestep),
+        suspicion_map=torch.cat(drawn) if drawn else None,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from medfedpure.core.attack import Budget, Norm, audit
+from medfedpure.core.attack import Attack, Budget, Norm, audit
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import (
     AuditError,
@@ -29,13 +29,14 @@ from medfedpure.core.streams import Streams, derive_seed
 from medfedpure.core.verdict import as_they_answer, fooled, verdicts_of
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.cost import foresee
+from medfedpure.evaluation.extra import check_attacks, extra_rungs, within
 from medfedpure.evaluation.ladder import PROBED, Preset, Rung, checks, label, preset_of, rungs
 from medfedpure.evaluation.pairs import Crossing, Victims
 from medfedpure.evaluation.readiness import check_ready, check_reference
 from medfedpure.evaluation.readings import Reading, read
 from medfedpure.evaluation.records import ArmResult, Evaluation, RungResult
 from medfedpure.evaluation.self_checks import compare, probe, skipped_chain
-from medfedpure.evaluation.store import Store, digest_of, digest_of_network
+from medfedpure.evaluation.store import Store, digest_of, digest_of_attack, digest_of_network
 from medfedpure.evaluation.versions import versions
 from medfedpure.evaluation.views import is_stochastic
 
@@ -52,6 +53,7 @@ def evaluate(
     norm: Norm = "linf",
     attackers: Mapping[str, nn.Module] | None = None,
     federation: Victims | None = None,
+    extra_attacks: Mapping[str, Attack] | None = None,
     reference: ImageDataset | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -68,6 +70,8 @@ def evaluate(
         norm: "linf" or "l2".
         attackers: other models by name, to craft transfer attacks on.
         federation: every client's defence and test images: attacks crafted on each classifier are replayed on each.
+        extra_attacks: attacks of yours by name, each built again at this norm and every eps: two rungs more, against
+            the bare classifier and against all of a defence that it can work with.
         reference: benign images that are not attacked, for attacks that learn from such (`Attack.fit`).
         out: folder that keeps every finished rung; a run that was killed continues from it with equal numbers.
         seed: of the choice of images, of attacks and of readings.
@@ -76,7 +80,7 @@ def evaluate(
 
     Raises:
         ConfigError: no such preset or norm; an eps that is not positive and finite, or above 1 in linf; `out` holds
-            something else.
+            something else; an extra attack that is none, or does not take such an eps.
         DataError: too few images; a reference of other images, or of those attacked.
         InputError: a model that answers no finite logits, or has fewer classes than the images.
         NotFittedError, NotCalibratedError: a defence is not ready.
@@ -85,9 +89,10 @@ def evaluate(
     chains = arms if isinstance(arms, Mapping) else beside_itself(arms)
     if not chains:
         raise ConfigError("one defence or more is wanted; got none")
-    sizes = _sizes(norm, eps)
+    sizes = sizes_of(norm, eps)
     chosen = choose(data, strength.images, seed)
-    attacks = dict(attackers or {})
+    attacks, extra = dict(attackers or {}), dict(extra_attacks or {})
+    check_attacks(extra)
     say = say or _silent
     clients = _with_images(federation or {}, strength.images, seed, say)
     check_ready(chains, chosen, attacks, clients)
@@ -100,23 +105,35 @@ def evaluate(
         "eps": sizes,
         "norm": norm,
         "batch_size": batch_size,
+        "threads": torch.get_num_threads(),
         "versions": versions(),
     }
     if clients:
         setting["federation"] = {name: [digest_of(one), own.fingerprint()] for name, (one, own) in clients.items()}
+    if extra:
+        setting["extra_attacks"] = {name: digest_of_attack(attack) for name, attack in extra.items()}
     if reference is not None:
         check_reference(reference, chosen)
         setting["reference"] = reference.fingerprint()
     everyone = [*chains.values(), *attacks.values(), *(chain for chain, _ in clients.values())]
     store = Store(None if out is None else Path(out), setting, everyone)
     job = _Job(chosen, strength, norm, seed, batch_size, store, say, reference)
+    here = reference is not None
     plans = {
-        name: [rung for value in sizes for rung in rungs(chain, strength, norm, value, attacks)]
+        name: [
+            rung
+            for value in sizes
+            for rung in (
+                *rungs(chain, strength, norm, value, attacks),
+                *extra_rungs(chain, strength, norm, value, extra, fitted_here=here),
+            )
+        ]
         for name, chain in chains.items()
     }
     tests = {name: checks(chain, strength, norm, sizes[0]) for name, chain in chains.items()}
     cost = foresee(chains.values(), chosen.images, strength, norm, sizes, attacks, federation=clients, seed=seed)
-    say(f"{strength.describe()}; {len(chosen)} images, {cost}")
+    beyond = f"; not counted: {', '.join(extra)}" if extra else ""
+    say(f"{strength.describe()}; {len(chosen)} images, {cost}{beyond}")
     with as_they_answer(*attacks.values()):
         results = [job.arm(name, chain, plans[name], tests[name]) for name, chain in chains.items()]
     transfers = Crossing(strength, norm, seed, batch_size, store, say).all_pairs(clients, sizes)
@@ -138,7 +155,12 @@ def evaluate(
     )
 
 
-def _sizes(norm: str, eps: Sequence[float] | None) -> list[float]:
+def sizes_of(norm: str, eps: Sequence[float] | None) -> list[float]:
+    """Different perturbation sizes of images in [0, 1], in the order given; the usual ones where none are.
+
+    Raises:
+        ConfigError: no such norm, none in l2, one that is not positive and finite, or above 1 in linf.
+    """
     if norm not in get_args(Norm):
         raise ConfigError(f"the norms are {', '.join(get_args(Norm))}; got {norm!r}")
     if eps is None and norm != "linf":
@@ -287,13 +309,16 @@ class _Job:
         device = device_of(chain)
         try:
             portion = {"batch_size": self.batch_size} if "batch_size" in rung.options else {}
-            attack = create("attack", rung.attack, **{**rung.options, **portion})
+            options = {**rung.options, **portion}
+            attack = create("attack", rung.attack, **options) if rung.make is None else rung.make()
             with chain.noise_sequence(seed):
                 view = rung.view(chain)
-                if self.reference is not None:
+                if self.reference is not None and not (attack.needs_fit and attack.fitted):
                     attack.fit(self.reference, view=view, seed=seed)
                 images, labels = data.images.to(device), data.labels.to(device)
                 found = on_cpu(attack(view, images, labels, streams=Streams(seed, data.ids, chain.acceleration.noise)))
+            if rung.make is not None and attack.budget() is None:
+                found = within(found, data.images, Budget(rung.norm, rung.eps))
             audit(data.images, found.images, Budget(rung.norm, rung.eps), who=found.description)
         except (MissingRequirementError, MissingExtraError, UnknownPluginError) as error:
             return RungResult(**blank, skipped=str(error)), None

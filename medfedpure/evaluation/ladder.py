@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from medfedpure.core.attack import Norm, Shortenable, ThreatView
+from medfedpure.core.attack import Attack, Norm, Shortenable, ThreatView
 from medfedpure.core.errors import ConfigError
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.views import (
@@ -96,6 +96,7 @@ class Rung:
         options: of the plugin.
         norm, eps: the budget, which every result is audited against.
         absent: why there is no such attacker, or "".
+        make: builds the attack; by default the plugin with these options.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Rung:
     norm: Norm
     eps: float
     absent: str = ""
+    make: Callable[[], Attack] | None = None
 
     def label(self) -> str:
         """Unique within an arm."""

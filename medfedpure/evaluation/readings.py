@@ -43,6 +43,12 @@ class Reading(Record):
     ms: float
     ece: float | None
 
+    def __repr__(self) -> str:
+        counts = f"{sum(self.flagged)} flagged, {sum(self.purified)} purified"
+        return f"Reading of {len(self.flagged)} images in {len(self.verdicts)} draws: {counts}"
+
+    __str__ = __repr__
+
     def right(self, labels: Tensor, count: Count = "one draw") -> Tensor:
         """`(N,)` bool: accepted, and the label."""
         verdicts = torch.tensor(self.verdicts)

@@ -17,7 +17,9 @@ from pydantic import BaseModel
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from medfedpure.core.attack import Attack
 from medfedpure.core.errors import ArtifactError, ConfigError
+from medfedpure.core.results import State
 from medfedpure.core.storage import atomic_folder, read_document, read_json, write_document, write_json
 from medfedpure.defence.acceleration import Acceleration
 from medfedpure.defence.chain import DefendedClassifier
@@ -108,6 +110,12 @@ def digest_of(chain: DefendedClassifier) -> str:
     if chain.calibration is not None:
         tensors["calibration"] = chain.calibration.scores
     return digest(tensors, json.dumps(plain, sort_keys=True))
+
+
+def digest_of_attack(attack: Attack) -> str:
+    """SHA-256 of an attack's class, configuration and what it has learned."""
+    state = attack.fitted_state() if attack.fitted else State()
+    return digest(state.tensors, json.dumps([_kind_of(attack), exactly(attack.config), exactly(state.values)]))
 
 
 def recipe(module: nn.Module) -> list[Any]:

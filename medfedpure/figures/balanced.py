@@ -68,3 +68,19 @@ def balanced_interval(right: Tensor, labels: Tensor, groups: Tensor, *, draws: i
         return balanced(right[rows], labels[rows]) if len(labels[rows].unique()) == len(present) else float("nan")
 
     return cluster_bootstrap(figure, groups, draws=draws)
+
+
+def chance_level(value: float | None, interval: Interval | None, chance: float) -> str:
+    """How a balanced accuracy stands to guessing, in words; "" where it is clearly better, or unknown.
+
+    Args:
+        value: the balanced accuracy.
+        interval: its 95 % interval; None where there is none, which leaves the value itself.
+        chance: what guessing gets, 1 / K of the K classes that occur.
+    """
+    if value is None or math.isnan(value):
+        return ""
+    low, high = interval or (value, 1.0)
+    if low > chance:
+        return ""
+    return "below chance level" if high < chance else "at chance level"

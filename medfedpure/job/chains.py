@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from medfedpure.core.attack import Attack
+from medfedpure.core.progress import track
 from medfedpure.core.registry import create
 from medfedpure.core.streams import derive_seed
 from medfedpure.defence.calibration import Calibration
@@ -63,5 +64,5 @@ def measure_chains(
             batch_size=choice.batch_size,
             device=config.device,
         )
-        for client, chain in chains.items()
+        for client, chain in track(chains.items(), "clients", len(chains))
     }

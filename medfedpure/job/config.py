@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -32,6 +33,32 @@ class TomlConfig(Config):
         except (ValueError, RecursionError) as error:  # no TOML, no text, thousands of digits, or nested too deep
             raise ConfigError(f"{path} is not a TOML file: {error}") from error
         return cls.parse(content)
+
+    def with_settings(self, settings: Sequence[str]) -> Self:
+        """The configuration with single values replaced.
+
+        Args:
+            settings: each `key=value`, the key with dots as in `classifier.training.steps=50`, the value as TOML
+                writes it; what TOML does not know is taken as text.
+
+        Raises:
+            ConfigError: no such key, or a value that does not fit; the text names it.
+        """
+        if not settings:
+            return self
+        content = self.model_dump(mode="json", exclude_none=True)
+        for setting in settings:
+            key, equals, value = setting.partition("=")
+            *path, last = key.strip().split(".")
+            if not equals or not all([*path, last]):
+                raise ConfigError(f"key=value is wanted, such as classifier.training.steps=50; got {setting!r}")
+            table = content
+            for name in path:
+                table = table.setdefault(name, {})
+                if not isinstance(table, dict):
+                    raise ConfigError(f"{key}: {name} holds one value, and no further keys; got {setting!r}")
+            table[last] = _value(value.strip())
+        return self.parse(content)
 
     def to_toml(self) -> str:
         """The configuration as text that `from_toml` reads back."""
@@ -136,6 +163,14 @@ class RunConfig(TomlConfig):
     )
     attack: PluginChoice = Field(PluginChoice(plugin="pgd"), description="who attacks the bare classifiers")
     evaluation: EvaluationChoice = Field(default_factory=EvaluationChoice, description="what is measured")
+
+
+def _value(text: str) -> Any:
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return found["value"] if len(found) == 1 else text
 
 
 def _emit(table: dict[str, Any], path: tuple[str, ...], lines: list[str]) -> None:

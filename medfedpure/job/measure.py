@@ -18,6 +18,7 @@ from medfedpure.core.verdict import verdicts
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.views import bpda_view, static_view
 from medfedpure.figures.metrics import auroc, classification_figures, true_positive_rate
+from medfedpure.job.gain import gains_over
 from medfedpure.job.records import Arm, ClientResult
 
 
@@ -90,6 +91,11 @@ def measure_client(
         defended_attacked_ms_per_image=attacked_ms,
         purifier_nfe_benign=float(benign.trace.nfe.double().mean()),
         purifier_nfe_attacked=float(defended.trace.nfe.double().mean()),
+        gains=gains_over(
+            defended.labels,
+            {"bare": verdicts(defended.bare_logits), "anchor": anchored[1], "majority": majority},
+            test,
+        ),
     )
     return Measured(result, attacked, benign, defended)
 

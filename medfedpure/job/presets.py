@@ -18,6 +18,19 @@ from medfedpure.job.config import (
 from medfedpure.job.folder import CONFIG
 
 COMPARED = ("fedavg", "local")
+_QUICK = (
+    "data.config.images=1500",
+    "data.config.image_size=32",
+    "classifier.training.steps=150",
+    "purifier.config.training.steps=240",
+    "purifier.config.model.widths=[16, 32]",
+)
+_QUICK_FOLDER = (
+    "data.config.image_size=32",
+    "classifier.training.steps=240",
+    "purifier.config.training.steps=360",
+    "purifier.config.model.widths=[16, 32]",
+)
 
 
 def phantom_demo(seed: int = 0, *, compare: bool = False) -> RunConfig:
@@ -29,7 +42,7 @@ def phantom_demo(seed: int = 0, *, compare: bool = False) -> RunConfig:
     """
     return RunConfig(
         seed=seed,
-        threads=2,
+        threads=1,
         data=DataChoice(
             plugin="phantom",
             config={"images": 4000, "image_size": 48, "scanners": 3, "lesion_size": 1.8, "seed": seed},
@@ -66,16 +79,33 @@ def phantom_demo(seed: int = 0, *, compare: bool = False) -> RunConfig:
     )
 
 
+def demo_config(data: Path | None, seed: int = 0, *, compare: bool = False, quick: bool = False) -> RunConfig:
+    """What `medfedpure demo` runs.
+
+    Args:
+        data: a folder with one sub-folder for each class; None draws phantoms.
+        seed: of everything.
+        compare: train the classifier by FedAvg and locally as well.
+        quick: train less, on fewer and smaller images.
+    """
+    config = phantom_demo(seed, compare=compare) if data is None else folder_demo(data, seed, compare=compare)
+    return config.with_settings(_QUICK if data is None else _QUICK_FOLDER) if quick else config
+
+
 def is_demo(out: Path) -> bool:
-    """Whether a folder holds the run of a demo of this version, on whatever device it worked."""
+    """Whether a folder holds the run of a demo of this version, on whatever device and threads it worked."""
     try:
         found = RunConfig.from_toml(out / CONFIG)
     except ConfigError:
         return False
     root = Path(str(found.data.config.get("root", "")))
-    demos = [phantom_demo(found.seed, compare=beside) for beside in (False, True)]
-    demos += [folder_demo(root, found.seed, compare=beside) for beside in (False, True)]
-    return found.model_copy(update={"device": "cpu"}) in demos
+    demos = [
+        demo_config(data, found.seed, compare=compare, quick=quick)
+        for data in (None, root)
+        for compare in (False, True)
+        for quick in (False, True)
+    ]
+    return found.model_copy(update={"device": "cpu", "threads": demos[0].threads}) in demos
 
 
 def folder_demo(folder: Path, seed: int = 0, *, compare: bool = False) -> RunConfig:

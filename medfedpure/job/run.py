@@ -21,6 +21,7 @@ from medfedpure.job.config import PluginChoice, RunConfig
 from medfedpure.job.device import check_device
 from medfedpure.job.division import Parts, check_clients_disjoint, divide
 from medfedpure.job.folder import CONFIG, DEFENCES, RESULTS, run_folder
+from medfedpure.job.forecast import forecast
 from medfedpure.job.journal import Journal, Say
 from medfedpure.job.measure import Measured
 from medfedpure.job.records import RunResult, StrategyResult
@@ -64,6 +65,8 @@ def _run(config: RunConfig, out: Path, journal: Journal) -> Job:
         check_clients_disjoint(parts)
     sites = [Site(client, own["train"], own["validation"]) for client, own in parts.items()]
     history: History = {}
+    with journal.phase("forecast", "forecast: some steps of every training are timed"):
+        journal.forecast = forecast(config, sites)
 
     own_strategy = config.classifier.strategy
     with journal.phase("classifier", budget("classifier", config.classifier, config.classifier.training)):
@@ -83,7 +86,7 @@ def _run(config: RunConfig, out: Path, journal: Journal) -> Job:
     own = StrategyResult.of(own_strategy.plugin, [measured[client].result for client in parts])
     strategies = [own]
     for name in config.evaluation.compare:
-        with journal.phase("compare", f"compare: the same by {name}, with equal images, steps and purifier"):
+        with journal.phase(f"compare {name}", f"compare: the same by {name}, with equal images, steps and purifier"):
             others, history[f"classifier by {name}"] = train_classifiers(config, sites, PluginChoice(plugin=name))
             fitted = detectors_around(others, detectors, purifiers, config, sites)
             rivals = build_chains(others, fitted, purifiers, parts, config)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,15 @@ from torch import nn
 from medfedpure.core.classifier import ClassifierModel
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import ArtifactError, ConfigError, DataError
-from medfedpure.core.registry import create, registry
+from medfedpure.core.registry import registry
 from medfedpure.core.storage import DOCUMENT, FORMAT, read_document_only, read_json
 from medfedpure.data.readers.folders import class_folders
 from medfedpure.defence.chain import DefendedClassifier
+from medfedpure.defence.images import ImageFacts
+from medfedpure.evaluation.images import HINT, read_images, reader_of
 from medfedpure.job.config import RunConfig
 from medfedpure.job.division import divide
 from medfedpure.job.folder import CONFIG, DEFENCES, RESULTS, complete
-
-_HINT = "pass --data with a folder of one sub-folder per class, a MedMNIST .npz, or the name of a data set plugin"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def load_subject(
     options: dict[str, Any] | None = None,
     client: str | None = None,
     attackers: Sequence[Path] = (),
+    classifier: nn.Module | None = None,
 ) -> Subject:
     """Find everything.
 
@@ -61,9 +63,10 @@ def load_subject(
         options: configuration of the data set plugin, beyond what the classifier asks for.
         client: of a run, whose defence; by default the first.
         attackers: folders of further defences or classifiers.
+        classifier: the user's own module, of a defence around one; its weights become the saved ones.
 
     Raises:
-        ConfigError: no images, no such client.
+        ConfigError: no images, no such client, classes of unknown order, or a classifier beside a run.
         DataError: images that do not fit the classifier, or are no longer those of the run.
         ArtifactError: a folder that is not what it should be.
     """
@@ -73,6 +76,10 @@ def load_subject(
     chain = None
     complete(defence)
     if (defence / CONFIG).is_file() and not (defence / DOCUMENT).is_file():
+        if classifier is not None:
+            raise ConfigError(
+                f"{defence} is a run and brings its classifiers: --classifier goes with a defence of your own"
+            )
         run, defence = defence, defence / DEFENCES / _client(defence, client)
         if data is None:
             tests = _test_parts(run)
@@ -85,18 +92,20 @@ def load_subject(
     elif client is not None:
         raise ConfigError(f"{defence} is one defence: --client goes with the output folder of a demo or a run")
     if chain is None:
-        chain = DefendedClassifier.load(defence)
+        chain = DefendedClassifier.load(defence, classifier=classifier)
+    facts = _facts(chain)
     if own is None:
         if data is None:
-            raise ConfigError(f"images are wanted: {_HINT}")
-        own, told = _read(data, options or {}, chain.classifier), f"{data}: make sure that nothing was trained on it"
+            raise ConfigError(f"images are wanted: {HINT}")
+        own, told = _read(data, options or {}, facts), f"{data}: make sure that nothing was trained on it"
     for folder in attackers:
         name = _named(folder, others)
         if name in others:
             raise ConfigError(f"two attackers would be named {name}: copy or rename the folder {folder}")
         others[name] = _classifier(folder)
-    for name, model in {defence.name: chain.classifier, **others}.items():
-        _check_fits(name, model, own)
+    for name, wanted in {defence.name: facts, **{name: _built_for(model) for name, model in others.items()}}.items():
+        if wanted is not None:
+            _check_fits(name, wanted, own)
     return Subject(defence.name, chain, own, others, told, federation if len(federation) > 1 else {})
 
 
@@ -133,7 +142,7 @@ def _test_parts(run: Path) -> dict[str, ImageDataset]:
             if splits.get(client, {}).get("test") != test.fingerprint(format):
                 raise DataError(
                     f"the images behind {run / CONFIG} are no longer those of the run ({client}'s test part has "
-                    f"another fingerprint), so they may have been trained on: {_HINT}"
+                    f"another fingerprint), so they may have been trained on: {HINT}"
                 )
     return tests
 
@@ -162,35 +171,71 @@ def _recorded(run: Path) -> dict[str, Any]:
     return found
 
 
-def _read(data: str, options: dict[str, Any], classifier: nn.Module) -> ImageDataset:
-    path = Path(data).expanduser()
-    built = classifier if isinstance(classifier, ClassifierModel) else None
-    asked: dict[str, Any] = {}
-    if path.is_dir():
-        if built is not None:
-            found = class_folders(path)
-            if sorted(built.class_names) != sorted(found):
-                raise DataError(
-                    f"{data} holds the classes {', '.join(found)}; this classifier was trained for "
-                    f"{', '.join(built.class_names)}: rename or remove sub-folders until they are the same"
-                )
-            asked = {"image_size": built.image_size, "channels": built.in_channels, "classes": built.class_names}
-        return _created("image_folder", {"root": data, **asked, **options})
-    if path.suffix == ".npz":
-        asked = {"class_names": built.class_names} if built is not None else {}
-        return _created("medmnist", {"path": data, "parts": ("test",), **asked, **options})
-    if data not in [record.name for record in registry().plugins("dataset")]:
-        raise DataError(f"{data!r} is no folder, no .npz file and no data set plugin: {_HINT}")
-    fields = registry().load("dataset", data).Config.model_fields
-    if built is not None:
-        known = {"image_size": built.image_size, "channels": built.in_channels}
-        asked = {name: value for name, value in known.items() if name in fields}
-    return _created(data, {**asked, **options})
+def _built_for(model: nn.Module) -> ImageFacts | None:
+    """What images a plugin's classifier was built for; None of any other module."""
+    if not isinstance(model, ClassifierModel):
+        return None
+    return ImageFacts((model.in_channels, model.image_size, model.image_size), model.class_names)
 
 
-def _created(plugin: str, options: dict[str, Any]) -> ImageDataset:
-    found: ImageDataset = create("dataset", plugin, options).read()
-    return found
+def _facts(chain: DefendedClassifier) -> ImageFacts | None:
+    """What images a defence is for, as far as it or its classifier knows."""
+    own, built = chain.image_facts, _built_for(chain.classifier)
+    if own is None or built is None or own.class_names:
+        return own or built
+    return replace(own, class_names=built.class_names)
+
+
+def _read(data: str, options: dict[str, Any], facts: ImageFacts | None) -> ImageDataset:
+    plugin, _ = reader_of(data)
+    asked: dict[str, Any] = {} if facts is None else _size(facts)
+    if plugin == "image_folder":
+        asked |= _of_folder(Path(data).expanduser(), facts, options)
+    elif plugin == "medmnist":
+        asked |= {"parts": ("test",)}
+        if facts is not None and facts.class_names:
+            asked["class_names"] = facts.class_names
+    return read_images(data, options, asked)
+
+
+def _size(facts: ImageFacts) -> dict[str, Any]:
+    """How a data set plugin is asked for images of this shape, where they are squares."""
+    channels, height, width = facts.image_shape
+    return {"image_size": height, "channels": channels} if height == width else {}
+
+
+def _of_folder(path: Path, facts: ImageFacts | None, options: dict[str, Any]) -> dict[str, Any]:
+    """How the image files of a folder must be read: which sub-folder is which logit, and with how many bits.
+
+    Raises:
+        DataError: sub-folders of other names.
+        ConfigError: nobody says which sub-folder is which logit, or how large images are.
+    """
+    found = class_folders(path)
+    names = facts.class_names if facts is not None else ()
+    unknown = [] if names else ["classes"]
+    if facts is None or not _size(facts):
+        unknown.append("image_size")
+    if missing := [key for key in unknown if key not in options]:
+        example = {"classes": found, "image_size": 64}
+        shown = json.dumps({key: example[key] for key in missing})
+        raise ConfigError(
+            f"this defence does not know the {' and '.join(missing)} of its images, and the order of the sub-folders "
+            f"of {path} says nothing of that of its logits: pass them, as in --data-config '{shown}', the classes in "
+            "the order of the logits; or fit it anew with class_names=..."
+        )
+    if not names:
+        return {}
+    if sorted(names) != sorted(found):
+        raise DataError(
+            f"{path} holds the classes {', '.join(found)}; this classifier was trained for {', '.join(names)}: rename "
+            "or remove sub-folders until they are the same"
+        )
+    top = facts.top if facts is not None else 0
+    depth: dict[str, Any] = {"pixel_bits": 8 if top <= 255 else 16} if top else {}
+    if 255 < top < 65535 and top & (top + 1) == 0:
+        depth["bit_depth"] = top.bit_length()
+    return {"classes": names, **depth}
 
 
 def _classifier(folder: Path) -> nn.Module:
@@ -204,16 +249,19 @@ def _named(folder: Path, taken: dict[str, nn.Module]) -> str:
     return name if name not in taken else f"{folder.resolve().parent.name}/{name}"
 
 
-def _check_fits(name: str, model: nn.Module, data: ImageDataset) -> None:
-    if not isinstance(model, ClassifierModel):
-        return
-    wanted = (model.in_channels, model.image_size, model.image_size)
-    if data.image_shape != wanted:
+def _check_fits(name: str, facts: ImageFacts, data: ImageDataset) -> None:
+    if data.image_shape != facts.image_shape:
         raise DataError(
-            f"the classifier of {name} reads images of shape {wanted}; {data.name} holds {data.image_shape}"
+            f"the classifier of {name} reads images of shape {facts.image_shape}; {data.name} holds {data.image_shape}"
         )
-    if data.class_names != model.class_names:
+    if facts.class_names and data.class_names != facts.class_names:
         raise DataError(
-            f"the classifier of {name} knows the classes {', '.join(model.class_names)}; {data.name} holds "
+            f"the classifier of {name} knows the classes {', '.join(facts.class_names)}; {data.name} holds "
             f"{', '.join(data.class_names)}"
+        )
+    # Files of 12 bits are read as 16, so that only 8 bits and more can be told apart here.
+    if facts.top and (data.top > 255) != (facts.top > 255):
+        raise DataError(
+            f"{name} was fitted on images whose pixel {facts.top} stands for 1.0; in {data.name} it is {data.top}: "
+            "read them with as many bits"
         )

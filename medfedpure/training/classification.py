@@ -14,6 +14,7 @@ from medfedpure.core.streams import Streams
 from medfedpure.core.task import Task
 from medfedpure.core.verdict import verdicts
 from medfedpure.data.augmentation import augment
+from medfedpure.figures.balanced import balanced, balanced_interval, chance_level
 from medfedpure.figures.metrics import auroc, classification_figures
 
 
@@ -39,18 +40,30 @@ class ClassificationTask(Task):
         return nn.functional.cross_entropy(model(images), batch.labels, label_smoothing=self.label_smoothing)
 
     def metrics(self, model: nn.Module, data: ImageDataset, *, batch_size: int = 64, seed: int = 0) -> dict[str, float]:
-        """Mean cross-entropy, accuracy, balanced accuracy and, where both of two classes occur, AUROC."""
+        """Mean cross-entropy, accuracy, balanced accuracy and whether it beats chance level; of two classes AUROC."""
         del seed
         device = device_of(model)
         with torch.no_grad():
             logits = torch.cat([model(batch.images.to(device)).cpu() for batch in data.batches(batch_size)])
-        counted = classification_figures(verdicts(logits), data.labels, data.num_classes)
+        answers = verdicts(logits)
+        counted = classification_figures(answers, data.labels, data.num_classes)
         figures = {
             "loss": float(nn.functional.cross_entropy(logits, data.labels)),
             "accuracy": counted.accuracy,
             "balanced_accuracy": counted.balanced_accuracy,
+            "above_chance": float(_beats_guessing(answers == data.labels, data)),
         }
         if data.num_classes == 2 and 0 < int(data.labels.sum()) < len(data):
             margins = logits[:, 1] - logits[:, 0]
             figures["auroc"] = auroc(margins[data.labels == 0], margins[data.labels == 1])
         return figures
+
+
+def _beats_guessing(right: Tensor, data: ImageDataset) -> bool:
+    """Whether a balanced accuracy is clearly above chance level, by the first image of each group."""
+    _, group = data.groups.unique(return_inverse=True)
+    places = torch.arange(len(group))
+    first = places.new_full((int(group.max()) + 1,), len(group)).scatter_reduce_(0, group, places, "amin")
+    right, labels = right[first], data.labels[first]
+    interval = balanced_interval(right, labels, group[first])
+    return not chance_level(balanced(right, labels), interval, 1 / len(labels.unique()))

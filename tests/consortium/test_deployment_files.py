@@ -159,3 +159,10 @@ def test_a_site_that_does_not_fit_the_federation_is_told_what_to_change(
     site.write_text(site.read_text().replace(old, new))
     with pytest.raises((FederationError, DataError), match=text):
         rehearse(folder / FEDERATION_FILE, [site], tmp_path / "out")
+
+
+def test_what_init_writes_learns(tmp_path: Path) -> None:
+    """One site of the template, well above guessing: two classes."""
+    init_federation(tmp_path / "f", 1)
+    result = rehearse(tmp_path / "f" / FEDERATION_FILE, [*tmp_path.glob("f/sites/*/site.toml")], tmp_path / "out")
+    assert result.history[-1].clients["site-0"]["balanced_accuracy"] > 0.8

@@ -128,10 +128,10 @@ def test_dirichlet_skew_grows_as_alpha_falls() -> None:
 
 
 def test_dirichlet_shares_have_the_right_mean_and_spread() -> None:
-    from medfedpure.core.dataset import _dirichlet
+    from medfedpure.core.rows.division import dirichlet
 
     alpha, clients = 2.0, 4
-    rows = torch.tensor([_dirichlet(1, clients, alpha, seed)[0] for seed in range(3000)], dtype=torch.float64)
+    rows = torch.tensor([dirichlet(1, clients, alpha, seed)[0] for seed in range(3000)], dtype=torch.float64)
     shares = rows / rows.sum(1, keepdim=True)
     variance = (1 / clients) * (1 - 1 / clients) / (clients * alpha + 1)
     assert float(shares[:, 0].mean()) == pytest.approx(1 / clients, abs=0.01), "the mean share is 1 / clients"

@@ -326,6 +326,7 @@ def test_a20_a_sequence_that_repeats_does_so_in_a_copy() -> None:
         assert [chain.next_streams(1).seed for _ in range(3)] == first
 
 
+@pytest.mark.filterwarnings("ignore::medfedpure.core.errors.WeakDefenceWarning")
 def test_a20_defending_draws_nothing_global() -> None:
     """A20: `defend` and what it makes leave the global generators alone."""
     torch.manual_seed(1)

@@ -294,3 +294,83 @@ def test_published_schema_is_current():
 
 def test_records_are_the_schema(evaluation):
     assert Evaluation.model_validate_json(evaluation.model_dump_json()) == evaluation
+
+
+def test_an_evaluation_is_one_line(evaluation):
+    assert (
+        repr(evaluation)
+        == str(evaluation)
+        == (
+            f"Evaluation of 2 defences on 4 images of 'four & <more>': 5 attacks that count, linf, eps 0.1 and 0.2; "
+            f"not to be relied on: {EVIL!r}; a quick look, NOT a robustness claim"
+        )
+    )
+
+
+def test_its_parts_are_one_line_each(evaluation):
+    chain = evaluation.arms[1]
+    wanted = f"ArmResult {EVIL!r}: purify_flagged, 3 attacks that count, 2 checks; not to be relied on: "
+    assert repr(chain) == str(chain) == f"{wanted}gradients are masked <b>here</b>"
+    first, skipped = chain.rungs[0], chain.rungs[3]
+    assert repr(first) == str(first) == f"RungResult 'exact', counted; linf, eps 0.1; {first.attack}"
+    assert str(skipped).startswith("RungResult 'surrogate', skipped: no shorter purifier; linf, eps 0.1; ")
+    assert str(first.reading) == "Reading of 4 images in 3 draws: 4 flagged, 4 purified"
+
+
+def test_an_evaluation_writes_the_table_of_its_report(evaluation, summary, tmp_path):
+    evaluation.to_csv(tmp_path / "own.csv")
+    assert (tmp_path / "own.csv").read_text(encoding="utf-8") == results_csv(summary)
+    rows = evaluation.rows()
+    assert [(row["arm"], row["rung"], row["eps"]) for row in rows] == [
+        (own.name, result.rung, result.eps) for own in evaluation.arms for result in (*own.rungs, *own.checks)
+    ]
+    assert all("steps 17" in row["attack"] and row["norm"] == "linf" for row in rows)
+
+
+def test_no_name_of_a_defence_runs_as_a_formula(evaluation):
+    renamed = [one.model_copy(update={"name": f"={place}"}) for place, one in enumerate(evaluation.arms)]
+    found = summarize(evaluation.model_copy(update={"arms": renamed}))
+    for text in (results_csv(found), summary_csv(found)):
+        assert {row["arm"] for row in csv.DictReader(io.StringIO(text))} == {"'=0", "'=1"}
+
+
+def test_what_is_no_better_than_guessing_says_so():
+    """Forty images of two classes: all right without an attack, half under one, none under another."""
+    labels = [0, 1] * 20
+
+    def said(right):
+        flagged = [False] * 40
+        verdicts = [label if own else 1 - label for label, own in zip(labels, right, strict=True)]
+        return Reading(verdicts=[verdicts], flagged=flagged, purified=flagged, scores=None, nfe=0, ms=1, ece=None)
+
+    half, none = [place % 4 < 2 for place in range(40)], [False] * 40
+    rungs = [
+        rung("static", eps, said(right), success=[True] * 40, distance=[eps] * 40)
+        for eps, right in ((0.1, half), (0.2, none))
+    ]
+    chain = arm("one", said([True] * 40), rungs).model_copy(update={"bare_wrong": none})
+    found = summarize(
+        Evaluation(
+            setting={"seed": 0},
+            data="forty",
+            class_names=["plain", "disc"],
+            labels=labels,
+            groups=list(range(40)),
+            norm="linf",
+            eps=[0.1, 0.2],
+            note="",
+            arms=[chain],
+            gradients=0,
+            seconds=1.0,
+            versions={},
+        )
+    )
+    first, second = verdict(found)
+    assert "0.50, 95 % interval 0.36 to 0.64, at chance level)" in first
+    assert ", below chance level)" in second
+    assert "chance" not in verdict_benign(found)
+    lines = [line for line in conditions(found) if "chance" in line]
+    assert lines == [
+        "Balanced accuracy at chance level, 0.50 here, which lies within its interval: 'one' (linf, eps 0.1).",
+        "Balanced accuracy below chance level, 0.50 here: 'one' (linf, eps 0.2).",
+    ]

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from medfedpure.cli.federate import clients_table
 from medfedpure.federation import RoundRecord
 from medfedpure.job.federate import round_document
 from medfedpure.reporting.charts import levels_around
@@ -82,6 +83,17 @@ def test_the_last_round_is_a_table_with_the_worst_client_of_every_figure(history
     assert found.rows[0] == [EVIL, "0.900", "0.900", "-", "0.100", "0.100"]
     assert found.rows[-2] == ["mean", "0.850", "0.850", "0.800", "0.150", "0.150"]
     assert found.rows[-1] == ["worst client", "0.800", "0.800", "0.800", "0.200", "0.200"]
+
+
+def test_a_balanced_accuracy_that_is_no_better_than_guessing_says_so():
+    good = {**figures(0.9), "above_chance": 1.0}
+    poor = {**figures(0.55), "above_chance": 0.0}
+    found = last_figures([round_document(record(1, {"a": good, "b": poor}))])
+    assert [row[2] for row in found.rows] == ["0.900", "0.550 at chance level", "0.725", "0.550 at chance level"]
+    assert not any("chance" in cell for row in found.rows for cell in (row[1], *row[3:])), "of balanced accuracy alone"
+    assert last_figures([round_document(record(1, {"b": poor}))]).rows[-2][2] == "0.550 at chance level"
+    columns = clients_table(record(1, {"a": good, "b": poor})).columns
+    assert list(columns[2].cells) == ["0.900", "0.550 at chance level", "0.725", "0.550 at chance level"]
 
 
 def test_many_clients_share_one_mark():

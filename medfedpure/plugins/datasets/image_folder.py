@@ -22,6 +22,7 @@ from torch import Tensor
 from medfedpure.core.config import Config
 from medfedpure.core.dataset import Dataset, ImageDataset, bits_of
 from medfedpure.core.errors import DataError
+from medfedpure.core.progress import track
 from medfedpure.data.class_names import findings_among
 from medfedpure.data.image_cache import cache_folder, cache_key, through_cache
 from medfedpure.data.near_duplicates import near_duplicate_groups
@@ -242,7 +243,8 @@ def _decode(config: ImageFolderConfig, listing: _Listing, source: str) -> dict[s
 
     # Pillow decodes outside the interpreter's lock.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        reasons = list(pool.map(read, range(len(listing.paths))))
+        count = len(listing.paths)
+        reasons = list(track(pool.map(read, range(count)), "reading images", count))
     bad = [
         f"{listing.relative(path)} ({reason})" for path, reason in zip(listing.paths, reasons, strict=True) if reason
     ]

@@ -22,6 +22,7 @@ from medfedpure.core.config import Config
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector, FitContext, ScoreContext, check_requirements
 from medfedpure.core.errors import DataError
+from medfedpure.core.progress import track
 from medfedpure.core.registry import create, registry
 from medfedpure.core.results import State
 from medfedpure.core.streams import Streams, derive_seed
@@ -106,7 +107,7 @@ class Compose(Detector):
                     self._raw(
                         batch.images.to(context.device), context, Streams(derive_seed(seed, "standardize"), batch.ids)
                     )
-                    for batch in kept.batches(64)
+                    for batch in track(kept.batches(64), "scores of benign images", -(-len(kept) // 64))
                 ]
             )
         spread = scores.std(0)

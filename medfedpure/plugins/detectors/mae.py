@@ -32,6 +32,7 @@ from medfedpure.core.config import Config
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector, FitContext, ScoreContext, check_requirements
 from medfedpure.core.errors import DataError, InputError, MissingRequirementError
+from medfedpure.core.progress import track
 from medfedpure.core.results import State
 from medfedpure.core.storage import load_strictly
 from medfedpure.core.streams import Streams, derive_seed
@@ -134,7 +135,7 @@ class MAEDetector(Detector):
                 self._statistics(
                     batch.images.to(context.device), context, Streams(derive_seed(seed, "standardize"), batch.ids)
                 ).double()
-                for batch in kept.batches(64)
+                for batch in track(kept.batches(64), "scores of benign images", -(-len(kept) // 64))
             ]
         )
         spread = rows.std(0)

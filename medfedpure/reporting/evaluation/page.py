@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medfedpure.evaluation.records import ArmResult, Evaluation, TransferResult
+from medfedpure.evaluation.records import ArmResult, Evaluation, RungRow, TransferResult, beaten
+from medfedpure.evaluation.tally import Figure
 from medfedpure.reporting import charts
 from medfedpure.reporting.evaluation.gallery import Gallery
-from medfedpure.reporting.evaluation.summary import Figure, RungRow, Summary, beaten, counted, summarize
+from medfedpure.reporting.evaluation.summary import Summary, counted, summarize
 from medfedpure.reporting.evaluation.table import columns, conditions, sections, threats
 from medfedpure.reporting.evaluation.words import figure, verdict, verdict_benign, weakest_point
 from medfedpure.reporting.rendering import render

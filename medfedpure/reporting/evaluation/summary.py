@@ -5,27 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from medfedpure.core.config import Record
-from medfedpure.core.verdict import ABSTAINED
-from medfedpure.evaluation.readings import Count, Reading
-from medfedpure.evaluation.records import ArmResult, Evaluation, RungResult
-from medfedpure.figures.balanced import balanced, balanced_difference, balanced_interval
-from medfedpure.figures.metrics import auroc, true_positive_rate
+from medfedpure.evaluation.readings import Count
+from medfedpure.evaluation.records import ArmResult, Evaluation, RungResult, RungRow, role
+from medfedpure.evaluation.tally import Figure, Tally, share
+from medfedpure.figures.balanced import balanced, balanced_difference
 from medfedpure.reporting.evaluation.threat import gradient_mode, threat
 
 UNDEFENDED = "undefended"
 _COUNTS: tuple[Count, ...] = ("one draw", "worst of N", "majority of N")
-
-
-class Figure(Record):
-    """An estimate and its 95 % interval; without one where there is a single group."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
 
 
 class Line(Record):
@@ -72,42 +62,6 @@ class Line(Record):
     weakest: str
     weakest_right: int | None
     threat: str
-
-
-class RungRow(Record):
-    """One attack on one defence.
-
-    Attributes:
-        role: "counted", "control", "check" (on the first few images), "skipped" or "problem"; `note` says why.
-        scored: attacked images behind the detector's figures: those that the attacker changed and thought won.
-    """
-
-    arm: str
-    rung: str
-    role: str
-    note: str
-    kind: str
-    norm: str
-    eps: float
-    view: str
-    attack: str
-    eot: int
-    draws: int
-    images: int
-    right: int | None = None
-    fooled: int | None = None
-    balanced: Figure | None = None
-    sensitivity: float | None = None
-    coverage: float | None = None
-    flagged: float | None = None
-    purified: float | None = None
-    scored: int | None = None
-    auroc: float | None = None
-    tpr_at_1_fpr: float | None = None
-    tpr_at_5_fpr: float | None = None
-    nfe: float | None = None
-    ms: float | None = None
-    seconds: float = 0.0
 
 
 class Anchor(Record):
@@ -179,11 +133,7 @@ def summarize(evaluation: Evaluation, *, headline: str | None = None) -> Summary
         reference=UNDEFENDED if UNDEFENDED in names else None,
         anchor=_anchor(counter.labels, evaluation.class_names, counter.findings.tolist()),
         lines=[counter.line(arm, eps) for eps in (None, *evaluation.eps) for arm in evaluation.arms],
-        rungs=[
-            counter.rung(arm, result, check=place >= len(arm.rungs))
-            for arm in evaluation.arms
-            for place, result in enumerate((*arm.rungs, *arm.checks))
-        ],
+        rungs=evaluation.attacks(counter),
         unreliable={arm.name: arm.unreliable for arm in evaluation.arms if arm.unreliable},
         rounded={arm.name: arm.precision for arm in evaluation.arms if arm.precision != "float32"},
         gradients=evaluation.gradients,
@@ -204,34 +154,14 @@ def counted(arm: ArmResult, eps: float) -> list[RungResult]:
     return [rung for rung in arm.rungs if rung.eps == eps and role(rung) == "counted"]
 
 
-def role(rung: RungResult) -> str:
-    """Whether an attack counts, and as what."""
-    if rung.problem:
-        return "problem"
-    if rung.skipped or rung.reading is None:
-        return "skipped"
-    return "control" if rung.kind == "control" else "counted"
-
-
-def beaten(rung: RungResult) -> Tensor:
-    """`(N,)` bool: images that the attacker changed and thought won; of the control, all."""
-    assert rung.reading is not None
-    if not rung.success:
-        return torch.ones(len(rung.reading.flagged), dtype=torch.bool)
-    return torch.tensor(rung.success) & (torch.tensor(rung.distance) > 0)
-
-
-class _Counter:
-    """Figures of one evaluation; equal ones are bootstrapped once."""
+class _Counter(Tally):
+    """Figures of one evaluation, of each defence in its worst case."""
 
     def __init__(self, evaluation: Evaluation) -> None:
-        self.labels = torch.tensor(evaluation.labels)
-        self.groups = torch.tensor(evaluation.groups)
+        own = evaluation.tally()
+        super().__init__(evaluation.labels, evaluation.groups, own.findings.tolist())
         self.names = evaluation.class_names
-        findings = [len(self.names) - 1] if evaluation.positive is None else evaluation.positive
-        self.findings = torch.tensor(findings, dtype=torch.int64)
         self.bare = next((arm for arm in evaluation.arms if arm.name == UNDEFENDED), None)
-        self.known: dict[tuple[bytes, ...], Figure] = {}
 
     def line(self, arm: ArmResult, eps: float | None) -> Line:
         """A defence on benign images, or in the worst case of an eps."""
@@ -256,11 +186,11 @@ class _Counter:
             majority_of_draws=figures["majority of N"],
             sensitivity=sensitivity,
             specificity=specificity,
-            recalls={name: _share(right[self.labels == place].tolist()) for place, name in enumerate(self.names)},
+            recalls={name: share(right[self.labels == place].tolist()) for place, name in enumerate(self.names)},
             ece=arm.clean.ece if eps is None else None,
             coverage=float((right | fooled).double().mean()),
-            flagged=_mean([_share(reading.flagged) for reading in readings]),
-            purified=_mean([_share(reading.purified) for reading in readings]),
+            flagged=_mean([share(reading.flagged) for reading in readings]),
+            purified=_mean([share(reading.purified) for reading in readings]),
             nfe=_mean([reading.nfe for reading in readings]),
             ms=_mean([reading.ms for reading in readings]),
             difference=self.gain(arm, right, eps) if readings else None,
@@ -272,56 +202,6 @@ class _Counter:
             threat="no attack" if eps is None else threat(attacks),
         )
 
-    def rung(self, arm: ArmResult, result: RungResult, *, check: bool) -> RungRow:
-        """One attack by itself."""
-        what = "check" if check and role(result) == "counted" else role(result)
-        names = ("rung", "kind", "norm", "eps", "view", "attack", "eot", "seconds")
-        plain: dict[str, Any] = {name: getattr(result, name) for name in names}
-        plain |= {"arm": arm.name, "role": what, "note": result.problem or result.skipped}
-        reading = result.reading
-        if what in ("problem", "skipped") or reading is None:
-            return RungRow(**plain, draws=0, images=0)
-        size = len(reading.flagged)
-        right = self.right([reading])
-        return RungRow(
-            **plain,
-            draws=len(reading.verdicts),
-            images=size,
-            right=int(right.sum()),
-            fooled=int(reading.fooled(self.labels[:size]).sum()),
-            balanced=self.figure(right),
-            sensitivity=self.recalls([reading])[0],
-            coverage=reading.coverage(),
-            flagged=_share(reading.flagged),
-            purified=_share(reading.purified),
-            **({} if check else _detection(arm.clean, reading, beaten(result))),
-            nfe=reading.nfe,
-            ms=reading.ms,
-        )
-
-    def right(self, readings: Sequence[Reading], count: Count = "one draw") -> Tensor:
-        """`(N,)` bool: right in every reading; nowhere without readings."""
-        if not readings:
-            return torch.zeros(len(self.labels), dtype=torch.bool)
-        size = len(readings[0].flagged)
-        return torch.stack([reading.right(self.labels[:size], count) for reading in readings]).all(0)
-
-    def fooled(self, readings: Sequence[Reading]) -> Tensor:
-        """`(N,)` bool: accepted and wrong in one reading or more."""
-        if not readings:
-            return torch.zeros(len(self.labels), dtype=torch.bool)
-        return torch.stack([reading.fooled(self.labels) for reading in readings]).any(0)
-
-    def recalls(self, readings: Sequence[Reading]) -> tuple[float | None, float | None]:
-        """Sensitivity and specificity where every reading has to be right."""
-        if not readings or not self.findings.numel():
-            return None, None
-        called = torch.tensor([reading.verdicts[0] for reading in readings])
-        own = torch.isin(self.labels[: called.shape[1]], self.findings)
-        found = torch.isin(called, self.findings)
-        yes, no = found.all(0), (~found & (called != ABSTAINED)).all(0)
-        return _share(yes[own].tolist()), _share(no[~own].tolist())
-
     def gain(self, arm: ArmResult, right: Tensor, eps: float | None) -> Figure | None:
         """Balanced accuracy less that of the undefended classifier, paired."""
         if self.bare is None or arm is self.bare:
@@ -329,15 +209,6 @@ class _Counter:
         attacks = [] if eps is None else counted(self.bare, eps)
         readings = [self.bare.clean] if eps is None else [rung.reading for rung in attacks if rung.reading is not None]
         return self.difference(right, self.right(readings)) if readings else None
-
-    def figure(self, right: Tensor) -> Figure:
-        """Balanced accuracy with its interval."""
-        key = (bytes(right.tolist()),)
-        if key not in self.known:
-            labels, groups = self.labels[: len(right)], self.groups[: len(right)]
-            low, high = balanced_interval(right, labels, groups) or (None, None)
-            self.known[key] = Figure(value=balanced(right, labels), low=low, high=high)
-        return self.known[key]
 
     def difference(self, one: Tensor, other: Tensor) -> Figure:
         """Of two balanced accuracies on the same images, in pairs."""
@@ -347,21 +218,6 @@ class _Counter:
             value = balanced(one, self.labels) - balanced(other, self.labels)
             self.known[key] = Figure(value=value, low=low, high=high)
         return self.known[key]
-
-
-def _detection(clean: Reading, attacked: Reading, chosen: Tensor) -> dict[str, Any]:
-    """How well the score tells chosen attacked images from benign ones."""
-    if clean.scores is None or attacked.scores is None:
-        return {}
-    benign, suspicious = torch.tensor(clean.scores), torch.tensor(attacked.scores)[chosen]
-    if not suspicious.numel():
-        return {"scored": 0}
-    return {
-        "scored": suspicious.numel(),
-        "auroc": auroc(benign, suspicious),
-        "tpr_at_1_fpr": true_positive_rate(benign, suspicious, 0.01),
-        "tpr_at_5_fpr": true_positive_rate(benign, suspicious, 0.05),
-    }
 
 
 def _anchor(labels: Tensor, names: Sequence[str], findings: Sequence[int]) -> Anchor:
@@ -374,10 +230,6 @@ def _anchor(labels: Tensor, names: Sequence[str], findings: Sequence[int]) -> An
         sensitivity=float(answer in findings) if findings else None,
         specificity=float(answer not in findings) if findings else None,
     )
-
-
-def _share(flags: Sequence[bool]) -> float | None:
-    return sum(flags) / len(flags) if flags else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medfedpure.core.config import Record
-from medfedpure.evaluation.records import Evaluation
-from medfedpure.reporting.evaluation.summary import Figure, Line, RungRow, Summary
+from medfedpure.core.rows.table import columns_of, csv_text
+from medfedpure.evaluation.records import Evaluation, RungRow, noted
+from medfedpure.evaluation.tally import Figure
+from medfedpure.reporting.evaluation.summary import Line, Summary
 from medfedpure.reporting.evaluation.words import figure, footnotes
 
 if TYPE_CHECKING:
@@ -221,45 +221,11 @@ def summary_csv(summary: Summary) -> str:
 def transfers_csv(evaluation: Evaluation) -> str:
     """One line for each attacker and victim of a federation and each eps; nothing where none were paired."""
     rows = [{**found.model_dump(), "view": TRANSFER, "note": evaluation.note} for found in evaluation.transfers]
-    return _lines(rows, []) if rows else ""
+    return csv_text(columns_of(rows)) if rows else ""
 
 
 def _csv(records: Iterable[Line | RungRow], kind: type[Record], summary: Summary) -> str:
-    rows = []
-    for record in records:
-        reasons = summary.unreliable.get(record.arm, [])
-        rows.append({**_flat(record), "unreliable": "; ".join(reasons), "note": _note(record, summary)})
-    return _lines(rows, list(kind.model_fields))
-
-
-def _lines(rows: Sequence[dict[str, Any]], otherwise: list[str]) -> str:
-    """CSV with a head; `otherwise` is the head of no rows."""
-    stream = io.StringIO()
-    heads = list(dict.fromkeys(key for row in rows for key in row)) or otherwise
-    writer = csv.DictWriter(stream, heads, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
-
-
-def _flat(record: Record) -> dict[str, Any]:
-    """Figures as three columns, recalls as one for each class, lists joined."""
-    found: dict[str, Any] = {}
-    for name, info in type(record).model_fields.items():
-        value = getattr(record, name)
-        if isinstance(value, Figure) or "Figure" in str(info.annotation):
-            found |= {name: getattr(value, "value", None)}
-            found |= {f"{name}_{end}": getattr(value, end, None) for end in ("low", "high")}
-        elif isinstance(value, dict):
-            found |= {f"recall {key}": share for key, share in value.items()}
-        else:
-            found[name] = " + ".join(value) if isinstance(value, list) else value
-    return found
-
-
-def _note(record: Line | RungRow, summary: Summary) -> str:
-    own = getattr(record, "note", "")
-    return f"{summary.note}; {own}" if own else summary.note
+    return csv_text(columns_of(noted(records, summary.unreliable, summary.note), list(kind.model_fields)))
 
 
 def _known(line: Line) -> bool:

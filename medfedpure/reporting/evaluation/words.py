@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from medfedpure.reporting.evaluation.summary import Figure, Line, Summary
+from medfedpure.evaluation.tally import Figure
+from medfedpure.figures.balanced import chance_level
+from medfedpure.reporting.evaluation.summary import Line, Summary
 
 
 def budget(norm: str, eps: float) -> str:
@@ -32,7 +34,7 @@ def verdict(summary: Summary) -> list[str]:
         who = f"Against {attacker(line)} and {budget(summary.norm, eps)}" if not sentences else f"At eps {eps:.4g}"
         text = (
             f"{who}, {line.right} of {line.images} images are still read correctly "
-            f"(balanced accuracy {figure(line.balanced, words=True)})"
+            f"(balanced accuracy {figure(line.balanced, words=True)}{_chance(summary, line)})"
         )
         if line.withheld:
             text += f"; {line.fooled} are misread and {line.withheld} refused"
@@ -46,8 +48,35 @@ def verdict_benign(summary: Summary) -> str:
     line = summary.line(summary.headline, None)
     return (
         f"Without an attack {line.right} of {line.images} are read correctly (balanced accuracy "
-        f"{figure(line.balanced, words=True)}).{_beside(summary, None)}"
+        f"{figure(line.balanced, words=True)}{_chance(summary, line)}).{_beside(summary, None)}"
     )
+
+
+def _chance(summary: Summary, line: Line) -> str:
+    text = beside_chance(summary, line)
+    return f", {text}" if text else ""
+
+
+def beside_chance(summary: Summary, line: Line) -> str:
+    """How a line's balanced accuracy stands to guessing; "" where it is clearly better."""
+    if line.balanced is None:
+        return ""
+    value, low, high = line.balanced.value, line.balanced.low, line.balanced.high
+    return chance_level(value, None if low is None or high is None else (low, high), summary.anchor.balanced)
+
+
+def _of_chance(summary: Summary) -> list[str]:
+    """Which balanced accuracies are no better than guessing."""
+    rows: dict[str, list[str]] = {}
+    for line in summary.lines:
+        where = "benign images" if line.eps is None else f"{summary.norm}, eps {line.eps:.4g}"
+        if text := beside_chance(summary, line):
+            rows.setdefault(text, []).append(f"{line.arm!r} ({where})")
+    return [
+        f"Balanced accuracy {text}, {summary.anchor.balanced:.2f} here"
+        f"{', which lies within its interval' if text.startswith('at') else ''}: {', '.join(names)}."
+        for text, names in rows.items()
+    ]
 
 
 def _beside(summary: Summary, eps: float | None) -> str:
@@ -122,5 +151,6 @@ def footnotes(summary: Summary) -> list[str]:
     anchor = summary.anchor
     return [
         *lines,
+        *_of_chance(summary),
         f"Majority class: what always answering {anchor.answer!r} gets (accuracy {anchor.accuracy:.2f} here).",
     ]

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from medfedpure.core.storage import write_bytes
-from medfedpure.job.records import RunResult
+from medfedpure.job.records import ClientResult, RunResult
 from medfedpure.reporting.job.rounds import curves, last_figures
 from medfedpure.reporting.job.table import cells, conditions, strategy_cells, strategy_conditions
+from medfedpure.reporting.job.words import baseline, caveats, of_chance, of_client, verdict
 from medfedpure.reporting.rendering import render
 
 PAGE = "report.html"
-_TEMPLATE = "job/page.html"
+_RUN, _ROUNDS = "job/run.html", "job/rounds.html"
 
 
 @dataclass(frozen=True)
@@ -34,27 +35,55 @@ def write_run_page(result: RunResult, folder: Path) -> None:
     Raises:
         MissingExtraError: jinja2 is not installed.
     """
-    mean, own = result.mean, result.strategies[0]
-    lead = (
-        f"Balanced accuracy, mean over {len(result.clients)} clients: undefended "
-        f"{mean['bare.clean_balanced_accuracy']:.1%} on benign images and {mean['bare.robust_balanced_accuracy']:.1%} "
-        f"on attacked ones, defended {mean['defended.clean_balanced_accuracy']:.1%} and "
-        f"{mean['defended.robust_balanced_accuracy']:.1%}. The attacker ignores the defence."
-    )
-    tables = [Table(f"Every client, classifier by {own.strategy}", cells(result), conditions(result))]
+    own = result.strategies[0]
+    tables = []
     if len(result.strategies) > 1:
         notes = strategy_conditions(result)
         tables.append(Table("Against other ways of training the classifier", strategy_cells(result), notes, words=2))
+    tables.append(Table(f"All figures, classifier by {own.strategy}", cells(result), conditions(result)))
     gallery = folder / "gallery.png"
     picture = base64.b64encode(gallery.read_bytes()).decode() if gallery.is_file() else None
     values = {
         "title": f"Defence of {len(result.clients)} clients on {result.config['data']['plugin']}",
-        "lead": lead,
+        "verdict": verdict(result),
+        "caveats": caveats(result),
+        "bars": [_bars(result, "On attacked images", "robust"), _bars(result, "On benign images", "clean")],
+        "chance": f"{1 / len(result.class_names):.1%}",
+        "cards": [_card(result, client) for client in result.clients],
         "tables": tables,
         "picture": None if picture is None else f"data:image/png;base64,{picture}",
         "trainings": [curves(_trained(result, name), history) for name, history in result.federated.items()],
     }
-    write_bytes(folder / PAGE, render(_TEMPLATE, values).encode())
+    write_bytes(folder / PAGE, render(_RUN, values).encode())
+
+
+def _bars(result: RunResult, title: str, images: str) -> dict[str, Any]:
+    mean, knowing = result.mean, result.mean.get("bpda_robust_balanced_accuracy")
+    found = [
+        (baseline(result, "majority"), mean["majority_balanced_accuracy"], False),
+        (baseline(result, "bare"), mean[f"bare.{images}_balanced_accuracy"], False),
+        (baseline(result, "anchor"), mean[f"anchor.{images}_balanced_accuracy"], False),
+        ("the defence", mean[f"defended.{images}_balanced_accuracy"], True),
+    ]
+    if images == "robust" and knowing is not None:
+        found.append(("the defence, attacked through it (BPDA)", knowing, True))
+    return {"title": title, "bars": [{"name": name, "value": value, "own": own} for name, value, own in found]}
+
+
+def _card(result: RunResult, client: ClientResult) -> dict[str, str]:
+    held = of_chance(result, client)
+    return {
+        "name": client.client,
+        "defended": f"{client.defended.robust_balanced_accuracy:.1%}",
+        "bare": f"{client.bare.robust_balanced_accuracy:.1%}",
+        "chance": f", {held}" if held else "",
+        "gain": of_client(result, client),
+        "clean": f"{client.defended.clean_balanced_accuracy:.1%}",
+        "clean_bare": f"{client.bare.clean_balanced_accuracy:.1%}",
+        "flagged_attacked": f"{client.flagged_attacked:.1%}",
+        "flagged_benign": f"{client.flagged_benign:.1%}",
+        "images": f"{client.test_images} test images of {client.test_groups} groups; {client.calibration}",
+    }
 
 
 def write_rounds_page(results: Mapping[str, Any], folder: Path) -> None:
@@ -83,10 +112,9 @@ def write_rounds_page(results: Mapping[str, Any], folder: Path) -> None:
         "title": f"Federated training: {what}",
         "lead": lead,
         "tables": [Table(f"Every client after round {found.round}", [found.header, *found.rows], notes)],
-        "picture": None,
         "trainings": [curves(what, history)],
     }
-    write_bytes(folder / PAGE, render(_TEMPLATE, values).encode())
+    write_bytes(folder / PAGE, render(_ROUNDS, values).encode())
 
 
 def _trained(result: RunResult, name: str) -> str:

@@ -76,12 +76,16 @@ def last_figures(history: Sequence[Round]) -> ClientFigures:
     """The figures after the last round, for a table."""
     record = history[-1]
     shown = [(key, title) for key, title in FIGURES if record["mean"].get(key) is not None]
-    rows = [[client, *[_number(own.get(key)) for key, _ in shown]] for client, own in sorted(record["clients"].items())]
-    rows.append(["mean", *[_number(record["mean"][key]) for key, _ in shown]])
+    rows = [
+        [client, *[_number(own.get(key)) + chance_note(key, own) for key, _ in shown]]
+        for client, own in sorted(record["clients"].items())
+    ]
+    rows.append(["mean", *[_number(record["mean"][key]) + chance_note(key, record["mean"]) for key, _ in shown]])
     worst = []
     for key, _ in shown:
-        values = [own[key] for own in record["clients"].values() if own.get(key) is not None]
-        worst.append(_number(min(values) if key in _SHARES else max(values)))
+        known = [own for own in record["clients"].values() if own.get(key) is not None]
+        last = (min if key in _SHARES else max)(known, key=lambda own: own[key])
+        worst.append(_number(last[key]) + chance_note(key, last))
     return ClientFigures(record["round"], ["client", *[title for _, title in shown]], [*rows, ["worst client", *worst]])
 
 
@@ -130,6 +134,11 @@ def _points(values: Sequence[float | None]) -> list[charts.Point]:
 def _unit(counts: Sequence[float]) -> tuple[str, float]:
     largest = max(counts, default=0)
     return ("MB", 1e6) if largest >= 1e6 else ("kB", 1e3) if largest >= 1e3 else ("bytes", 1.0)
+
+
+def chance_note(key: str, figures: Mapping[str, float | None]) -> str:
+    """What stands behind a figure of one client, or behind the mean of clients none of which beats guessing; or ""."""
+    return " at chance level" if key == "balanced_accuracy" and figures.get("above_chance") == 0 else ""
 
 
 def _number(value: float | None) -> str:
