@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-torchattacks compat lint types contracts docs golden bench clean
+.PHONY: help demo pages test test-slow test-torchattacks compat lint types contracts docs golden bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +26,9 @@ demo: $(VENV)/.installed-all ## run the main job: federate, attack, defend, repo
 
 test: $(VENV)/.installed-test ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+pages: $(VENV)/.installed-test ## run the blocks of README and docs as a reader would
+	$(BIN)/python tests/pages.py $(ARGS)
 
 test-slow: $(VENV)/.installed-test ## run all tests, the slow ones included
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)

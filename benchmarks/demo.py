@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 from medfedpure.core.storage import write_bytes
 from medfedpure.job.presets import phantom_demo
 from medfedpure.job.records import RunResult
@@ -54,8 +56,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.keep or Path(temporary)
         for seed in arguments.seeds:
+            config = phantom_demo(seed, compare=seed == arguments.seeds[0])
+            torch.set_num_threads(config.threads)  # as the command does
             job = run_job(
-                phantom_demo(seed, compare=seed == arguments.seeds[0]),
+                config,
                 folder / str(seed),
                 say=lambda text: print(f"  {text}", flush=True),
             )

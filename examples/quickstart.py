@@ -7,10 +7,10 @@ architecture = medfedpure.create("classifier", "small_cnn", widths=(16, 32))
 model = architecture.create_model(in_channels=1, num_classes=2, image_size=32)
 train(model, ClassificationTask(), parts["train"], TrainingConfig(steps=200, batch_size=16), seed=0)
 
-# A defence around any torch classifier, here with a small diffusion model that is trained for seconds.
-small = {"model": {"widths": (16, 32)}, "training": {"steps": 150, "batch_size": 16, "learning_rate": 3e-3}}
-defended = medfedpure.defend(model, parts["benign"], purifier_config=small)
+# A defence around any torch classifier, here with a small diffusion model that is trained for half a minute.
+defended = medfedpure.defend(model, parts["benign"], budget="quick")
 print(defended.calibration.describe())
+print(defended.own_check)  # what it did on images of its own that it held out
 
 test = parts["test"]
 attack = medfedpure.create("attack", "pgd_eot", eps="8/255", step="2/255", steps=10)

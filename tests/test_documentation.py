@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import inspect
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import click
 import pytest
-import torch
 import typer
-from conftest import SMALL_CONFIGS
-from documentation import PAGES, ROOT, Block, blocks, cites, commands, is_documented
+from documentation import PAGES, ROOT, SHELL, Block, blocks, cites, commands, is_documented
 from golden import read as read_golden
 from test_contracts import Registered
 
 import medfedpure
 from medfedpure.cli.app import app
 from medfedpure.core import registry as registry_module
-from medfedpure.core.registry import BUILTIN, Plugin, create, hookimpl, registry
-from medfedpure.core.streams import Streams
-from medfedpure.defence.chain import DefendedClassifier
-from medfedpure.evaluation.ladder import PRESETS
-from medfedpure.testing import tiny_classifier, tiny_dataset
+from medfedpure.core.registry import BUILTIN, KINDS, Plugin, hookimpl, registry
 
 BUILTINS = [record for record in registry().plugins() if record.distribution == BUILTIN]
 RECORDS = [name for name in medfedpure.__all__ if dataclasses.is_dataclass(getattr(medfedpure, name))]
@@ -100,111 +95,95 @@ def test_every_command_and_option_has_a_help_text(path: str) -> None:
 
 # -- the blocks of the pages -------------------------------------------------------------------------------------
 
-PYTHON = [page for page in PAGES if blocks(page, "python", "py")]
-SHELL = [page for page in PAGES if blocks(page, "bash", "sh", "shell", "console")]
+QUICK = tuple(
+    ROOT / "docs" / page
+    for page in (
+        "how-to/watch-for-drift.md",
+        "how-to/write-a-detector.md",
+        "how-to/write-a-part-that-learns.md",
+        "how-to/write-a-purifier.md",
+        "how-to/write-a-strategy.md",
+        "how-to/write-an-attack.md",
+        "reference/attacks.md",
+        "tutorials/write-a-detector.md",
+    )
+)
+"""Pages whose Python runs in seconds; all of them, shell included, are run by tests/test_pages.py."""
+
+SHELL_PAGES = [page for page in PAGES if blocks(page, *SHELL)]
+FIRST_MODEL = ROOT / "docs" / "first_model.py"
 
 
-def small(kind: str, name: str, config: Any = None, **options: Any) -> Any:
-    """`create` with the small configuration of the tests where none is given."""
-    if not config and not options and not callable(SMALL_CONFIGS.get((kind, name))):
-        options = dict(SMALL_CONFIGS.get((kind, name), {}))  # type: ignore[arg-type]
-    return create(kind, name, config, **options)
-
-
-class OfTheTutorial:
-    """What the page on writing a detector installs: the class stands in a block above its use."""
-
-    @hookimpl
-    def medfedpure_plugins(self) -> list[Plugin]:
-        return [Plugin("detector", "blur_shift", "page:BlurShift", "prediction shift under a blur")]
+@pytest.fixture(scope="module")
+def first_model() -> dict[str, Any]:
+    """What the block makes with which many pages begin."""
+    made: dict[str, Any] = {"__name__": "page"}
+    exec(compile(FIRST_MODEL.read_text(encoding="utf-8"), str(FIRST_MODEL), "exec"), made)
+    return made
 
 
 @pytest.fixture
-def third_party(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The example of a third-party plugin, registered as an installed one would be."""
-    monkeypatch.syspath_prepend(str(ROOT / "examples" / "third_party_detector"))
-    module, found = importlib.import_module("laplacian_energy"), registry_module.registry()
-    tutorial = OfTheTutorial()
-    found.register(module, distribution="laplacian-energy")
-    found.register(tutorial, distribution="medfedpure-blur-shift")
-    yield
-    for registered, name in ((module, "laplacian_energy"), (tutorial, "blur_shift")):
-        found.manager.unregister(registered)
-        found._records.pop(("detector", name))
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Block], None]]:
+    """Saves a block as the file that its title names, and registers the plugin in it as an installed one would be."""
+    found, known = registry_module.registry(), set(sys.modules)
+    registered: list[tuple[object, tuple[str, str]]] = []
+
+    def install(block: Block) -> None:
+        path = tmp_path / str(block.title)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block.text, encoding="utf-8")
+        classes = re.findall(r"^class (\w+)\(", block.text, re.M)
+        if path.stem in KINDS and classes:
+            monkeypatch.syspath_prepend(str(path.parents[1]))
+            package = path.parent.name
+            name = package.removeprefix("medfedpure_")
+            record = Plugin(path.stem, name, f"{package}.{path.stem}:{classes[-1]}", "of a page")
+            holder = type("Holder", (), {"medfedpure_plugins": hookimpl(lambda self: [record])})()
+            found.register(holder, distribution=package)
+            registered.append((holder, (path.stem, name)))
+
+    yield install
+    for holder, key in registered:
+        found.manager.unregister(holder)
+        found._records.pop(key)
+    for name in set(sys.modules) - known:
+        if name.partition(".")[0].startswith("medfedpure_") or name.partition(".")[0] == "laplacian_energy":
+            del sys.modules[name]
 
 
-EFFORT = {"steps": 2, "eot": 1, "restarts": 1, "draws": 2, "queries": 5}
-
-
-def stand_ins() -> dict[str, Any]:
-    """What the pages speak of without making it: a model, images, a defence, all of them tiny."""
-    model, benign, data = tiny_classifier(), tiny_dataset(160, seed=3), tiny_dataset(12, seed=9)
-    purifier = create("purifier", "ddpm", {**SMALL_CONFIGS["purifier", "ddpm"]})  # type: ignore[dict-item]
-    purifier.fit(benign, context=medfedpure.FitContext(model, model.features))
-    detector = create("detector", "feature_squeezing")
-    defended = DefendedClassifier(model, detector=detector, purifier=create("purifier", "median")).calibrate(
-        benign, 0.1
-    )
-    attack = create("attack", "pgd_eot", steps=2)
-    return {
-        "medfedpure": medfedpure,
-        "model": model,
-        "bare": DefendedClassifier(model, policy="none"),
-        "data": data,
-        "classifier": model,
-        "benign": benign,
-        "train_component": data,
-        "tune_part": data.select(torch.arange(len(data)) % 3 == 0),
-        "test": data,
-        "images": data.images,
-        "labels": data.labels,
-        "stream": [data.images],
-        "detector": create("detector", "feature_squeezing"),
-        "purifier": purifier,
-        "attack": attack,
-        "defended": defended,
-        "chain": defended,
-        "chains": {f"fold_{number}": defended for number in range(2)},
-        "streams": Streams.for_batch(0, len(data)),
-    }
-
-
-@pytest.mark.parametrize("page", PYTHON, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.filterwarnings("ignore::medfedpure.core.errors.WeakDefenceWarning")
+@pytest.mark.parametrize("page", QUICK, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_python_blocks_of_a_page_run(
-    page: Path, third_party: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path,
+    first_model: dict[str, Any],
+    installed: Callable[[Block], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("medfedpure.defence.defend.create", small)
-    for name, preset in PRESETS.items():
-        monkeypatch.setitem(PRESETS, name, dataclasses.replace(preset, **dict.fromkeys(EFFORT, 2)))
-    monkeypatch.setattr("medfedpure.defence.certify.certify.__kwdefaults__", _fewer(medfedpure.certify), raising=True)
-    monkeypatch.setitem(sys.modules, "page", module := ModuleType("page"))
-    vars(module).update(stand_ins())
-    for block in blocks(page, "python", "py"):
-        if block.text.strip() == (ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8").strip():
-            continue  # run as it is by the test of the examples
-        _run(block, vars(module))
-
-
-def _fewer(function: Any) -> dict[str, Any]:
-    """The defaults of a function, with small numbers of draws."""
-    return {key: 10 if key in ("n0", "n") else value for key, value in (function.__kwdefaults__ or {}).items()}
+    space: dict[str, Any] = {"__name__": "page"}
+    for block in blocks(page, "python"):
+        if block.title:
+            installed(block)
+        elif block.text.strip() == FIRST_MODEL.read_text(encoding="utf-8").strip():
+            space |= {**first_model, "model": copy.deepcopy(first_model["model"])}
+        else:
+            _run(block, space)
 
 
 def _run(block: Block, space: dict[str, Any]) -> None:
-    where = f"{block.page.relative_to(ROOT)}:{block.line}"
     try:
-        exec(compile(block.text, where, "exec"), space)
+        exec(compile(block.text, block.where, "exec"), space)
     except Exception as error:
-        pytest.fail(f"the block at {where} does not run: {error!r}\n{block.text}")
+        pytest.fail(f"the block at {block.where} does not run: {error!r}\n{block.text}")
 
 
-@pytest.mark.parametrize("page", SHELL, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", SHELL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_commands_of_a_page_exist(page: Path) -> None:
-    for block in blocks(page, "bash", "sh", "shell", "console"):
+    for block in blocks(page, *SHELL):
         for words in commands(block.text):
             problem = wrong_with(words)
-            assert problem is None, f"{page.relative_to(ROOT)}:{block.line}: `{' '.join(words)}`: {problem}"
+            assert problem is None, f"{block.where}: `{' '.join(words)}`: {problem}"
 
 
 def wrong_with(words: list[str]) -> str | None:

@@ -40,6 +40,7 @@ def test_every_example_is_run_here() -> None:
     assert found == SCRIPTS.keys(), f"not run: {found - SCRIPTS.keys()}, not there: {SCRIPTS.keys() - found}"
 
 
+@pytest.mark.filterwarnings("ignore::medfedpure.core.errors.WeakDefenceWarning")  # trained for seconds, they are
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_example_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -22,7 +22,7 @@ from medfedpure.job.config import FederatedChoice, RunConfig
 from medfedpure.training.classification import ClassificationTask
 from medfedpure.training.loop import train
 
-REST = 0.5
+REST = 0.45
 """Seconds of calibration, attack and measurement for each second of training."""
 _TRIED = 3
 
