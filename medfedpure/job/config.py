@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,6 +16,8 @@ from pydantic import AliasChoices, Field, field_validator
 from medfedpure.core.config import Config
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.settings import Augmentation, TrainingConfig
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class TomlConfig(Config):
@@ -61,10 +65,19 @@ class TomlConfig(Config):
         return self.parse(content)
 
     def to_toml(self) -> str:
-        """The configuration as text that `from_toml` reads back."""
+        """The configuration as text that `from_toml` reads back.
+
+        Raises:
+            ConfigError: TOML cannot say it, as of a path whose bytes are no text.
+        """
         lines: list[str] = []
         _emit(self.model_dump(mode="json", exclude_none=True), (), lines)
-        return "\n".join(lines).strip() + "\n"
+        text = "\n".join(lines).strip() + "\n"
+        try:
+            tomllib.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"TOML cannot say this configuration: {error}: rename what is no text in it") from error
+        return text
 
 
 class PluginChoice(Config):
@@ -170,16 +183,33 @@ def _value(text: str) -> Any:
         found = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
         return text
-    return found["value"] if len(found) == 1 else text
+    value = found["value"]
+    return text if len(found) > 1 or isinstance(value, date | time) else value  # a folder may be named 2026-01-31
 
 
 def _emit(table: dict[str, Any], path: tuple[str, ...], lines: list[str]) -> None:
-    """Scalars first, then sub-tables; JSON's strings, numbers, booleans and arrays are TOML's too."""
+    """Scalars first, then sub-tables."""
     if path and (not table or any(not isinstance(value, dict) for value in table.values())):
-        lines += ["", f"[{'.'.join(path)}]"]
+        lines += ["", f"[{'.'.join(map(_key, path))}]"]
     for key, value in table.items():
         if not isinstance(value, dict):
-            lines.append(f"{key} = {json.dumps(value, ensure_ascii=True, allow_nan=False)}")
+            lines.append(f"{_key(key)} = {_written(value)}")
     for key, value in table.items():
         if isinstance(value, dict):
             _emit(value, (*path, key), lines)
+
+
+def _key(key: str) -> str:
+    return key if _BARE.fullmatch(key) else _written(key)
+
+
+def _written(value: Any) -> str:
+    """A value on one line; JSON's numbers, booleans and short characters are TOML's too."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_key(key)} = {_written(own)}' for key, own in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, str):  # JSON would write one character beyond 16 bits as two, which TOML refuses
+        escaped = (json.dumps(c)[1:-1] if c < "\U00010000" else f"\\U{ord(c):08x}" for c in value)
+        return f'"{"".join(escaped)}"'
+    return json.dumps(value, allow_nan=False)

@@ -15,6 +15,7 @@ Index = slice | Tensor | Sequence[int] | Sequence[bool]
 """Of several rows: a slice, int64 or bool tensor, list or array; negative places count from the end."""
 
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_BITS = (torch.uint8, "uint8")
 
 
 def places_of(index: Any, size: int) -> int | Tensor:
@@ -26,7 +27,7 @@ def places_of(index: Any, size: int) -> int | Tensor:
 
     Raises:
         IndexError: a place that is not there, so that iteration ends.
-        InputError: anything else, or a mask of another length.
+        InputError: anything else, or a mask of another length; uint8, which torch takes for a mask and numpy for places.
     """
     if isinstance(index, slice):
         return torch.tensor(range(size)[index], dtype=torch.int64)
@@ -56,9 +57,13 @@ def _whole(index: Any) -> int | None:
 
 def _several(index: Any) -> Tensor:
     found = index
+    if getattr(index, "dtype", None) in _BITS:
+        raise InputError("uint8 may be a mask or places: convert it, to bool or to int64")
     if not isinstance(index, (Tensor, str, bytes, tuple)):
         try:
-            found = torch.as_tensor(index) if len(index) else torch.empty(0, dtype=torch.int64)
+            # Of an array its plain values: torch knows not every dtype and order, and would look into a series by label.
+            plain = index.tolist() if hasattr(index, "tolist") else index
+            found = torch.as_tensor(plain) if len(plain) else torch.empty(0, dtype=torch.int64)
         except (TypeError, ValueError, RuntimeError):
             found = None
     if not isinstance(found, Tensor) or found.ndim != 1 or found.dtype not in (*_WHOLE, torch.bool):

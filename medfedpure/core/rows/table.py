@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import importlib
-import io
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ class Tabular:
         Raises:
             ArtifactError: the file cannot be written; the text says why.
         """
-        write_bytes(Path(path), csv_text(self.columns()).encode())
+        write_bytes(Path(path), csv_text(self.columns()).encode(errors="backslashreplace"))
 
     def to_dataframe(self) -> Any:
         """`rows()` as a `pandas.DataFrame`.
@@ -59,11 +58,16 @@ def csv_text(columns: Columns) -> str:
     Text that a spreadsheet would run as a formula, as it begins with =, +, -, @, a tab or a carriage return, has a ' in
     front. Names of files, classes and plugins may come from anybody.
     """
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
+    lines = _Lines()
+    writer = csv.writer(lines, lineterminator="\r\n")  # with "\n" alone a carriage return would stand unquoted
     writer.writerow([_harmless(head) for head in columns])
     writer.writerows([_harmless(value) for value in row] for row in zip(*columns.values(), strict=True))
-    return stream.getvalue()
+    return "".join(lines)
+
+
+class _Lines(list[str]):
+    def write(self, line: str) -> None:
+        self.append(line.removesuffix("\r\n") + "\n")
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]], otherwise: Sequence[str] = ()) -> dict[str, list[Any]]:

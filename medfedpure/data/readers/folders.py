@@ -49,7 +49,7 @@ def class_folders(root: Path) -> list[str]:
     """Names of the class folders of a root, sorted.
 
     Raises:
-        DataError: it is missing, a file, or holds no folder.
+        DataError: it is missing, a file, or holds no folder; a name that is no text, which no report could write.
     """
     wanted = "give the folder that holds one sub-folder per class"
     if not root.is_dir():
@@ -59,7 +59,14 @@ def class_folders(root: Path) -> list[str]:
     if not found:
         inside = f"only files such as {entries[0].name}" if entries else "nothing"
         raise DataError(f"{root} holds no class folder, {inside}: {wanted}")
+    if untold := [name for name in (str(root), *found) if _is_no_text(name)]:
+        raise DataError(f"the name {ascii(untold[0])} is no text in UTF-8: rename the folder")
     return found
+
+
+def _is_no_text(name: str) -> bool:
+    """Whether bytes of a name could not be decoded, which Python keeps as halves of characters."""
+    return any("\ud800" <= c <= "\udfff" for c in name)
 
 
 def what_else(path: Path) -> str | None:
