@@ -24,6 +24,7 @@ _PUBLIC = {
     "Calibration": "medfedpure.defence.calibration",
     "CalibrationError": "medfedpure.core.errors",
     "Certificate": "medfedpure.defence.certify",
+    "ClassesWarning": "medfedpure.core.errors",
     "ClassificationTask": "medfedpure.training.classification",
     "Classifier": "medfedpure.core.classifier",
     "ClassifierModel": "medfedpure.core.classifier",

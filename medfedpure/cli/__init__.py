@@ -15,7 +15,7 @@ def main() -> None:
     import click
 
     from medfedpure.cli.app import app
-    from medfedpure.cli.shown import Terminal, shown
+    from medfedpure.cli.shown import Terminal, json_alone, shown
     from medfedpure.core.errors import MedFedPureError
 
     words = sys.argv[1:]
@@ -23,7 +23,8 @@ def main() -> None:
     if verbose:  # wherever it stands
         words = ["--verbose", *(word for word in words if word != "--verbose")]
     try:
-        code = app(words, standalone_mode=False)
+        with json_alone("--json" in words):
+            code = app(words, standalone_mode=False)
     except click.ClickException as error:
         if isinstance(error, click.UsageError) and error.ctx is not None:
             error.ctx.color = True  # nothing is to be stripped: all is shown

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from medfedpure.cli.shown import Terminal
+from medfedpure.cli.shown import Terminal, say_json
 from medfedpure.core.registry import BUILTIN, KINDS, Plugin, registry
 
 _JSON = typer.Option("--json", help="Print JSON instead of a table.")
@@ -27,7 +27,7 @@ def plugins(
     records = found.plugins(kind)
     if as_json:
         failures = [{"distribution": f.distribution, "error": f.text} for f in found.failures]
-        typer.echo(json.dumps({"plugins": [_as_dict(record) for record in records], "failures": failures}, indent=2))
+        say_json({"plugins": [_as_dict(record) for record in records], "failures": failures})
         return
     console = Terminal()
     width = max((len(record.name) for record in records), default=0)
@@ -47,7 +47,7 @@ def _show_one(kind: str, name: str, as_json: bool) -> None:
     record = registry().get(kind, name)
     schema = registry().load(kind, name).Config.model_json_schema()
     if as_json:
-        typer.echo(json.dumps({**_as_dict(record), "config": schema}, indent=2))
+        say_json({**_as_dict(record), "config": schema})
         return
     console = Terminal()
     console.print(f"{record.kind} {record.name}", style="bold", end="")
@@ -111,7 +111,7 @@ def info(as_json: Annotated[bool, _JSON] = False) -> None:
         "extras": {extra: importlib.util.find_spec(module) is not None for extra, module in modules.items()},
     }
     if as_json:
-        typer.echo(json.dumps(facts, indent=2))
+        say_json(facts)
         return
     console = Terminal()
     for key, value in facts.items():

@@ -3,14 +3,33 @@
 import logging
 from typing import Annotated
 
+import click
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from medfedpure import __version__
 from medfedpure.cli import about, bench, check, evaluate, federate, federation, job, new
 from medfedpure.cli.shown import Terminal, shown
 
+
+class _PlainGroup(TyperGroup):
+    def get_help(self, ctx: click.Context) -> str:
+        return unescaped(super().get_help(ctx))
+
+
+class _PlainCommand(TyperCommand):
+    def get_help(self, ctx: click.Context) -> str:
+        return unescaped(super().get_help(ctx))
+
+
+def unescaped(text: str) -> str:
+    """A help text without the backslashes that typer sets before brackets for rich, which does not draw it here."""
+    return text.replace("\\[", "[")
+
+
 app = typer.Typer(
     name="medfedpure",
+    cls=_PlainGroup,
     help="Detect, purify, classify: defend medical image classifiers against evasion attacks.",
     no_args_is_help=True,
     rich_markup_mode=None,  # which would take [data] and [all] in a help text for styles
@@ -58,3 +77,5 @@ app.command("info")(about.info)
 app.command("new")(new.new)
 app.command("check")(check.check)
 app.command("bench")(bench.bench)
+for registered in (*app.registered_commands, *federation.app.registered_commands):
+    registered.cls = _PlainCommand

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medfedpure.cli.options import Threads, json_object, number
-from medfedpure.cli.shown import Terminal
+from medfedpure.cli.shown import Terminal, say_json
 from medfedpure.cli.threads import use_threads
 from medfedpure.cli.which import ConfigFile, Kind, Name, find, read_config
 
@@ -37,7 +36,7 @@ def bench(
         str | None, typer.Option("--eps", help="Of every attack, e.g. 0.015; default: 8/255 in linf, none in l2.")
     ] = None,
     threads: Threads = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of everything; equal seeds give equal figures.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of everything; equal seeds and threads give equal figures.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the table.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
 ) -> None:
@@ -64,7 +63,7 @@ def bench(
             say=lambda text: talk.print(f"> {text}"),
         )
     if as_json:
-        typer.echo(json.dumps(asdict(found), indent=2))
+        say_json(asdict(found))
     else:
         _print(found, record.name)
     if found.rows[0].problem:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from medfedpure.cli.new import CONTRACTS
-from medfedpure.cli.shown import Terminal
+from medfedpure.cli.shown import Terminal, say_json
 from medfedpure.cli.which import ConfigFile, Kind, Name, find, read_config
 from medfedpure.core.errors import MissingExtraError
 from medfedpure.core.registry import Plugin, registry
@@ -70,7 +70,7 @@ def check(
         check_device(device)
     verdict = run_contract(find(name, kind), read_config(config), device)
     if as_json:
-        typer.echo(json.dumps(asdict(verdict), indent=2))
+        say_json(asdict(verdict))
     else:
         _print(verdict, verbose)
     if verdict.failed:

@@ -74,7 +74,6 @@ def evaluate(
     options = json_object(data_config, "--data-config")
     check_device(device)
     extra = _attacks(attack or [], attack_config)
-    use_threads(threads, recorded_threads(report))
     make_folder(report)
     talk = Terminal(stderr=as_json, quiet=quiet)
 
@@ -83,6 +82,7 @@ def evaluate(
         talk.print(text)
 
     model = None if classifier is None else own_module(classifier)
+    use_threads(threads, recorded_threads(report))  # last: what was imported may have set another number
     subject = load_subject(
         defence, data=data, options=options, client=client, attackers=attacker or [], classifier=model
     )

@@ -53,7 +53,7 @@ def demo(
 ) -> None:
     """Train, attack, defend and measure a whole federation in minutes, on phantoms or on your own images.
 
-    What another demo left in the folder is replaced.
+    What another demo left in the folder is replaced; any other run only with --overwrite.
     """
     from medfedpure.job.presets import demo_config, is_demo
 
@@ -103,10 +103,14 @@ def _run(
         talk.print(">", style="cyan", end=" ")
         talk.print(text)
 
-    with Bars(talk) as bars, listening(bars):
-        job = run_job(config, out, say=say, overwrite=overwrite)
-        save_gallery(job, out / "gallery.png")
-        write_run_page(job.result, out)
+    try:
+        with Bars(talk) as bars, listening(bars):
+            job = run_job(config, out, say=say, overwrite=overwrite)
+            save_gallery(job, out / "gallery.png")
+            write_run_page(job.result, out)
+    except KeyboardInterrupt:
+        Terminal(stderr=True).say(f"\nstopped: nothing of this run is kept in {out}; the same command begins anew")
+        raise typer.Exit(130) from None
     if as_json:
         echo_json(out / "results.json")
     else:

@@ -42,7 +42,7 @@ def new(
     folder = out if out is not None else Path(name)
     written = write_project(kind, name, folder)
     console = Terminal()
-    console.say(f"a {kind} named {name!r} stands in {folder}:")
+    console.say(f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} named {name!r} stands in {folder}:")
     for path in written:
         console.say(f"  {path.relative_to(folder)}")
     check = f"medfedpure check {name} --kind {kind}"

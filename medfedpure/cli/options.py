@@ -10,7 +10,11 @@ import typer
 
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="key=value, such as classifier.training.steps=50, instead of the configuration's."),
+    typer.Option(
+        "--set",
+        help="key=value, such as classifier.training.steps=50, instead of the configuration's; again for more. "
+        "The keys stand in the config.toml of a run.",
+    ),
 ]
 Threads = Annotated[
     int | None,

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from rich.console import Console
@@ -44,8 +48,30 @@ class Terminal(Console):
         self.print(text, style=style, soft_wrap=True)
 
 
+_json_goes_to: ContextVar[TextIO | None] = ContextVar("medfedpure_json", default=None)
+
+
+@contextmanager
+def json_alone(asked: bool) -> Iterator[None]:
+    """Where JSON was asked for, what plugins and modules of others print inside the block goes to stderr."""
+    if not asked:
+        yield
+        return
+    token = _json_goes_to.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _json_goes_to.reset(token)
+
+
+def say_json(document: object, *, indent: int = 2) -> None:
+    """Print JSON in ASCII, which no text in it can leave."""
+    typer.echo(json.dumps(document, indent=indent), file=_json_goes_to.get())
+
+
 def echo_json(path: Path) -> None:
-    """Print a JSON file in ASCII, which no text in it can leave."""
+    """Print a JSON file."""
     from medfedpure.core.storage import read_json
 
-    typer.echo(json.dumps(read_json(path), indent=1))
+    say_json(read_json(path), indent=1)

@@ -12,8 +12,11 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: those that it is bound to, and no more than a container's quota."""
+    """Cores that this process may use: those that it is bound to; at most OMP_NUM_THREADS, and a container's quota."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if said.isdecimal() and int(said) > 0:
+        bound = min(bound, int(said))
     try:
         quota, period = _QUOTA.read_text(encoding="ascii").split()
         return max(1, min(bound, int(quota) // int(period)))

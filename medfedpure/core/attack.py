@@ -158,7 +158,7 @@ class ThreatView(nn.Module):
         try:
             return function(images)
         except RuntimeError as error:
-            reason = mismatch(self, images)
+            reason = mismatch(self, images, error)
             if reason is None or isinstance(error, MedFedPureError):
                 raise
             raise reason from error
@@ -358,7 +358,8 @@ class Attack(Component):
             adversarial = made.detach()
             distance = audit(images, adversarial, self.budget(), mask=mask, who=self.describe())
             success = fooled(verdicts_of(watched, adversarial), labels, targets)
-            return AttackResult(adversarial, success, distance, "; ".join((self.describe(), *watch.notes())))
+            told = "; ".join((self.describe(), *watch.notes()))
+            return AttackResult(adversarial, success, distance, told, source.ids, threat.name)
 
 
 def audit(

@@ -39,7 +39,10 @@ def check_range(low: float, high: float) -> None:
 def check_image_layout(images: Tensor) -> None:
     """Raise InputError unless `images` is a floating tensor of shape `(N, C, H, W)`."""
     if not isinstance(images, Tensor):
-        raise InputError(f"images must be a torch tensor of shape (N, C, H, W); got {type(images).__name__}")
+        raise InputError(
+            f"images must be a torch tensor of shape (N, C, H, W), or, where a data set is read, an ImageDataset such "
+            f"as medfedpure.create('dataset', 'image_folder', root='FOLDER').read(); got {type(images).__name__}"
+        )
     if images.ndim != 4:
         hint = "add a batch dimension: images.unsqueeze(0)" if images.ndim == 3 else "a volume is read slice by slice"
         raise InputError(f"images must have shape (N, C, H, W); got {tuple(images.shape)}: {hint}")
@@ -147,16 +150,26 @@ def check_facts(bad: float, probable: float, size: int) -> None:
         )
 
 
-def mismatch(module: nn.Module, images: Tensor) -> InputError | None:
-    """Why a module may have failed on images `(N, C, H, W)`: weights of another dtype or device; None where not."""
+def mismatch(module: nn.Module, images: Tensor, error: Exception) -> InputError | None:
+    """Why a module may have failed on images `(N, C, H, W)`: weights of another dtype, device or number of channels.
+
+    None where it is none of these, as far as the error says.
+    """
     own = next((part for part in module.parameters() if part.is_floating_point()), None)
-    if own is None or (own.dtype, own.device) == (images.dtype, images.device):
-        return None
-    there, here = f"{own.dtype} on {own.device}", f"{images.dtype} on {images.device}"
-    return InputError(
-        f"the classifier's weights are {there} and the images {here}: convert one of them, "
-        f"images.to({str(own.device)!r}, {own.dtype}) or the model"
-    )
+    if own is not None and (own.dtype, own.device) != (images.dtype, images.device):
+        there, here = f"{own.dtype} on {own.device}", f"{images.dtype} on {images.device}"
+        remedy = f"images.to({str(own.device)!r}, {own.dtype}) or the model"
+        if own.dtype != images.dtype:
+            remedy += f"; or wrap it in a module whose forward calls model(images.to({own.dtype})).to(images.dtype)"
+        return InputError(f"the classifier's weights are {there} and the images {here}: convert one of them, {remedy}")
+    first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+    if first is not None and first.in_channels != images.shape[1] and "channels" in str(error):
+        return InputError(
+            f"the classifier's first layer takes images of {first.in_channels} channels, and {tuple(images.shape)} "
+            f"came: read them with channels={first.in_channels}, build the model for {images.shape[1]} (timm: in_chans="
+            f"{images.shape[1]}), or wrap it in a module whose forward repeats the channels"
+        )
+    return None
 
 
 def _remedy(logits: object, size: int) -> str:

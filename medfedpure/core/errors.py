@@ -72,6 +72,10 @@ class MissingExtraError(PluginLoadError):
     """A plugin needs an optional dependency that is not installed."""
 
 
+class ClassesWarning(UserWarning):
+    """The classes of a data set and the logits of a classifier do not seem to mean the same."""
+
+
 class ProbabilitiesWarning(UserWarning):
     """A classifier's rows are probabilities where logits are wanted: what compares or differentiates them suffers."""
 

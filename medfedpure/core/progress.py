@@ -113,22 +113,24 @@ def observing(observer: Observer | None, description: str, batches: int | None) 
 
 
 class Lines:
-    """A listener that tells in plain lines how long each loop will take, once it knows, and how long it took.
+    """A listener that tells in plain lines how long each loop will take, once it knows, how far it is, what it took.
 
     A loop shorter than `patience` says nothing. Who listened where this was made is told everything too.
 
     Args:
         say: takes a line; by default it is written to stderr.
         patience: seconds before a forecast.
+        every: seconds between lines after it.
         clock: seconds.
 
     Example:
         >>> from medfedpure.core.progress import Lines, listening, track
-        >>> seconds = iter([0.0, 1.0, 3.0, 5.0])
+        >>> seconds = iter(range(0, 100, 10))
         >>> with listening(Lines(print, clock=lambda: next(seconds))):
-        ...     total = sum(track(range(3), "training", 3))
-        training: 3 steps, about 5 s
-        training: took 5 s
+        ...     total = sum(track(range(5), "training", 5))
+        training: 5 steps, about 50 s
+        training: 4 of 5 steps, about 10 s left
+        training: took 60 s
     """
 
     def __init__(
@@ -136,10 +138,12 @@ class Lines:
         say: Callable[[str], object] | None = None,
         *,
         patience: float = 2.0,
+        every: float = 15.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.say = say or (lambda line: sys.stderr.write(f"{line}\n"))
         self.patience = patience
+        self.every = every
         self.clock = clock
         self.beside = _listener.get()
         self._loops: list[_Loop] = []
@@ -147,25 +151,27 @@ class Lines:
     def started(self, description: str, total: int) -> int:
         """Note the time."""
         other = 0 if self.beside is None else self.beside.started(description, total)
-        self._loops.append(_Loop(description, total, self.clock(), other))
+        now = self.clock()
+        self._loops.append(_Loop(description, total, now, other, said=now))
         return len(self._loops) - 1
 
     def advanced(self, handle: int, note: str = "") -> None:
-        """From the second step on, as soon as the patience is over, say what all steps will take."""
+        """From the second step on, once the patience is over, say what all steps will take; later how far it is."""
         loop = self._loops[handle]
         if self.beside is not None:
             self.beside.advanced(loop.other, note)
         loop.done += 1
-        if loop.told:
-            return
         now = self.clock()
         if loop.done == 1:
             loop.first = now
-        elif now - loop.begun >= self.patience and loop.done < loop.total:
+        elif loop.done < loop.total and now - loop.said >= (self.every if loop.told else self.patience):
             # The first step pays for warming up, so it is no measure of the others.
-            each = (now - loop.first) / (loop.done - 1)
-            self.say(f"{loop.description}: {loop.total:,} steps, about {_time(now - loop.begun + each * loop.left)}")
-            loop.told = True
+            rest = (now - loop.first) / (loop.done - 1) * loop.left
+            text = f"{loop.total:,} steps, about {_time(now - loop.begun + rest)}"
+            if loop.told:
+                text = f"{loop.done:,} of {loop.total:,} steps, about {_time(rest)} left"
+            self.say(f"{loop.description}: {text}")
+            loop.told, loop.said = True, now
 
     def finished(self, handle: int) -> None:
         """Say what it took, where a forecast was given."""
@@ -186,6 +192,7 @@ class _Loop:
     other: int
     done: int = 0
     first: float = 0.0
+    said: float = 0.0
     told: bool = False
 
     @property
@@ -194,4 +201,4 @@ class _Loop:
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f} s" if seconds < 180 else f"{seconds / 60:.0f} min"

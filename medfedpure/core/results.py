@@ -33,6 +33,12 @@ class Purification:
 class _OfImages(Tabular):
     """A result with a row for each image: at one place its row, at several the same of those images."""
 
+    ids: Tensor | None
+
+    def images_named(self) -> list[int]:
+        """The id of every image; its place where the result knows no ids."""
+        return list(range(len(self))) if self.ids is None else self.ids.tolist()
+
     def __len__(self) -> int:
         raise NotImplementedError
 
@@ -46,12 +52,12 @@ class _OfImages(Tabular):
         places = places_of(index, len(self))
         if isinstance(places, Tensor):
             several: Self = _picked(self, places, len(self))
-            return several
-        row = _picked(self, torch.tensor([places]), len(self)).rows()[0]
-        return {**row, "image": places}
+            return several if self.ids is not None else replace(several, ids=places)  # type: ignore[type-var]
+        found: dict[str, Any] = self[[places]].rows()[0]
+        return found
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class AttackResult(_OfImages):
     """Adversarial images that passed the audit of their own budget.
 
@@ -60,23 +66,29 @@ class AttackResult(_OfImages):
         success: `(N,)` bool, the view's prediction differs from the label (or is the target).
         distance: `(N,)` float, size of each perturbation in the attack's norm.
         description: norm, eps, steps and further settings, as they must stand beside any number.
+        ids: `(N,)` int64, which images these are, as the data set names them; None where nobody said.
+        view: what the attacker saw, the gradient mode first: "static: attacker ignores the defence".
     """
 
     images: Tensor
     success: Tensor
     distance: Tensor
     description: str
+    ids: Tensor | None = None
+    view: str = ""
 
     def __len__(self) -> int:
         return len(self.success)
 
     def __repr__(self) -> str:
-        return f"AttackResult: {int(self.success.sum())} of {len(self)} images fool, {self.description}"
+        told = "; ".join(text for text in (self.description, self.view) if text)
+        return f"AttackResult: {int(self.success.sum())} of {len(self)} images fool, {told}"
 
     def columns(self) -> dict[str, Sequence[Any]]:
-        """Place, success, distance, and beside each the attack that they stand for."""
-        columns: dict[str, Sequence[Any]] = {"image": range(len(self)), "success": self.success.tolist()}
-        return {**columns, "distance": self.distance.tolist(), "attack": [self.description] * len(self)}
+        """The image's id, success, distance, and beside each the attack that they stand for."""
+        columns: dict[str, Sequence[Any]] = {"image": self.images_named(), "success": self.success.tolist()}
+        columns |= {"distance": self.distance.tolist(), "attack": [self.description] * len(self)}
+        return {**columns, "view": [self.view] * len(self)}
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,7 @@ class Trace:
     noise: str = "reference"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Prediction(_OfImages):
     """What a defended classifier says of `N` images.
 
@@ -120,6 +132,7 @@ class Prediction(_OfImages):
         trace: how it came about.
         suspicion_map: `(N, 1, H, W)`, where the images look suspicious, higher = more; None unless asked
             for, or where the detector has no map.
+        ids: `(N,)` int64, which images these are, as the data set names them; running numbers of a tensor.
     """
 
     labels: Tensor
@@ -136,6 +149,7 @@ class Prediction(_OfImages):
     agreement: Tensor
     trace: Trace
     suspicion_map: Tensor | None = None
+    ids: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -147,8 +161,8 @@ class Prediction(_OfImages):
         return f"Prediction of {len(self)} images: {classes or 'none'}; {done}"
 
     def columns(self) -> dict[str, Sequence[Any]]:
-        """Place, verdict, probabilities of the classes, and what the defence found and did; no images, no maps."""
-        columns: dict[str, Sequence[Any]] = {"image": range(len(self)), "label": self.labels.tolist()}
+        """The image's id, verdict, probabilities of the classes, what the defence found and did; no images, no maps."""
+        columns: dict[str, Sequence[Any]] = {"image": self.images_named(), "label": self.labels.tolist()}
         columns |= {f"probability_{k}": column.tolist() for k, column in enumerate(self.probabilities.unbind(1))}
         for name in ("scores", "p_values"):
             if (values := getattr(self, name)) is not None:

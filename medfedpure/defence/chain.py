@@ -364,7 +364,7 @@ class DefendedClassifier(nn.Module):
             with self.acceleration.active(images.device):
                 logits: Tensor = self.classifier(images)
         except RuntimeError as error:
-            other = mismatch(self.classifier, images)
+            other = mismatch(self.classifier, images, error)
             if other is not None and not self.acceleration.autocast:
                 raise other from error
             raise

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medfedpure.core.checks import check_images
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector, FitContext
-from medfedpure.core.errors import CalibrationError, ConfigError, InputError
+from medfedpure.core.errors import CalibrationError, ConfigError, DataError, InputError
 from medfedpure.core.progress import Lines, listening, track
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.registry import create
@@ -24,6 +24,7 @@ from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import derive_seed
 from medfedpure.defence.budget import Budget, with_budget
 from medfedpure.defence.chain import DefendedClassifier
+from medfedpure.defence.class_order import some_of_each_group, warn_of_classes
 from medfedpure.defence.images import ImageFacts
 from medfedpure.defence.own_attack import check_itself
 from medfedpure.defence.policy import Policy
@@ -89,7 +90,9 @@ def defend(
         UnknownPluginError, MissingExtraError, MissingRequirementError: parts that do not fit.
 
     Warns:
-        WeakDefenceWarning: fewer than half of the attacked images that fool the classifier were flagged, or restored.
+        ClassesWarning: the classifier reads labelled images worse than by guessing, or has other classes.
+        WeakDefenceWarning: many more unattacked images flagged than promised, or fewer than half of the attacked ones
+            that fool the classifier flagged, or restored.
 
     Example:
         ``defended = medfedpure.defend(model, benign)``, then ``defended.predict(images).labels``.
@@ -102,10 +105,14 @@ def defend(
     watcher: Detector = create("detector", detector, with_budget("detector", detector, detector_config, budget))
     DefendedClassifier(model, detector=watcher.to(device), purifier=cleaner.to(device), policy=policy)
     logits = bare.predict(data.select(torch.arange(min(2, len(data))))).logits
-    facts = _facts(data, benign, tuple(class_names), logits.shape[1])
+    facts = _facts(data, benign, class_names, logits.shape[1])
     parts = _divided(data, calibrate_share, check_share, target_fpr, seed)
+    if isinstance(benign, ImageDataset) and not class_names:
+        asked = some_of_each_group(data, derive_seed(seed, "class order"))
+        warn_of_classes(bare.predict(asked), asked)
     dealt = ", ".join(f"{part.num_groups} to {what}" for what, part in parts.items())
-    say(f"{data.num_groups} independent benign images: {dealt}")
+    groups = "independent benign images" if isinstance(benign, ImageDataset) else "benign images, each taken for itself"
+    say(f"{data.num_groups} {groups}: {dealt}")
     context = DefendedClassifier(model, purifier=cleaner, policy="none").context()
     with listening(Lines(say)):
         for part in (cleaner, watcher):
@@ -113,7 +120,7 @@ def defend(
         chain = DefendedClassifier(
             model, detector=watcher.to(device), purifier=cleaner.to(device), policy=policy, image_facts=facts
         )
-        say(f"the threshold is set on {len(parts['calibrate'])} images")
+        say(f"the threshold is set on one image of each of {parts['calibrate'].num_groups} groups")
         calibration = chain.calibrate(parts["calibrate"], target_fpr, seed=seed).calibration
         assert calibration is not None
         say(calibration.describe())
@@ -122,22 +129,26 @@ def defend(
             chain.own_check = check_itself(chain, parts["check"], seed=derive_seed(seed, "own check"))
             say(chain.own_check.describe())
     if chain.own_check is not None:
-        chain.own_check.warn(_remedy(budget, (cleaner, watcher)))
+        chain.own_check.warn(_remedy(budget, (cleaner, watcher)), calibration.true_fpr_quantile())
     return chain
 
 
-def _facts(data: ImageDataset, given: ImageDataset | Tensor, names: tuple[str, ...], classes: int) -> ImageFacts:
+def _facts(data: ImageDataset, given: ImageDataset | Tensor, names: Sequence[str], classes: int) -> ImageFacts:
     """What images the defence is for; a tensor tells no more of their depth than that 8 bits were enough."""
     facts = ImageFacts.of(data, classes)
     if not isinstance(given, ImageDataset) and facts.top != 255:
         facts = replace(facts, top=0)
+    if isinstance(names, str):
+        raise InputError(f"class_names are several texts, such as ('healthy', 'lesion'); got the one text {names!r}")
+    names = tuple(names)
+    told = ", ".join(map(str, names))
     if not names:
         return facts
     if len(names) != classes:
-        raise InputError(f"class_names are {len(names)} ({', '.join(names)}), and the classifier has {classes} logits")
+        raise InputError(f"class_names are {len(names)} ({told}), and the classifier has {classes} logits")
     if facts.class_names and facts.class_names != names:
         raise InputError(
-            f"class_names are {', '.join(names)}, and the classes of {data.name} are {', '.join(facts.class_names)}: "
+            f"class_names are {told}, and the classes of {data.name} are {', '.join(facts.class_names)}: "
             "leave class_names out, or read the images in that order"
         )
     return replace(facts, class_names=names)
@@ -152,9 +163,14 @@ def _fit(part: Detector | Purifier, data: ImageDataset, context: FitContext, see
     effort = ""
     if isinstance(training, TrainingConfig):
         effort = f", {training.steps:,} steps of {training.batch_size}"
-    say(f"the {part.kind} {part.name!r} is fitted on {len(data)} images{effort}")
+    say(f"the {part.kind} {part.name!r} is fitted on {_counted(data)}{effort}")
     for _ in track((part,), f"fit the {part.kind} {part.name!r}", 1):
         part.fit(data, context=context, seed=seed)
+
+
+def _counted(data: ImageDataset) -> str:
+    twins = len(data) > data.num_groups
+    return f"{len(data)} images" + (f" of {data.num_groups} near-duplicate groups" if twins else "")
 
 
 def _remedy(budget: Budget, parts: Iterable[Detector | Purifier]) -> str:
@@ -176,16 +192,19 @@ def _divided(data: ImageDataset, share: float, checked: float, target_fpr: float
     if not 0 < target_fpr < 1:
         raise CalibrationError(f"target_fpr must lie in (0, 1); got {target_fpr}")
     wanted = math.ceil(1 / Fraction(repr(float(target_fpr))) - 1)
-    needed = max(math.ceil(wanted / share), math.ceil(2 * LEAST / (1 - share)) if checked else 2)
+    odd = max(len(data.labels.unique()) - 1, 0)  # what dealing each class by itself may round away
+    least = max((wanted + odd) / share, (2 * LEAST + odd) / (1 - share) if checked else 2)
+    needed = math.ceil(round(least, 9))
     for_check = f", {LEAST} for the own check (check_share=0 leaves it out) and as many to fit on" if checked else ""
     few = CalibrationError(
         f"{data.num_groups} independent benign images came, and they are too few: bring about {needed} in all, so that "
         f"{wanted} are kept for the threshold at a false-positive rate of {float(target_fpr):g}{for_check}; or raise "
         "target_fpr, or change calibrate_share"
     )
-    if data.num_groups < 2 or round(data.num_groups * share) < 1:
-        raise few
-    parts = data.split({"fit": 1 - share, "calibrate": share}, seed=derive_seed(seed, "defend"))
+    try:
+        parts = data.split({"fit": 1 - share, "calibrate": share}, seed=derive_seed(seed, "defend"))
+    except DataError as error:
+        raise few from error
     if parts["calibrate"].num_groups < wanted or (checked and parts["fit"].num_groups < 2 * LEAST):
         raise few
     if checked:

@@ -221,6 +221,7 @@ def assemble(
         agreement=agreement,
         trace=replace(trace, nfe=nfe, timestep=timestep),
         suspicion_map=torch.cat(drawn) if drawn else None,
+        ids=torch.cat([part.streams.ids for part in parts]),
     )
 
 

@@ -14,6 +14,8 @@ from medfedpure.figures.intervals import wilson
 LITTLE = 0.5
 """A share of the fooled images below which the defence is called weak."""
 
+_MOST = 2**53  # beyond, floats are not exact
+
 _COUNTS = ("images", "fooled", "flagged", "restored", "benign_flagged", "benign_kept")
 
 
@@ -49,7 +51,7 @@ class OwnCheck:
     def __post_init__(self) -> None:
         if min(getattr(self, name) for name in _COUNTS) < 0 or not (
             max(self.flagged, self.restored) <= self.fooled <= self.images
-            and max(self.benign_flagged, self.benign_kept, 1) <= self.images
+            and max(self.benign_flagged, self.benign_kept, 1) <= self.images <= _MOST
         ):
             raise ArtifactError(f"counts of an own check are parts of each other; got {asdict(self)!r:.300}")
         if self.policy not in get_args(Policy):
@@ -87,15 +89,24 @@ class OwnCheck:
     def __str__(self) -> str:
         return self.describe()
 
-    def warn(self, remedy: str) -> None:
-        """Warn where little was flagged or restored.
+    def warn(self, remedy: str, bound: float = 1.0) -> None:
+        """Warn where little was flagged or restored, or too many unattacked images were flagged.
 
         Args:
             remedy: what to do about it.
+            bound: rate of flagged benign images that the calibration promises to keep to, with 95 % probability.
 
         Warns:
             WeakDefenceWarning: with the numbers and their conditions.
         """
+        if wilson(self.benign_flagged, self.images)[0] > bound:
+            warnings.warn(
+                f"this defence flags more benign images than it promises: {_share(self.benign_flagged, self.images)}, "
+                f"where the calibration keeps to {bound:.1%} with 95 % probability: bring more benign images, and such "
+                "as it will read",
+                WeakDefenceWarning,
+                stacklevel=3,
+            )
         if found := self.weaknesses():
             warnings.warn(
                 f"this defence looks weak: where the attack fools the bare classifier, only {' and '.join(found)} "

@@ -18,6 +18,7 @@ from medfedpure.core.errors import (
     AuditError,
     ConfigError,
     DataError,
+    InputError,
     MissingExtraError,
     MissingRequirementError,
     UnknownPluginError,
@@ -49,7 +50,7 @@ def evaluate(
     data: ImageDataset,
     *,
     preset: str | Preset = "quick",
-    eps: Sequence[float] | None = None,
+    eps: float | Sequence[float] | None = None,
     norm: Norm = "linf",
     attackers: Mapping[str, nn.Module] | None = None,
     federation: Victims | None = None,
@@ -66,7 +67,7 @@ def evaluate(
         arms: defences by name, calibrated; one alone is evaluated beside itself undefended.
         data: labelled benign images that nothing was trained, tuned or calibrated on.
         preset: "quick", "standard" or "headline": how hard the attackers try.
-        eps: perturbation sizes of images in [0, 1]; by default 0.015 and 8/255 in linf, to be given in l2.
+        eps: perturbation sizes of images in [0, 1], one or several; by default 0.015 and 8/255 in linf, none in l2.
         norm: "linf" or "l2".
         attackers: other models by name, to craft transfer attacks on.
         federation: every client's defence and test images: attacks crafted on each classifier are replayed on each.
@@ -82,14 +83,16 @@ def evaluate(
         ConfigError: no such preset or norm; an eps that is not positive and finite, or above 1 in linf; `out` holds
             something else; an extra attack that is none, or does not take such an eps.
         DataError: too few images; a reference of other images, or of those attacked.
-        InputError: a model that answers no finite logits, or has fewer classes than the images.
+        InputError: no ImageDataset; a model that answers no finite logits, or has fewer classes than the images.
         NotFittedError, NotCalibratedError: a defence is not ready.
     """
     strength = preset_of(preset)
     chains = arms if isinstance(arms, Mapping) else beside_itself(arms)
     if not chains:
         raise ConfigError("one defence or more is wanted; got none")
-    sizes = sizes_of(norm, eps)
+    if not isinstance(data, ImageDataset):
+        raise InputError(f"the images must be an ImageDataset, with labels and groups; got a {type(data).__name__}")
+    sizes = sizes_of(norm, [eps] if isinstance(eps, int | float) else eps)
     chosen = choose(data, strength.images, seed)
     attacks, extra = dict(attackers or {}), dict(extra_attacks or {})
     check_attacks(extra)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,13 +52,14 @@ def own_module(named: str) -> nn.Module:
 
 @contextmanager
 def _from_here() -> Iterator[None]:
-    """The current folder is the first to be searched for modules."""
+    """The current folder is the first to be searched for modules, and stays the current one."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     importlib.invalidate_caches()
     try:
         yield
     finally:
+        os.chdir(here)
         with suppress(ValueError):  # the imported code may have taken it away itself
             sys.path.remove(here)
 
@@ -77,8 +79,12 @@ def _imported(module: str) -> Any:
 
 
 def _part_of(found: Any, name: str, named: str) -> Any:
-    if hasattr(found, name):
+    try:
         return getattr(found, name)
+    except AttributeError:
+        pass
+    except Exception as error:  # of code that is not ours
+        raise ConfigError(f"{named}: to look up {name!r} raised {_told(error)}") from error
     public = [key for key in vars(found) if not key.startswith("_")] if hasattr(found, "__dict__") else []
     near = difflib.get_close_matches(name, public, 1)
     hint = f"did you mean {near[0]}?" if near else f"it holds {', '.join(public[:8]) or 'nothing'}"

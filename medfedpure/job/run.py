@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medfedpure.core.attack import Attack
 from medfedpure.core.dataset import check_disjoint
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.registry import create
 from medfedpure.core.storage import write_bytes, write_json
+from medfedpure.core.task import Trainable
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.versions import versions
 from medfedpure.evaluation.views import bpda_view, static_view
 from medfedpure.federation import Site
-from medfedpure.job.chains import build_chains, measure_chains
+from medfedpure.federation.records import check_rounds
+from medfedpure.job.chains import build_chains, check_sizes, measure_chains
 from medfedpure.job.components import History, budget, detectors_around, train_classifiers, train_component
 from medfedpure.job.config import PluginChoice, RunConfig
 from medfedpure.job.device import check_device
@@ -53,6 +56,7 @@ def run_job(config: RunConfig, out: Path, *, say: Say | None = None, overwrite: 
         ArtifactError: another run is at work in `out`, or it cannot be written.
     """
     _check(config)
+    _check_apart(config, Path(out))
     with run_folder(Path(out), config.to_toml(), overwrite=overwrite) as folder:
         return _run(config, folder, Journal(say or logger.info))
 
@@ -63,6 +67,7 @@ def _run(config: RunConfig, out: Path, journal: Journal) -> Job:
         parts = divide(config)
         hashes = {client: check_disjoint(own) for client, own in parts.items()}
         check_clients_disjoint(parts)
+        check_sizes(parts, config)
     sites = [Site(client, own["train"], own["validation"]) for client, own in parts.items()]
     history: History = {}
     with journal.phase("forecast", "forecast: some steps of every training are timed"):
@@ -118,6 +123,13 @@ def _run(config: RunConfig, out: Path, journal: Journal) -> Job:
     return Job(result, chains, parts, measured)
 
 
+def _check_apart(config: RunConfig, out: Path) -> None:
+    """Refuse to write into the images: what a run leaves there would be read as classes the next time."""
+    root = config.data.config.get("root")
+    if isinstance(root, str | Path) and out.resolve().is_relative_to(Path(root).expanduser().resolve()):
+        raise ConfigError(f"{out} lies in the folder of the images, {root}: choose another folder for the results")
+
+
 def _check(config: RunConfig) -> None:
     """Refuse what would fail only after the training."""
     names = [config.classifier.strategy.plugin, *config.evaluation.compare]
@@ -127,4 +139,18 @@ def _check(config: RunConfig) -> None:
         )
     for name in config.evaluation.compare:
         create("personalization", name)
+    attack = create("attack", config.attack.plugin, config.attack.config)
+    if hidden := attack.requires & {"score", "threshold"}:
+        raise ConfigError(
+            f"the attack {config.attack.plugin!r} must see {' and '.join(sorted(hidden))} of a detector, and a run "
+            "attacks the bare classifiers: choose another, and give this one to medfedpure evaluate --attack"
+        )
+    anchor = config.evaluation.anchor
+    if not create("purifier", anchor.plugin, anchor.config).fitted:
+        raise ConfigError(f"evaluation.anchor is fitted on nothing; {anchor.plugin!r} has to be: choose median, say")
+    check_rounds(config.classifier.rounds, config.classifier.training)
+    for kind, choice in (("purifier", config.purifier), ("detector", config.detector)):
+        component: Any = create(kind, choice.plugin, choice.config)
+        if isinstance(component, Trainable):
+            check_rounds(choice.rounds, component.config.training)  # type: ignore[attr-defined]
     check_device(config.device)

@@ -259,9 +259,10 @@ def _check_fits(name: str, facts: ImageFacts, data: ImageDataset) -> None:
             f"the classifier of {name} knows the classes {', '.join(facts.class_names)}; {data.name} holds "
             f"{', '.join(data.class_names)}"
         )
-    # Files of 12 bits are read as 16, so that only 8 bits and more can be told apart here.
-    if facts.top and (data.top > 255) != (facts.top > 255):
+    # Files of 9 to 15 bits are scaled to 16, so that these cannot be told apart here; any other brightness can.
+    scaled = facts.top > 255 and facts.top & (facts.top + 1) == 0 and data.top > 255
+    if facts.top and data.top != facts.top and not scaled:
         raise DataError(
             f"{name} was fitted on images whose pixel {facts.top} stands for 1.0; in {data.name} it is {data.top}: "
-            "read them with as many bits"
+            "read them with as many bits, or pass an ImageDataset of that top to medfedpure.evaluate"
         )

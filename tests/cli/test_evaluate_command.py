@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import medfedpure
+from medfedpure.cli import main
 from medfedpure.cli.app import app
 from medfedpure.core.errors import ArtifactError, ConfigError, DataError, InputError
 from medfedpure.core.storage import FORMAT
@@ -225,6 +226,16 @@ def build():
     torch.manual_seed(7)  # whatever it begins with, the saved weights take its place
     return nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(64, 2))
 """
+NOISY = """
+print("imported")
+
+def build_noisy():
+    model = build()
+    model[0].register_forward_hook(lambda *_: print("seen"))
+    torch.set_num_threads(5)
+    print("built")
+    return model
+"""
 FACTS = ImageFacts((1, 32, 32), ("plain", "disc"), 255)
 
 
@@ -262,6 +273,32 @@ def test_a_defence_around_ones_own_model_is_evaluated(own_module_file, images, m
     subject = load_subject(own_module_file / "mine", data=str(images), classifier=own_module("mymodel:build"))
     assert torch.equal(subject.chain.classifier[2].weight, chain.classifier[2].weight), "the saved weights are used"
     assert subject.data.image_shape == (1, 32, 32)
+
+
+def test_ones_own_model_neither_prints_into_json_nor_chooses_threads(own_module_file, images, monkeypatch, capsys):
+    monkeypatch.setitem(ladder.PRESETS, "tiny", TINY)
+    own_defence(own_module_file / "mine", FACTS)
+    (own_module_file / "mymodel.py").write_text(OWN + NOISY)
+    before = torch.get_num_threads()
+    words = ["mine", "--classifier", "mymodel:build_noisy", "--data", str(images), "--report", "report"]
+    words += ["--preset", "tiny", "--eps", "8/255", "--threads", "1", "--json"]
+    monkeypatch.setattr(sys, "argv", ["medfedpure", "evaluate", *words])
+    for _ in range(2):  # the second continues, with the threads of the first
+        with pytest.raises(SystemExit, match="0"):
+            main()
+        torch.set_num_threads(before)
+        said = capsys.readouterr()
+        assert json.loads(said.out)["setting"]["threads"] == 1
+        assert "built" in said.err
+    assert "imported" not in said.err, "it is imported once"
+
+
+@pytest.mark.parametrize("top", [100, 1000])
+def test_files_that_would_be_darker_than_the_defence_has_seen_are_refused(own_module_file, images, top):
+    model = own_module("mymodel:build")
+    own_defence(own_module_file / "odd", ImageFacts((1, 32, 32), ("plain", "disc"), top))
+    with pytest.raises(DataError, match=f"whose pixel {top} stands for 1.0; .* or pass an ImageDataset of that top"):
+        load_subject(own_module_file / "odd", data=str(images), classifier=model)
 
 
 def test_a_defence_around_ones_own_model_asks_for_it(own_module_file, images):

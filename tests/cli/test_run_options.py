@@ -19,6 +19,7 @@ from medfedpure.job.config import RunConfig
 from medfedpure.job.gain import gain_over_best
 from medfedpure.job.presets import demo_config, is_demo
 from medfedpure.job.records import RunResult
+from medfedpure.job.run import run_job
 from medfedpure.reporting.job.words import verdict
 
 SMALL = [
@@ -87,6 +88,29 @@ def test_values_are_toml_or_else_text():
     config = demo_config(None).with_settings(["classifier.plugin=resnet18", 'data.partition="equal"', "threads = 2"])
     assert (config.classifier.plugin, config.data.partition, config.threads) == ("resnet18", "equal", 2)
     assert demo_config(None).with_settings(["data.config.x=1\ny = 2"]).data.config["x"] == "1\ny = 2", "one value"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "data.config.root=/scans/\U0001f600 \x7f é",
+        "data.config.root=2026-01-31",
+        "data.config.at=07:30:00",
+        "data.config.of=[{plugin='a', config={b=1}}, {}]",
+        "data.config.options={'no finding'=0, 'a.b'={'\"'=[true, 1e-9]}, 'é'='\\'}",
+        "data.config.é =1",
+    ],
+)
+def test_what_is_set_is_read_back_from_the_file(setting, tmp_path):
+    config = demo_config(None).with_settings([setting])
+    (tmp_path / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+    assert RunConfig.from_toml(tmp_path / "config.toml") == config
+
+
+def test_what_toml_cannot_say_is_refused_before_a_run(tmp_path):
+    config = demo_config(tmp_path / "scans\udce9")
+    with pytest.raises(ConfigError, match="TOML cannot say this configuration"):
+        run_job(config, tmp_path / "out")
 
 
 def test_the_first_lines_say_what_happens_and_every_phase_how_long(demo):
@@ -160,6 +184,18 @@ def test_a_containers_quota_counts(text, cores, tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text(text)
     monkeypatch.setattr("medfedpure.cli.threads._QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert usable_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("said", "cores"), [("1", 1), (" 2 ", 2), ("3,2", 3), ("64", 4), ("0", 4), ("", 4), ("all", 4), ("-1", 4)]
+)
+def test_what_the_environment_says_of_threads_counts(said, cores, tmp_path, monkeypatch):
+    """A cluster's scheduler says it, and whoever shares a machine."""
+    monkeypatch.setattr("medfedpure.cli.threads._QUOTA", tmp_path / "none")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
     assert usable_cores() == cores
 
 
@@ -186,3 +222,17 @@ def test_an_evaluation_is_continued_with_the_threads_it_was_begun_with(tmp_path)
     for text, threads in (('{"threads": 3}', 3), ("[]", None), ('{"threads": "x"}', None), ("{}", None)):
         (tmp_path / "setting.json").write_text(text)
         assert recorded_threads(tmp_path) == threads
+
+
+@pytest.mark.parametrize("out", ["", "healthy", "new/deep"])
+def test_results_are_not_written_into_the_images(out, tmp_path):
+    (tmp_path / "healthy").mkdir()
+    with pytest.raises(ConfigError, match="lies in the folder of the images"):
+        run_job(demo_config(tmp_path), tmp_path / out)
+    assert [path.name for path in tmp_path.iterdir()] == ["healthy"]
+
+
+def test_help_shows_no_backslashes():
+    found = CliRunner().invoke(app, ["demo", "--help"])
+    assert "[default: 0]" in found.output
+    assert "\\[" not in found.output + CliRunner().invoke(app, ["federation", "init", "--help"]).output

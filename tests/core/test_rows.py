@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,6 +72,33 @@ def test_an_index_or_a_mask_may_come_as_list_array_or_tensor() -> None:
     assert places_of([], 3).tolist() == []
 
 
+class Labelled(list[Any]):
+    """As a series of pandas whose rows were sorted: in square brackets it answers by label, not by place."""
+
+    def __getitem__(self, label: Any) -> Any:
+        return super().__getitem__(len(self) - 1 - label)
+
+    def tolist(self) -> list[Any]:
+        return list(self)
+
+
+def test_an_array_of_any_order_and_dtype_gives_its_values() -> None:
+    array = torch.tensor([0, 1, 1]).numpy()
+    for dtype in ("uint16", ">i8", "object"):
+        assert places_of(array.astype(dtype), 3).tolist() == [0, 1, 1]
+    assert places_of(array[::-1], 3).tolist() == [1, 1, 0], "an argsort that was turned round"
+    assert places_of(Labelled([0, 2]), 3).tolist() == [0, 2]
+    assert places_of(Labelled([True, True, False]), 3).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "index", [torch.tensor([0, 1, 1], dtype=torch.uint8), torch.tensor([0, 1]).numpy().astype("u1")]
+)
+def test_bytes_may_be_a_mask_or_places(index: Any) -> None:
+    with pytest.raises(InputError, match="to bool or to int64"):
+        places_of(index, 3)
+
+
 def test_a_part_of_a_prediction_is_a_prediction(found: Prediction) -> None:
     flagged = found[found.flagged]
     assert 0 < len(flagged) < len(found)
@@ -83,7 +111,7 @@ def test_a_part_of_a_prediction_is_a_prediction(found: Prediction) -> None:
 def test_one_image_of_a_prediction_is_its_row(found: Prediction) -> None:
     assert found[3] == found.rows()[3]
     assert found[-1] == found.rows()[-1]
-    assert [row["image"] for row in found] == list(range(30)), "iteration ends"
+    assert [row["image"] for row in found] == found.ids.tolist(), "iteration ends"
 
 
 def test_without_images_the_table_has_its_heads(found: Prediction, tmp_path: Path) -> None:
@@ -147,6 +175,21 @@ def test_no_cell_runs_as_a_formula() -> None:
     rows = list(csv.reader(text.splitlines()))
     assert [row[0] for row in rows[1:]] == ["'=1+1", "'+1", "'-1", "'@SUM(A1)", "'\tx", "a=1", ""]
     assert rows[1][1] == "-0.5", "a number stays one"
+
+
+def test_no_cell_breaks_its_row(tmp_path: Path) -> None:
+    names = ["scan\r=1+1", "a\nb", "c\r\n", 'd"', "e,f"]
+    text = csv_text({"class": names, "place": range(5)})
+    (tmp_path / "table.csv").write_bytes(text.encode())
+    with (tmp_path / "table.csv").open(newline="") as stream:
+        assert list(csv.reader(stream)) == [["class", "place"], *([name, str(at)] for at, name in enumerate(names))]
+    assert text.startswith('class,place\n"scan\r=1+1",0\n')
+
+
+def test_a_name_that_is_no_text_loses_no_table(tmp_path: Path) -> None:
+    named = replace(known(), class_names=("healthy", "l\udce9sion"))
+    named.to_csv(tmp_path / "table.csv")
+    assert "l\\udce9sion" in (tmp_path / "table.csv").read_text()
 
 
 def test_a_data_frame_holds_the_columns(found: Prediction, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,10 @@ def test_defend_is_told_the_classes_of_a_tensor() -> None:
 def test_defend_refuses_class_names_that_cannot_be() -> None:
     with pytest.raises(InputError, match=r"class_names are 3 \(a, b, c\), and the classifier has 2 logits"):
         defend(tiny_classifier(), BENIGN.images, class_names=("a", "b", "c"), **PARTS)
+    with pytest.raises(InputError, match=r"class_names are 3 \(0, 1, 2\), and the classifier has 2 logits"):
+        defend(tiny_classifier(), BENIGN.images, class_names=(0, 1, 2), **PARTS)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"class_names are several texts, .* got the one text 'no'"):
+        defend(tiny_classifier(), BENIGN.images, class_names="no", **PARTS)
     with pytest.raises(InputError, match=r"class_names are disc, plain, and the classes of .* are plain, disc"):
         defend(tiny_classifier(), BENIGN, class_names=("disc", "plain"), **PARTS)
     with pytest.raises(InputError, match="two or more different texts"):

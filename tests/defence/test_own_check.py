@@ -14,7 +14,7 @@ import medfedpure
 from medfedpure import DefendedClassifier, ImageDataset, defend
 from medfedpure.core.errors import ArtifactError, CalibrationError, ConfigError, WeakDefenceWarning
 from medfedpure.defence.budget import Budget
-from medfedpure.defence.defend import _held_out
+from medfedpure.defence.defend import _divided, _held_out
 from medfedpure.defence.own_attack import ATTACK, CONDITIONS, check_itself
 from medfedpure.defence.own_check import OwnCheck
 from medfedpure.testing import tiny_classifier, tiny_dataset
@@ -172,10 +172,26 @@ def test_groups_are_kept_together_and_counted_once() -> None:
 
 def test_too_few_are_answered_with_how_many_in_all() -> None:
     few = DATA.select(torch.arange(24))
-    with pytest.raises(CalibrationError, match=r"24 .* bring about 29 in all, .* 4 are kept .* 10 for the own check"):
+    with pytest.raises(CalibrationError, match=r"24 .* bring about 30 in all, .* 4 are kept .* 10 for the own check"):
         defend(tiny_classifier(), few, **PARTS)
     assert defend(tiny_classifier(), few, check_share=0, **PARTS).own_check is None
-    assert quietly(tiny_classifier(), DATA.select(torch.arange(29))).own_check.images == 10
+    assert quietly(tiny_classifier(), DATA.select(torch.arange(30))).own_check.images == 10
+
+
+@pytest.mark.parametrize(("classes", "came"), [(2, 98), (3, 3), (7, 3)])
+def test_as_many_as_were_asked_for_are_enough_of_several_classes_too(classes: int, came: int) -> None:
+    """Each class is dealt by itself, so that the threshold may get one image less of each."""
+
+    def asking(count: int) -> ImageDataset:
+        pixels, names = torch.zeros(count, 1, 2, 2, dtype=torch.uint8), tuple("abcdefg"[:classes])
+        return ImageDataset(
+            pixels=pixels, labels=torch.arange(count) % classes, groups=torch.arange(count), class_names=names
+        )
+
+    with pytest.raises(CalibrationError, match=f"{came} independent benign images came") as refused:
+        _divided(asking(came), 0.5, 0.09, 0.02, 0)
+    wanted = int(str(refused.value).partition("bring about ")[2].partition(" ")[0])
+    assert _divided(asking(wanted), 0.5, 0.09, 0.02, 0)["calibrate"].num_groups >= 49
 
 
 @pytest.mark.parametrize("share", [-0.1, 0.7, 1.0])
@@ -203,12 +219,13 @@ def test_it_is_saved_and_forgotten_with_another_threshold(defended: DefendedClas
         {"images": 0},
         {"benign_kept": 21},
         {"images": 20.0},
+        {"images": 10**400},
         {"fooled": True},
         {"policy": "pray"},
         {"attack": 5},
         {"more": 1},
     ],
-    ids=str,
+    ids=lambda changes: str(changes)[:30],
 )
 def test_counts_that_cannot_be_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ArtifactError):
@@ -216,3 +233,12 @@ def test_counts_that_cannot_be_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ArtifactError):
         OwnCheck.read([asdict(SEEN)], "here")
     assert OwnCheck.read(asdict(SEEN), "here") == SEEN
+
+
+def test_more_false_alarms_than_promised_are_a_warning() -> None:
+    many = OwnCheck(18, 4, 4, 4, 8, 15, "purify_flagged", CONDITIONS)
+    with pytest.warns(WeakDefenceWarning, match=r"flags more benign images than it promises: 8 of 18 .* to 8\.2%"):
+        many.warn("", 0.082)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        OwnCheck(18, 4, 4, 4, 2, 15, "purify_flagged", CONDITIONS).warn("", 0.082)

@@ -9,6 +9,8 @@ from medfedpure.core.dataset import ImageDataset
 from medfedpure.evaluation.tally import Figure
 from medfedpure.figures.intervals import paired_difference
 from medfedpure.job.gain import gain_over_best, gains_over, mean_gain, shown
+from medfedpure.job.records import Arm, ClientResult, RunResult
+from medfedpure.reporting.job.words import guessing, of_chance
 
 
 def labelled(labels, groups=None):
@@ -59,3 +61,48 @@ def test_the_best_baseline_is_that_with_the_least_gain_over_it():
     assert gain_over_best(clients) == ("anchor", Figure(value=0.1))
     assert gain_over_best([{}, clients[0]]) is None, "results of version 0.1 hold none"
     assert gain_over_best([]) is None
+
+
+def measured(name, *, majority, gain, recalls=None, specificity=0.6):
+    """A client whose defence reads 45 % of its attacked images."""
+    arm = Arm(
+        clean_balanced_accuracy=0.5,
+        robust_balanced_accuracy=0.45,
+        clean_sensitivity=0.5,
+        robust_sensitivity=0.4,
+        clean_specificity=specificity,
+        robust_specificity=specificity,
+        clean_recalls=recalls or {},
+        robust_recalls=recalls or {},
+    )
+    plain = dict.fromkeys(name for name, info in ClientResult.model_fields.items() if info.annotation is float)
+    return ClientResult(
+        **{**dict.fromkeys(plain, 0.5), "majority_balanced_accuracy": majority},
+        **dict.fromkeys(("test_images", "test_groups", "calibration_images"), 40),
+        **dict.fromkeys(("bare", "anchor", "defended"), arm),
+        bpda_robust_balanced_accuracy=None,
+        client=name,
+        calibration="",
+        gains={} if gain is None else {"majority": gain},
+    )
+
+
+def run_of(classes, *clients):
+    return RunResult.model_construct(class_names=list(classes), clients=list(clients))
+
+
+def test_guessing_is_among_the_classes_that_a_client_has():
+    """0.45 is above a third, and not above a half: of three classes only two are in this test part."""
+    two_of_three = {"no": 0.6, "lesion": 0.4, "cyst": None}
+    at = measured("a", majority=0.5, gain=Figure(value=-0.05, low=-0.1, high=0.02), recalls=two_of_three)
+    assert of_chance(run_of(two_of_three, at), at) == "at chance level"
+    # what this client trained on most is not in its test part, so that the anchor gets nothing
+    absent = measured("b", majority=0.0, gain=Figure(value=0.45, low=0.3, high=0.6), recalls=two_of_three)
+    assert of_chance(run_of(two_of_three, absent), absent) == "at chance level"
+    better = Figure(value=0.117, low=0.05, high=0.2)
+    whole = measured("c", majority=1 / 3, gain=better, recalls=dict.fromkeys("abc", 0.4))
+    assert of_chance(run_of("abc", whole), whole) == ""
+    one = measured("d", majority=1.0, gain=None, specificity=None)
+    assert guessing(run_of("ab", one), one) == 1
+    old = measured("e", majority=1 / 3, gain=None)
+    assert guessing(run_of("abc", old), old) == 1 / 3, "version 0.1 keeps no recalls"

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import medfedpure
 from medfedpure.cli.app import app
-from medfedpure.core.errors import CalibrationError, ConfigError, DataError, UnknownPluginError
+from medfedpure.core.errors import CalibrationError, ConfigError, DataError, FederationError, UnknownPluginError
 from medfedpure.job.config import RunConfig
 from medfedpure.job.presets import folder_demo, phantom_demo
 from medfedpure.job.run import run_job
@@ -238,3 +238,23 @@ def test_errors_on_the_command_line_are_one_line(tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "nowhere" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "sentence"),
+    [
+        ({"attack": {"plugin": "pgdd"}}, UnknownPluginError, "Did you mean 'pgd'"),
+        ({"attack": {"plugin": "pgd", "config": {"stepz": 1}}}, ConfigError, "stepz"),
+        ({"attack": {"plugin": "orthogonal_pgd"}}, ConfigError, "must see score and threshold of a detector"),
+        ({"evaluation": {"anchor": {"plugin": "medan"}}}, UnknownPluginError, "Did you mean 'median'"),
+        ({"evaluation": {"anchor": {"plugin": "ddpm"}}}, ConfigError, "'ddpm' has to be"),
+        ({"purifier": {**SMALL["purifier"], "rounds": 5}}, FederationError, "raise steps to at least 5"),
+        ({"defence": {"target_fpr": 0.001}}, CalibrationError, "at least 999"),
+        ({"defence": {"target_fpr": 0.001, "scope": "federation"}}, CalibrationError, "at least 999"),
+    ],
+)
+def test_what_would_fail_after_the_training_is_refused_before_it(tmp_path, changes, kind, sentence):
+    said = []
+    with pytest.raises(kind, match=sentence):
+        run_job(RunConfig.parse({**SMALL, **changes}), tmp_path / "out", say=said.append)
+    assert [text.partition(":")[0] for text in said] in ([], ["data"])

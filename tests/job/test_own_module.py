@@ -32,6 +32,14 @@ def nothing():
 def fails():
     raise OSError("no weights at /data")
 
+def moves():
+    import os
+    os.chdir("/")
+    return nn.Linear(2, 2)
+
+def __getattr__(name):
+    raise RuntimeError(f"no {name} without a licence") if name == "licensed" else AttributeError(name)
+
 def leaves():
     sys.exit("usage: train.py DATA")
 
@@ -89,6 +97,7 @@ def test_a_function_a_class_or_a_module_is_found_from_here(written: object, name
         ("model_of_mine:number", r"is a int; an nn\.Module is wanted"),
         ("model_of_mine:nothing", r"returned a NoneType; an nn\.Module is wanted: return the model"),
         ("model_of_mine:build_wide", "raised TypeError: .*without arguments"),
+        ("model_of_mine:licensed", "to look up 'licensed' raised RuntimeError: no licensed without a licence"),
         ("model_of_mine:fails", "raised OSError: no weights at /data"),
         ("model_of_mine:leaves", r"raised SystemExit: usage: train\.py DATA"),
         ("broken_model:build", "broken_model is there, but importing it raised SyntaxError"),
@@ -109,6 +118,11 @@ def test_what_is_wrong_is_a_sentence(written: Callable[[str, str], None], named:
     with pytest.raises(ConfigError, match=sentence):
         own_module(named)
     assert sys.path == before, "the folder stayed on the path"
+
+
+def test_the_current_folder_stays_the_current_one(written: object, tmp_path: Path) -> None:
+    own_module("model_of_mine:moves")
+    assert Path.cwd() == tmp_path, "the command's paths would lead elsewhere"
 
 
 def test_a_package_is_found_too(written: Callable[[str, str], None]) -> None:

@@ -374,3 +374,36 @@ def test_what_is_no_better_than_guessing_says_so():
         "Balanced accuracy at chance level, 0.50 here, which lies within its interval: 'one' (linf, eps 0.1).",
         "Balanced accuracy below chance level, 0.50 here: 'one' (linf, eps 0.2).",
     ]
+
+
+def test_names_of_classes_are_no_markup_in_the_heads(evaluation):
+    from rich.console import Console
+
+    names = ["plain", "[/red]cyst|", "no\x1b[2J\rlesion"]
+    three = evaluation.model_copy(update={"class_names": names, "positive": [1]})
+    found = summarize(three)
+    console = Console(width=400, record=True, file=io.StringIO())
+    console.print(terminal_table(found, 400))
+    assert "recall [/red]cyst|" in console.export_text()
+    text = markdown(found)
+    assert "\x1b" not in text
+    lines = text.splitlines()
+    head = next(line for line in lines if line.startswith("| | right"))
+    ruler = lines[lines.index(head) + 1]
+    assert r"recall \[/red\]cyst\|" in head
+    assert r"recall no\\x1b\[2J lesion" in head, "the head is one line"
+    assert ruler == "|---" * (head.replace(r"\|", "").count("|") - 1) + "|"
+
+
+def test_the_verdict_says_whether_a_gain_over_the_best_other_defence_is_shown(evaluation):
+    found = summarize(evaluation)
+    sentences = dict(zip(found.eps, verdict(found), strict=True))
+    assert found.rivals
+    for rival in found.rivals:
+        sentence = sentences[rival.eps]
+        others = [line for line in found.lines if line.eps == rival.eps and line.arm != found.headline]
+        believed = [line for line in others if line.attacks and line.arm not in found.unreliable]
+        assert rival.right == max(believed, key=lambda line: line.balanced.value).right
+        low = rival.gain.low
+        assert ("Gain shown beside" if low is not None and low > 0 else "No gain shown beside") in sentence
+        assert repr(rival.arm) in sentence

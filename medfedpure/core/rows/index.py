@@ -27,7 +27,7 @@ def places_of(index: Any, size: int) -> int | Tensor:
 
     Raises:
         IndexError: a place that is not there, so that iteration ends.
-        InputError: anything else, or a mask of another length; uint8, which torch takes for a mask and numpy for places.
+        InputError: anything else; a mask of another length; uint8, a mask to torch and places to numpy.
     """
     if isinstance(index, slice):
         return torch.tensor(range(size)[index], dtype=torch.int64)
@@ -61,7 +61,7 @@ def _several(index: Any) -> Tensor:
         raise InputError("uint8 may be a mask or places: convert it, to bool or to int64")
     if not isinstance(index, (Tensor, str, bytes, tuple)):
         try:
-            # Of an array its plain values: torch knows not every dtype and order, and would look into a series by label.
+            # An array as plain values: torch knows not every dtype and order, and reads a series by its labels.
             plain = index.tolist() if hasattr(index, "tolist") else index
             found = torch.as_tensor(plain) if len(plain) else torch.empty(0, dtype=torch.int64)
         except (TypeError, ValueError, RuntimeError):

@@ -60,7 +60,7 @@ def class_folders(root: Path) -> list[str]:
         inside = f"only files such as {entries[0].name}" if entries else "nothing"
         raise DataError(f"{root} holds no class folder, {inside}: {wanted}")
     if untold := [name for name in (str(root), *found) if _is_no_text(name)]:
-        raise DataError(f"the name {ascii(untold[0])} is no text in UTF-8: rename the folder")
+        raise DataError(f"the name {untold[0]!a} is no text in UTF-8: rename the folder")
     return found
 
 

@@ -64,6 +64,18 @@ class Line(Record):
     threat: str
 
 
+class Rival(Record):
+    """The best other defence at an eps, and by how much the headline's is better: balanced accuracy, paired.
+
+    Chosen on these images, which flatters it; one whose own checks failed is none.
+    """
+
+    eps: float
+    arm: str
+    right: int
+    gain: Figure
+
+
 class Anchor(Record):
     """What always answering the most frequent class of these images would get, attacked or not."""
 
@@ -96,6 +108,7 @@ class Summary(Record):
     reference: str | None
     anchor: Anchor
     lines: list[Line]
+    rivals: list[Rival]
     rungs: list[RungRow]
     unreliable: dict[str, list[str]]
     rounded: dict[str, str]
@@ -119,6 +132,7 @@ def summarize(evaluation: Evaluation, *, headline: str | None = None) -> Summary
     """
     names = [arm.name for arm in evaluation.arms]
     counter = _Counter(evaluation)
+    own = next(arm for arm in evaluation.arms if arm.name == (headline or names[-1]))
     return Summary(
         data=evaluation.data,
         images=len(evaluation.labels),
@@ -129,10 +143,11 @@ def summarize(evaluation: Evaluation, *, headline: str | None = None) -> Summary
         eps=evaluation.eps,
         note=evaluation.note,
         seeds=_seeds(evaluation.setting),
-        headline=headline or names[-1],
+        headline=own.name,
         reference=UNDEFENDED if UNDEFENDED in names else None,
         anchor=_anchor(counter.labels, evaluation.class_names, counter.findings.tolist()),
         lines=[counter.line(arm, eps) for eps in (None, *evaluation.eps) for arm in evaluation.arms],
+        rivals=[found for eps in evaluation.eps for found in counter.rival(own, evaluation.arms, eps)],
         rungs=evaluation.attacks(counter),
         unreliable={arm.name: arm.unreliable for arm in evaluation.arms if arm.unreliable},
         rounded={arm.name: arm.precision for arm in evaluation.arms if arm.precision != "float32"},
@@ -209,6 +224,22 @@ class _Counter(Tally):
         attacks = [] if eps is None else counted(self.bare, eps)
         readings = [self.bare.clean] if eps is None else [rung.reading for rung in attacks if rung.reading is not None]
         return self.difference(right, self.right(readings)) if readings else None
+
+    def rival(self, own: ArmResult, arms: Sequence[ArmResult], eps: float) -> list[Rival]:
+        """The best of the other defences at an eps, as a list of one; of none where nothing can be compared."""
+        worst = {arm.name: self.worst(arm, eps) for arm in arms if arm is own or not arm.unreliable}
+        mine = worst.pop(own.name)
+        others = {name: right for name, right in worst.items() if right is not None}
+        if mine is None or not others:
+            return []
+        name = max(others, key=lambda name: balanced(others[name], self.labels))
+        gain = self.difference(mine, others[name])
+        return [Rival(eps=eps, arm=name, right=int(others[name].sum()), gain=gain)]
+
+    def worst(self, arm: ArmResult, eps: float) -> Tensor | None:
+        """`(N,)` bool, right under every counted attack of an eps; None where there is none."""
+        readings = [rung.reading for rung in counted(arm, eps) if rung.reading is not None]
+        return self.right(readings) if readings else None
 
     def difference(self, one: Tensor, other: Tensor) -> Figure:
         """Of two balanced accuracies on the same images, in pairs."""

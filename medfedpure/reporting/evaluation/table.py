@@ -154,7 +154,7 @@ def terminal_table(summary: Summary, width: int = 120) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("defence")
     for column in shown:
-        table.add_column(column.title, justify="left" if column.title == "weakest against" else "right")
+        table.add_column(escape(column.title), justify="left" if column.title == "weakest against" else "right")
     for place, section in enumerate(sections(summary, shown)):
         table.add_row(*[""] * (len(shown) + 1)) if place else None
         table.add_row(f"[bold]{escape(section.title)}[/]")
@@ -170,7 +170,7 @@ def markdown(summary: Summary) -> str:
     shown = columns(summary)
     lines = [f"**{_cell(text)}**" for text in warnings(summary)]
     lines += [""] if lines else []
-    lines += ["| | " + " | ".join(column.title for column in shown) + " |", "|---" * (len(shown) + 1) + "|"]
+    lines += ["| | " + " | ".join(_cell(column.title) for column in shown) + " |", "|---" * (len(shown) + 1) + "|"]
     for section in sections(summary, shown):
         lines.append(f"| **{section.title}** " + "| " * len(shown) + "|")
         for row, marked in zip(section.rows, section.unreliable, strict=True):
@@ -241,7 +241,8 @@ def _share(value: float | None) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that neither ends a Markdown cell nor becomes markup."""
+    """Text that neither ends a Markdown cell nor becomes markup, nor steers a terminal on which the file is shown."""
+    text = "".join(c if c.isprintable() or c.isspace() else c.encode("unicode_escape").decode() for c in text)
     for sign in ("\\", "|", "*", "_", "<", ">", "`", "[", "]"):
         text = text.replace(sign, f"\\{sign}")
     return " ".join(text.split())

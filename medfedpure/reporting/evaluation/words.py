@@ -39,7 +39,7 @@ def verdict(summary: Summary) -> list[str]:
         if line.withheld:
             text += f"; {line.fooled} are misread and {line.withheld} refused"
         doubt = "Not to be relied on: " if summary.headline in summary.unreliable and not sentences else ""
-        sentences.append(f"{doubt}{text}.{_beside(summary, eps)}")
+        sentences.append(f"{doubt}{text}.{_beside(summary, eps)}{_rival(summary, eps)}")
     return sentences
 
 
@@ -86,6 +86,16 @@ def _beside(summary: Summary, eps: float | None) -> str:
     return f" Undefended: {bare.right} of {bare.images}." if bare.balanced is not None else ""
 
 
+def _rival(summary: Summary, eps: float) -> str:
+    """Whether a gain over the best of the other defences is shown."""
+    best = next((rival for rival in summary.rivals if rival.eps == eps), None)
+    if best is None:
+        return ""
+    gain = f"difference of balanced accuracies {figure(best.gain, words=True, signed=True)}"
+    beside = f"beside {best.arm!r}, the best other here with {best.right}: {gain}."
+    return f" Gain shown {beside}" if best.gain.low is not None and best.gain.low > 0 else f" No gain shown {beside}"
+
+
 def weakest_point(summary: Summary, eps: float) -> str:
     """The attack that the defence bears least, and what happens to sensitivity."""
     line = summary.line(summary.headline, eps)
@@ -108,12 +118,12 @@ def figure(value: Figure | None, *, words: bool = False, signed: bool = False) -
     """An estimate with its interval."""
     if value is None:
         return "-"
-    point = f"{value.value:+.2f}" if signed else f"{value.value:.2f}"
+    sign = "+" if signed else ""
+    point = f"{value.value:{sign}.2f}"
     if value.low is None or value.high is None:
         return f"{point}, no interval: a single group" if words else point
     if words:
-        return f"{point}, 95 % interval {value.low:.2f} to {value.high:.2f}"
-    sign = "+" if signed else ""
+        return f"{point}, 95 % interval {value.low:{sign}.2f} to {value.high:{sign}.2f}"
     return f"{point} [{value.low:{sign}.2f}, {value.high:{sign}.2f}]"
 
 
@@ -132,8 +142,8 @@ def footnotes(summary: Summary) -> list[str]:
         "Attacked rows are worst cases: right = accepted and read correctly under every counted attack, fooled = a "
         "wrong reading accepted under one or more, refused = neither. One draw of the noise. Uniform noise counts as a "
         "control, not as an attack.",
-        "Flagged, NFE (evaluations of the purifier's network) and ms: means for each image and draw, in attacked rows "
-        "over the counted attacks.",
+        "Flagged: share of the images in the first draw; NFE (evaluations of the purifier's network) and ms: means for "
+        "each image and draw; in attacked rows means over the counted attacks.",
         f"Sens.: images of {found(summary)} read as such; spec.: others accepted and not read as such."
         if summary.positive
         else "No class is named as no finding, so there is no sensitivity; recall: the share of a class that is right.",

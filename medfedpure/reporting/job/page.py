@@ -12,7 +12,7 @@ from medfedpure.core.storage import write_bytes
 from medfedpure.job.records import ClientResult, RunResult
 from medfedpure.reporting.job.rounds import curves, last_figures
 from medfedpure.reporting.job.table import cells, conditions, strategy_cells, strategy_conditions
-from medfedpure.reporting.job.words import baseline, caveats, of_chance, of_client, verdict
+from medfedpure.reporting.job.words import baseline, caveats, guessing, of_chance, of_client, verdict
 from medfedpure.reporting.rendering import render
 
 PAGE = "report.html"
@@ -48,7 +48,7 @@ def write_run_page(result: RunResult, folder: Path) -> None:
         "verdict": verdict(result),
         "caveats": caveats(result),
         "bars": [_bars(result, "On attacked images", "robust"), _bars(result, "On benign images", "clean")],
-        "chance": f"{1 / len(result.class_names):.1%}",
+        "chance": f"{sum(guessing(result, client) for client in result.clients) / len(result.clients):.1%}",
         "cards": [_card(result, client) for client in result.clients],
         "tables": tables,
         "picture": None if picture is None else f"data:image/png;base64,{picture}",

@@ -59,14 +59,27 @@ def caveats(result: RunResult) -> list[str]:
             f"The same attack through the whole chain ({result.bpda}, EoT 1) leaves {knowing:.1%}: a quick look. What "
             "an attacker can do who knows the defence is answered by medfedpure evaluate on this folder."
         )
+        if knowing > mean["defended.robust_balanced_accuracy"]:
+            lines.append(
+                "That leaves more than the attack that ignores the defence: it was the weaker attack, and "
+                "the lower figure is the one to quote."
+            )
     return lines
 
 
 def of_chance(result: RunResult, client: ClientResult) -> str:
     """How one client's defence stands to guessing on attacked images; "" where it is clearly better."""
-    chance, gain = 1 / len(result.class_names), client.gains.get("majority")
-    held = None if gain is None or gain.low is None or gain.high is None else (chance + gain.low, chance + gain.high)
-    return chance_level(client.defended.robust_balanced_accuracy, held, chance)
+    anchor, gain = client.majority_balanced_accuracy, client.gains.get("majority")
+    held = None if gain is None or gain.low is None or gain.high is None else (anchor + gain.low, anchor + gain.high)
+    return chance_level(client.defended.robust_balanced_accuracy, held, guessing(result, client))
+
+
+def guessing(result: RunResult, client: ClientResult) -> float:
+    """The balanced accuracy of guessing: 1 / K of the K classes that occur in the client's test part."""
+    arm = client.defended
+    recalls = arm.clean_recalls.values() or (arm.clean_sensitivity, arm.clean_specificity)
+    several = len(result.class_names) > 2 and not arm.clean_recalls  # version 0.1 does not say
+    return 1 / (len(result.class_names) if several else max(1, sum(recall is not None for recall in recalls)))
 
 
 def of_client(result: RunResult, client: ClientResult) -> str:
