@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -173,8 +173,10 @@ def _counted(data: ImageDataset) -> str:
     return f"{len(data)} images" + (f" of {data.num_groups} near-duplicate groups" if twins else "")
 
 
-def _remedy(budget: Budget, parts: Iterable[Detector | Purifier]) -> str:
+def _remedy(budget: Budget, parts: Sequence[Detector | Purifier]) -> str:
     """What to do about a defence that is worth little."""
+    if not any(part.needs_fit for part in parts):
+        return "Choose another detector or purifier, for these learn nothing: `medfedpure plugins` lists them"
     trained = any(isinstance(getattr(part.config, "training", None), TrainingConfig) for part in parts)
     longer = f"Train longer, budget={_LONGER[budget]}, or bring" if trained and budget in _LONGER else "Bring"
     return f"{longer} more benign images, or choose another detector or purifier: `medfedpure plugins` lists them"

@@ -174,6 +174,24 @@ class Evaluation(Tabular, Record):
 
     __str__ = __repr__
 
+    def __len__(self) -> int:
+        """How many rows its table has: attacks and checks of all defences."""
+        return sum(len(arm.rungs) + len(arm.checks) for arm in self.arms)
+
+    def __getitem__(self, index: int | slice | str) -> Any:
+        """A defence by its name; a row of the table by its place; rows by a slice.
+
+        Raises:
+            KeyError: no defence has that name.
+            IndexError: there is no such row.
+        """
+        if isinstance(index, str):
+            found = next((arm for arm in self.arms if arm.name == index), None)
+            if found is None:
+                raise KeyError(f"the defences are {', '.join(repr(arm.name) for arm in self.arms)}; got {index!r}")
+            return found
+        return self.rows()[index]
+
     def tally(self) -> Tally:
         """What counts right and wrong on these images."""
         last = [len(self.class_names) - 1]

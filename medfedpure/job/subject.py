@@ -97,7 +97,7 @@ def load_subject(
     if own is None:
         if data is None:
             raise ConfigError(f"images are wanted: {HINT}")
-        own, told = _read(data, options or {}, facts), f"{data}: make sure that nothing was trained on it"
+        own, told = _read(data, options or {}, facts), "make sure that nothing was trained on them"
     for folder in attackers:
         name = _named(folder, others)
         if name in others:

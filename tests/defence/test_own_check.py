@@ -109,7 +109,7 @@ def test_what_a_policy_does_not_do_is_not_asked_of_it() -> None:
         ("quick", "ddpm", r'Train longer, budget="standard" or "thorough", or bring more'),
         ("standard", "ddpm", r'Train longer, budget="thorough", or bring more'),
         ("thorough", "ddpm", r"\. Bring more benign images, or choose another"),
-        ("quick", "median", r"\. Bring more benign images, or choose another"),
+        ("quick", "median", r"\. Choose another detector or purifier, for these learn nothing"),
     ],
 )
 def test_a_weak_defence_is_warned_of_where_it_is_made(

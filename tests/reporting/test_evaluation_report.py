@@ -407,3 +407,15 @@ def test_the_verdict_says_whether_a_gain_over_the_best_other_defence_is_shown(ev
         low = rival.gain.low
         assert ("Gain shown beside" if low is not None and low > 0 else "No gain shown beside") in sentence
         assert repr(rival.arm) in sentence
+
+
+def test_an_evaluation_is_asked_by_name_and_by_place(evaluation):
+    name = evaluation.arms[0].name
+    assert evaluation[name] is evaluation.arms[0]
+    assert len(evaluation) == len(evaluation.rows()) > 2
+    assert evaluation[-1] == evaluation.rows()[-1]
+    assert evaluation[:2] == evaluation.rows()[:2]
+    with pytest.raises(KeyError, match="the defences are"):
+        evaluation["none"]
+    with pytest.raises(IndexError):
+        evaluation[len(evaluation)]

@@ -44,7 +44,7 @@ def write_run_page(result: RunResult, folder: Path) -> None:
     gallery = folder / "gallery.png"
     picture = base64.b64encode(gallery.read_bytes()).decode() if gallery.is_file() else None
     values = {
-        "title": f"Defence of {len(result.clients)} clients on {result.config['data']['plugin']}",
+        "title": f"Defence of {len(result.clients)} clients on {_images(result)}",
         "verdict": verdict(result),
         "caveats": caveats(result),
         "bars": [_bars(result, "On attacked images", "robust"), _bars(result, "On benign images", "clean")],
@@ -55,6 +55,13 @@ def write_run_page(result: RunResult, folder: Path) -> None:
         "trainings": [curves(_trained(result, name), history) for name, history in result.federated.items()],
     }
     write_bytes(folder / PAGE, render(_RUN, values).encode())
+
+
+def _images(result: RunResult) -> str:
+    """The data set, and the size of its images where its configuration says it."""
+    data = result.config["data"]
+    size = data["config"].get("image_size")
+    return f"{data['plugin']}, {size} px" if size else str(data["plugin"])
 
 
 def _bars(result: RunResult, title: str, images: str) -> dict[str, Any]:
