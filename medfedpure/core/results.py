@@ -133,6 +133,7 @@ class Prediction(_OfImages):
         suspicion_map: `(N, 1, H, W)`, where the images look suspicious, higher = more; None unless asked
             for, or where the detector has no map.
         ids: `(N,)` int64, which images these are, as the data set names them; running numbers of a tensor.
+        class_names: K names where the defence knows them, else ().
     """
 
     labels: Tensor
@@ -150,12 +151,15 @@ class Prediction(_OfImages):
     trace: Trace
     suspicion_map: Tensor | None = None
     ids: Tensor | None = None
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.labels.shape[0]
 
     def __repr__(self) -> str:
-        classes = ", ".join(f"{int(count)} of class {label}" for label, count in enumerate(self.labels.bincount()))
+        names = self.class_names or tuple(f"of class {label}" for label in range(self.logits.shape[1]))
+        counts_of = self.labels.bincount(minlength=len(names)).tolist()
+        classes = ", ".join(f"{count} {name}" for count, name in zip(counts_of, names, strict=False) if count)
         counts = {name: int(getattr(self, name).sum()) for name in ("flagged", "purified", "abstained")}
         done = ", ".join(f"{count} {name}" for name, count in counts.items())
         return f"Prediction of {len(self)} images: {classes or 'none'}; {done}"
@@ -163,6 +167,8 @@ class Prediction(_OfImages):
     def columns(self) -> dict[str, Sequence[Any]]:
         """The image's id, verdict, probabilities of the classes, what the defence found and did; no images, no maps."""
         columns: dict[str, Sequence[Any]] = {"image": self.images_named(), "label": self.labels.tolist()}
+        if self.class_names:
+            columns["class"] = [self.class_names[label] for label in columns["label"]]
         columns |= {f"probability_{k}": column.tolist() for k, column in enumerate(self.probabilities.unbind(1))}
         for name in ("scores", "p_values"):
             if (values := getattr(self, name)) is not None:

@@ -286,7 +286,9 @@ class DefendedClassifier(nn.Module):
         if not parts:
             raise InputError("there is no image to predict")
         trace = Trace(self.policy, seed, seconds=clock.seconds, noise=self.acceleration.noise)
-        return assemble(parts, cleaned, maps, trace, self.calibration, self.vote.min_agreement)
+        names = () if self.image_facts is None else self.image_facts.class_names
+        found = assemble(parts, cleaned, maps, trace, self.calibration, self.vote.min_agreement)
+        return replace(found, class_names=names)
 
     def _map(self, part: Inspection) -> Tensor | None:
         if self.detector is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,12 @@ def test_a_prediction_is_one_line() -> None:
     found = chain_of().predict(DATA, seed=0)
     text = repr(found)
     assert "\n" not in text
-    assert text.startswith(f"Prediction of 30 images: {int((found.labels == 0).sum())} of class 0, ")
+    first = int((found.labels == 0).sum())
+    assert text.startswith(f"Prediction of 30 images: {first} {DATA.class_names[0]}, ")
+    assert [row["class"] for row in found.rows()] == [DATA.class_names[label] for label in found.labels]
+    unnamed = replace(found, class_names=())
+    assert repr(unnamed).startswith(f"Prediction of 30 images: {first} of class 0, ")
+    assert "class" not in unnamed.rows()[0]
     assert f"{int(found.flagged.sum())} flagged" in text
 
 
