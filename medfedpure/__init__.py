@@ -41,12 +41,14 @@ _PUBLIC = {
     "FederationError": "medfedpure.core.errors",
     "FinishesLocally": "medfedpure.core.task",
     "FitContext": "medfedpure.core.detector",
+    "GroupPositives": "medfedpure.core.settings",
     "ImageDataset": "medfedpure.core.dataset",
     "InputError": "medfedpure.core.errors",
     "LocalResult": "medfedpure.core.personalization",
     "MedFedPureError": "medfedpure.core.errors",
     "MissingExtraError": "medfedpure.core.errors",
     "MissingRequirementError": "medfedpure.core.errors",
+    "MissingWeightsError": "medfedpure.core.errors",
     "Monitor": "medfedpure.defence.monitor",
     "NoisePredictor": "medfedpure.core.detector",
     "NotCalibratedError": "medfedpure.core.errors",
@@ -54,6 +56,8 @@ _PUBLIC = {
     "Observation": "medfedpure.core.progress",
     "Observer": "medfedpure.core.progress",
     "OneStepDenoiser": "medfedpure.core.detector",
+    "OneStepWarning": "medfedpure.core.errors",
+    "PartnersWarning": "medfedpure.core.errors",
     "PersonalizationStrategy": "medfedpure.core.personalization",
     "Plugin": "medfedpure.core.registry",
     "PluginConflictError": "medfedpure.core.errors",
@@ -77,6 +81,7 @@ _PUBLIC = {
     "TrainingError": "medfedpure.core.errors",
     "TrainingLog": "medfedpure.core.task",
     "UnknownPluginError": "medfedpure.core.errors",
+    "UntrainedWarning": "medfedpure.core.errors",
     "Update": "medfedpure.core.personalization",
     "Vote": "medfedpure.defence.voting",
     "WeakDefenceWarning": "medfedpure.core.errors",
@@ -91,13 +96,14 @@ _PUBLIC = {
     "evaluate": "medfedpure.evaluation.evaluate",
     "exact_view": "medfedpure.evaluation.views",
     "hookimpl": "medfedpure.core.registry",
+    "mix": "medfedpure.defence.mix",
     "registry": "medfedpure.core.registry",
     "static_view": "medfedpure.evaluation.views",
     "surrogate_view": "medfedpure.evaluation.views",
     "to_art": "medfedpure.plugins.attacks.art",
-    "true_positive_rate": "medfedpure.figures.metrics",
     "train": "medfedpure.training.loop",
     "transfer_view": "medfedpure.evaluation.views",
+    "true_positive_rate": "medfedpure.figures.metrics",
 }
 __all__ = sorted([*_PUBLIC, "__version__"])
 
@@ -143,14 +149,18 @@ if TYPE_CHECKING:
     from medfedpure.core.errors import MedFedPureError as MedFedPureError
     from medfedpure.core.errors import MissingExtraError as MissingExtraError
     from medfedpure.core.errors import MissingRequirementError as MissingRequirementError
+    from medfedpure.core.errors import MissingWeightsError as MissingWeightsError
     from medfedpure.core.errors import NotCalibratedError as NotCalibratedError
     from medfedpure.core.errors import NotFittedError as NotFittedError
+    from medfedpure.core.errors import OneStepWarning as OneStepWarning
+    from medfedpure.core.errors import PartnersWarning as PartnersWarning
     from medfedpure.core.errors import PluginConflictError as PluginConflictError
     from medfedpure.core.errors import PluginError as PluginError
     from medfedpure.core.errors import PluginLoadError as PluginLoadError
     from medfedpure.core.errors import ProbabilitiesWarning as ProbabilitiesWarning
     from medfedpure.core.errors import TrainingError as TrainingError
     from medfedpure.core.errors import UnknownPluginError as UnknownPluginError
+    from medfedpure.core.errors import UntrainedWarning as UntrainedWarning
     from medfedpure.core.errors import WeakDefenceWarning as WeakDefenceWarning
     from medfedpure.core.personalization import ClientRound as ClientRound
     from medfedpure.core.personalization import LocalResult as LocalResult
@@ -171,6 +181,7 @@ if TYPE_CHECKING:
     from medfedpure.core.results import Trace as Trace
     from medfedpure.core.settings import AdversarialTraining as AdversarialTraining
     from medfedpure.core.settings import Augmentation as Augmentation
+    from medfedpure.core.settings import GroupPositives as GroupPositives
     from medfedpure.core.settings import TrainingConfig as TrainingConfig
     from medfedpure.core.streams import Streams as Streams
     from medfedpure.core.task import BatchSampler as BatchSampler
@@ -186,6 +197,7 @@ if TYPE_CHECKING:
     from medfedpure.defence.certify import certify as certify
     from medfedpure.defence.chain import DefendedClassifier as DefendedClassifier
     from medfedpure.defence.defend import defend as defend
+    from medfedpure.defence.mix import mix as mix
     from medfedpure.defence.monitor import Monitor as Monitor
     from medfedpure.defence.voting import Vote as Vote
     from medfedpure.evaluation.evaluate import evaluate as evaluate

@@ -48,8 +48,10 @@ def write_medmnist(folder: Path) -> Path:
 
 SMALL_CONFIGS: Mapping[tuple[str, str], Mapping[str, Any] | Callable[[Path], Mapping[str, Any]]] = {
     ("classifier", "small_cnn"): {"widths": (8, 16)},
+    ("classifier", "efficientnet_lite0"): {"input_size": 64},
     ("classifier", "timm"): {"model": "test_resnet"},
     ("classifier", "mixture"): {"expert_config": {"widths": (8, 16)}, "experts": 2},
+    ("classifier", "mixed"): {"robust_config": {"widths": (8, 16)}, "plain_config": {"widths": (8, 16)}, "power": 2.0},
     ("detector", "mae"): {"model": TINY_MAE, "training": TINY_TRAINING},
     ("purifier", "diffpure"): {"model": {"widths": (8, 16)}, "timestep": 3, "training": TINY_TRAINING},
     ("purifier", "mae_inpaint"): {"model": TINY_MAE, "training": TINY_TRAINING},
@@ -58,8 +60,16 @@ SMALL_CONFIGS: Mapping[tuple[str, str], Mapping[str, Any] | Callable[[Path], Map
         "sampling": {"num_inference_steps": 2},
         "training": TINY_TRAINING,
     },
+    ("purifier", "class_ddpm"): {
+        "model": {"widths": (8, 16)},
+        "sampling": {"num_inference_steps": 2},
+        "training": TINY_TRAINING,
+    },
     ("attack", "apgd"): {"steps": 10},
+    ("attack", "apgd_eot"): {"steps": 10},
     ("attack", "auto_attack"): {"eps": 0.1, "steps": 10, "rounds": 1, "queries": 20},
+    ("attack", "auto_attack_suite"): {"eps": 0.1, "steps": 10, "queries": 20},
+    ("attack", "fab"): {"eps": 0.1, "steps": 10},
     ("attack", "carlini_wagner"): {"steps": 10, "search_steps": 3},
     ("attack", "square"): {"eps": 0.1, "queries": 30},
     ("attack", "hop_skip_jump"): {"steps": 2, "queries": 20},
@@ -85,6 +95,13 @@ PRACTICE_CONFIGS: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("purifier", "art"): {"preprocessor": "SpatialSmoothing"},
     ("purifier", "mae_inpaint"): {"model": TINY_MAE, "training": _LEARNS_FAST},
     ("purifier", "ddpm"): {"model": {"widths": (8, 16)}, "t_min": 100, "t_max": 120, "training": _LEARNS_FAST},
+    ("purifier", "class_ddpm"): {
+        "model": {"widths": (8, 16)},
+        "t_min": 100,
+        "t_max": 120,
+        "objective": {"timestep_sampling": "log_snr"},
+        "training": _LEARNS_FAST,
+    },
     ("purifier", "diffpure"): {"model": {"widths": (8, 16)}, "timestep": 60, "training": _LEARNS_FAST},
 }
 """Where the small configuration trains too little for the quality to be judged, or where the default hardly does it."""

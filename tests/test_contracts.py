@@ -217,6 +217,7 @@ FAULTS = (
     (planted.SharesAViewOfTheModel, "test_split_and_merge_are_the_identity", "split wrote into"),
     (planted.LosesTheHead, "test_split_and_merge_are_the_identity", "neither shared nor private"),
     (planted.IgnoresTheAttack, "test_adversarial_training_is_an_option", "adversarial.share changes nothing"),
+    (planted.IgnoresTheAttack, "test_group_positives_are_an_option", "group_positives.weight changes nothing"),
     (planted.ForgetsItsCounters, "test_integer_buffers_survive", "integer buffers that are not kept"),
     (planted.SharesNothing, "test_is_shared_is_a_pure_function", "federated is True"),
     (planted.NormalizesOverTheBatch, "test_batch_invariance", "alone against the batch"),

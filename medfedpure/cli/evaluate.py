@@ -54,6 +54,13 @@ def evaluate(
     attack_config: Annotated[
         Path | None, typer.Option("--attack-config", help="A TOML file with the options of a single --attack.")
     ] = None,
+    each_attack_alone: Annotated[
+        bool,
+        typer.Option(
+            "--each-attack-alone",
+            help="Every image meets every attack, also where its count is settled: longer.",
+        ),
+    ] = False,
     threads: Threads = None,
     seed: Annotated[int, typer.Option("--seed", help="Of images, attacks and readings.")] = 0,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:0.")] = "cpu",
@@ -110,6 +117,7 @@ def evaluate(
                 extra_attacks=extra,
                 out=report,
                 seed=seed,
+                cascade=not each_attack_alone,
                 say=say,
             )
     except KeyboardInterrupt:

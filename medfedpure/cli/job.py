@@ -23,6 +23,15 @@ _Json = Annotated[bool, typer.Option("--json", help="Print results.json instead 
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that the folder holds, at the end.")]
 _Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:0; default: the configuration's.")]
 
+_Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="paper: what is flagged is purified. robust: the best of three policies, each attacked by who knows it. "
+        "fast: no purifier, what is flagged is refused. Default: the configuration's, paper.",
+    ),
+]
+
 _TAKES = {
     (False, False): "About 4 minutes on an idle core",
     (False, True): "About 6 minutes on an idle core",
@@ -30,6 +39,8 @@ _TAKES = {
     (True, True): "About two minutes on an idle core",
 }
 """By quick and compare."""
+
+_CHEAP = ["detector.plugin=feature_squeezing", "detector.config={bits = []}"]
 
 
 def demo(
@@ -44,6 +55,7 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="A minute instead of minutes: less is trained, so figures are lower.")
     ] = False,
+    recipe: _Recipe = None,
     settings: Settings = None,
     threads: Threads = None,
     device: _Device = None,
@@ -57,14 +69,18 @@ def demo(
     """
     from medfedpure.job.presets import demo_config, is_demo
 
-    config = demo_config(data, seed, compare=compare, quick=quick).with_settings(settings or [])
-    takes = "How long is told soon" if data is not None or settings else _TAKES[quick, compare]
+    config = demo_config(data, seed, compare=compare, quick=quick)
+    if recipe == "fast":  # the demo's own detector borrows the purifier's network
+        config = config.with_settings(_CHEAP)
+    config = config.with_settings([*_recipe(recipe), *(settings or [])])
+    takes = "How long is told soon" if data is not None or settings or recipe else _TAKES[quick, compare]
     _run(_with(config, threads, device), out, overwrite or is_demo(out), quiet, as_json, takes)
 
 
 def run(
     config: Annotated[Path, typer.Argument(help="A TOML file; a demo writes its own as config.toml.")],
     out: _Out,
+    recipe: _Recipe = None,
     settings: Settings = None,
     threads: Threads = None,
     device: _Device = None,
@@ -75,8 +91,12 @@ def run(
     """Run the whole job from one validated file."""
     from medfedpure.job.config import RunConfig
 
-    chosen = RunConfig.from_toml(config).with_settings(settings or [])
+    chosen = RunConfig.from_toml(config).with_settings([*_recipe(recipe), *(settings or [])])
     _run(_with(chosen, threads, device), out, overwrite, quiet, as_json)
+
+
+def _recipe(name: str | None) -> list[str]:
+    return [] if name is None else [f"defence.recipe={name}"]
 
 
 def _with(config: RunConfig, threads: int | None, device: str | None) -> RunConfig:
@@ -120,22 +140,31 @@ def _run(
 
 def _foreword(config: RunConfig, out: Path, takes: str) -> list[str]:
     """What will happen and how long it takes, before anything heavy does."""
+    trained = [config.classifier.plugin] + [config.purifier.plugin] * (config.defence.recipe != "fast")
     return [
-        f"{config.data.clients} hospitals train {config.classifier.plugin} and {config.purifier.plugin} together; "
-        "no image leaves them.",
+        f"{config.data.clients} hospitals train {' and '.join(trained)} together; no image leaves them.",
         f"Each calibrates on images of its own; {config.attack.plugin} attacks others of its images.",
         f"{takes}; the result goes to {out / 'report.html'}.",
     ]
 
 
 def _print_tables(result: RunResult) -> None:
-    from medfedpure.reporting.job.table import cells, conditions, strategy_cells, strategy_conditions
+    from medfedpure.reporting.job.table import (
+        cells,
+        choice_cells,
+        choice_conditions,
+        conditions,
+        strategy_cells,
+        strategy_conditions,
+    )
     from medfedpure.reporting.job.words import caveats, verdict
 
     console = Terminal()
     _print_table(console, cells(result), conditions(result))
     if len(result.strategies) > 1:
         _print_table(console, strategy_cells(result), strategy_conditions(result), words=2)
+    if result.choice is not None:
+        _print_table(console, choice_cells(result), choice_conditions(result))
     console.print()
     console.print(verdict(result), style="bold")
     for text in caveats(result)[1:]:

@@ -118,6 +118,7 @@ def site_side(config: DeploymentConfig, site_file: Path) -> ClientSide:
         (site_file.parent / own.state_dir).resolve() / config.kind,
         own.threads,
         export,
+        config.federation.keep,
     )
 
 

@@ -40,6 +40,10 @@ class ArtifactError(MedFedPureError, RuntimeError):
     """A saved folder that is truncated, edited, foreign, or does not fit what it is loaded into."""
 
 
+class MissingWeightsError(ArtifactError):
+    """Published weights that were asked for, and are neither installed nor within reach."""
+
+
 class AuditError(MedFedPureError, RuntimeError):
     """An attack's result that broke its own budget: it must not count."""
 
@@ -80,5 +84,17 @@ class ProbabilitiesWarning(UserWarning):
     """A classifier's rows are probabilities where logits are wanted: what compares or differentiates them suffers."""
 
 
+class UntrainedWarning(UserWarning):
+    """A network, or a part of it, starts from nothing: published weights are not at hand, or do not fit there."""
+
+
+class OneStepWarning(UserWarning):
+    """Training against one-step attacks that left a classifier which several steps fool."""
+
+
 class WeakDefenceWarning(UserWarning):
     """A fresh defence that flagged or restored little of what its own check attacked."""
+
+
+class PartnersWarning(UserWarning):
+    """Images that were to be pulled together by group, and not two of which share one."""

@@ -18,12 +18,13 @@ from medfedpure.core.component import Component
 from medfedpure.core.config import Config as BaseConfig
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import FederationError
-from medfedpure.core.settings import AdversarialTraining, TrainingConfig
+from medfedpure.core.settings import AdversarialTraining, GroupPositives, TrainingConfig
 from medfedpure.core.streams import derive_seed
-from medfedpure.core.task import Task, Trainer, TrainingLog
+from medfedpure.core.task import Task, Trainer, TrainingLog, beside
 
 Tensors = dict[str, Tensor]
 Scalar = int | float | str | bool
+_BESIDE = "beside the model."
 _MOST_EXAMPLES = 2**53  # beyond it, float64 has no place for the next one
 
 
@@ -107,6 +108,9 @@ class StrategyConfig(BaseConfig):
     adversarial: AdversarialTraining = Field(
         AdversarialTraining(), description="train on adversarial examples; off while its share is 0"
     )
+    group_positives: GroupPositives = Field(
+        GroupPositives(), description="pull images of one group together; off while its weight is 0"
+    )
 
 
 class PersonalizationStrategy(Component):
@@ -170,20 +174,23 @@ class PersonalizationStrategy(Component):
         return configured
 
     def hardened(self, task: Task, r: ClientRound, *, objective: Task | None = None) -> Task:
-        """The task on batches with their share of adversarial examples; the task itself where there are none.
+        """The task with what the configuration adds: group positives, and around them adversarial examples.
 
         Args:
-            task: what is learned.
+            task: what is learned; it is returned as it is where nothing is added.
             r: the round.
             objective: the task whose loss the attacker maximizes; by default the same.
         """
-        settings = self.adversarial(r)
-        return r.trainer.against(task, settings, objective or task) if settings.share else task
+        settings, learned = self.adversarial(r), task
+        positives: GroupPositives = getattr(self.config, "group_positives", GroupPositives())
+        if positives.weight:
+            learned = r.trainer.gathering(task, positives, r.train, balanced=r.training.sampling == "balanced")
+        return r.trainer.against(learned, settings, objective or task) if settings.share else learned
 
     def split(self, model: nn.Module) -> tuple[Tensors, Tensors]:
-        """The state of a model as (shared, private): disjoint, together complete."""
+        """The state of a model as (shared, private): disjoint, together complete; private is what lies beside it."""
         shared: Tensors = {}
-        private: Tensors = {}
+        private = kept_beside(model)
         for key, value in model.state_dict().items():
             travels = value.is_floating_point() and self.is_shared(key, model)
             (shared if travels else private)[key] = value.detach().cpu().clone()
@@ -196,14 +203,23 @@ def in_batchnorm(key: str, model: nn.Module) -> bool:
     return any(name == place for name, layer in model.named_modules() if isinstance(layer, _BatchNorm))
 
 
+def kept_beside(model: nn.Module) -> Tensors:
+    """What trainings put down beside a model, by names that `load_merged` knows: a client's own, and never shared."""
+    return {_BESIDE + key: value.clone() for key, value in beside(model).items()}
+
+
 def load_merged(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """Load tensors over a model's own, which stay where none is given; the model, in eval mode.
+
+    What `kept_beside` gave is put beside it again, for the next training.
 
     Raises:
         FederationError: a name that the model does not have, or a tensor of another shape.
     """
+    kept = {key: value for key, value in tensors.items() if key.startswith(_BESIDE)}
+    beside(model).update({key.removeprefix(_BESIDE): value for key, value in kept.items()})
     state = model.state_dict()
-    merged = {**state, **tensors}
+    merged = {**state, **{key: value for key, value in tensors.items() if key not in kept}}
     unknown = sorted(merged.keys() - state.keys())
     if unknown:
         raise FederationError(f"tensors that this model does not have: {', '.join(unknown[:5])}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.results import device_of
-from medfedpure.core.settings import AdversarialTraining, TrainingConfig
+from medfedpure.core.settings import AdversarialTraining, GroupPositives, TrainingConfig
 from medfedpure.core.streams import Streams, derive_seed
 
 
@@ -34,6 +35,10 @@ class Task(ABC):
                 )
         return {"loss": total / max(len(data), 1)}
 
+    def worth(self, figures: Mapping[str, float]) -> tuple[float, ...]:
+        """What decides which weights are best: of two `metrics` the one whose first number that differs is higher."""
+        return (-figures["loss"],)
+
     def recipe(self) -> dict[str, Any]:
         """What decides the loss, as plain values: a checkpoint goes on only where they are the same."""
         return {"task": type(self).__name__}
@@ -43,8 +48,51 @@ class Task(ABC):
         return None
 
     def optimizer(self, parameters: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-        """AdamW unless a task says otherwise."""
-        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        """AdamW unless a task says otherwise; without `config.decay_all`, what has one dimension does not decay."""
+        if config.decay_all:
+            return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        groups: list[dict[str, Any]] = [
+            {"params": [parameter for parameter in parameters if parameter.ndim >= 2]},
+            {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the loss asks the model itself, once, for logits `(N, K)` of `inputs`."""
+        return False
+
+    def inputs(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
+        """The images `(N, C, H, W)` of a batch as the loss shows them to the model: augmented, where it trains."""
+        del model, streams
+        return batch.images
+
+    def around(
+        self, model: nn.Module, parameters: Sequence[nn.Parameter]
+    ) -> AbstractContextManager[Sequence[nn.Parameter]]:
+        """Surrounds a training; inside it a model may have more tensors, and after it only its own.
+
+        Args:
+            model: what is trained.
+            parameters: those of it to update; the block receives all that are to be updated.
+        """
+        del model
+        return _given(parameters)
+
+    def at(self, step: int, steps: int) -> None:
+        """Told before each step where it lies in the whole schedule, 0 <= step < steps; by default it forgets it."""
+        del step, steps
+
+
+def beside(model: nn.Module) -> dict[str, Tensor]:
+    """What trainings put down beside a model for those that follow; it is no part of its state, and may be changed."""
+    kept: dict[str, Tensor] = vars(model).setdefault("_beside_it", {})
+    return kept
+
+
+@contextmanager
+def _given(parameters: Sequence[nn.Parameter]) -> Iterator[Sequence[nn.Parameter]]:
+    yield parameters
 
 
 class WrappedTask(Task):
@@ -76,6 +124,29 @@ class WrappedTask(Task):
     def optimizer(self, parameters: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
         """The inner task's."""
         return self.inner.optimizer(parameters, config)
+
+    def worth(self, figures: Mapping[str, float]) -> tuple[float, ...]:
+        """The inner task's."""
+        return self.inner.worth(figures)
+
+    @property
+    def classifies(self) -> bool:
+        """The inner task's; a subclass whose loss asks the model otherwise says False."""
+        return self.inner.classifies
+
+    def inputs(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
+        """The inner task's."""
+        return self.inner.inputs(model, batch, streams)
+
+    def around(
+        self, model: nn.Module, parameters: Sequence[nn.Parameter]
+    ) -> AbstractContextManager[Sequence[nn.Parameter]]:
+        """The inner task's."""
+        return self.inner.around(model, parameters)
+
+    def at(self, step: int, steps: int) -> None:
+        """The inner task is told."""
+        self.inner.at(step, steps)
 
 
 class BatchSampler(Protocol):
@@ -173,12 +244,15 @@ class Trainer(Protocol):
     def against(self, task: Task, settings: AdversarialTraining, objective: Task) -> Task:
         """The task on batches with their share of adversarial examples, crafted on the objective's loss."""
 
+    def gathering(self, task: Task, settings: GroupPositives, data: ImageDataset, *, balanced: bool = False) -> Task:
+        """The task that also pulls images of one group of the data together; balanced: classes drawn equally often."""
+
 
 @dataclass(frozen=True)
 class TrainingLog:
     """Mean loss over the last tenth of the steps that saw images, and how many steps and images it took.
 
-    `validation` is the lowest loss on validation images, whose weights were kept; None without them.
+    `validation` is the loss on validation images of the weights that were kept as the best; None without them.
     """
 
     loss: float

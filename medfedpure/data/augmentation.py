@@ -11,10 +11,12 @@ from torch.nn import functional
 from medfedpure.core.settings import Augmentation
 from medfedpure.core.streams import Streams
 
+_BLACK = 1 / 256
+
 
 def augment(images: Tensor, how: Augmentation, streams: Streams) -> Tensor:
-    """Images `(N, C, H, W)` in [0, 1], each moved and rescanned by its own draws."""
-    return rescan(turn(move(images, how, streams), how, streams), how, streams)
+    """Images `(N, C, H, W)` in [0, 1], each moved, rescanned and cut by its own draws."""
+    return cut(rescan(turn(move(images, how, streams), how, streams), how, streams), how, streams)
 
 
 def move(images: Tensor, how: Augmentation, streams: Streams) -> Tensor:
@@ -62,6 +64,12 @@ def rescan(images: Tensor, how: Augmentation, streams: Streams) -> Tensor:
         field = torch.einsum("nk,khw->nhw", draws[:, :6], terms)[:, None]
         curve = 0.5 * draws[:, 6, None, None, None] * images * (1 - images)
         images = images * torch.exp(how.intensity * field) + how.intensity * curve
+    if how.gamma:
+        exponent = torch.exp(how.gamma * (streams.uniform((1, 1, 1), stage="gamma", like=images) * 2 - 1))
+        # A root has no slope at black, where attacks through this function need one.
+        images = images.clamp_min(_BLACK) ** exponent * (images / _BLACK).clamp(0, 1)
+    if how.brightness:
+        images = images * torch.exp(how.brightness * (streams.uniform((1, 1, 1), stage="light", like=images) * 2 - 1))
     if how.noise:
         level = how.noise * streams.uniform((1, 1, 1), stage="noise level", like=images)
         images = images + level * streams.normal(images.shape[1:], stage="noise", like=images)
@@ -70,6 +78,19 @@ def rescan(images: Tensor, how: Augmentation, streams: Streams) -> Tensor:
         real, imaginary = streams.normal((2, *images.shape[1:]), stage="rician", like=images).unbind(1)
         images = ((images + level * real).square() + (level * imaginary).square()).sqrt()
     return images.clamp(0, 1)
+
+
+def cut(images: Tensor, how: Augmentation, streams: Streams) -> Tensor:
+    """Of some images `(N, C, H, W)` a square, as far as it lies inside, is black; its centre is anywhere."""
+    if not how.cut_out:
+        return images
+    draws = streams.uniform((4,), stage="cut", like=images)
+    height, width = images.shape[2:]
+    half = (how.cut_size * (1 + draws[:, 1]) / 2 * height * width).sqrt() / 2
+    rows, columns = (torch.arange(side, device=images.device) + 0.5 for side in (height, width))
+    inside = ((rows - draws[:, 2:3] * height).abs() < half[:, None])[:, :, None]
+    inside = inside & ((columns - draws[:, 3:4] * width).abs() < half[:, None])[:, None, :]
+    return images.masked_fill((inside & (draws[:, 0] < how.cut_out)[:, None, None])[:, None], 0.0)
 
 
 def robust_augmentation() -> Augmentation:

@@ -69,16 +69,12 @@ def near_duplicate_groups(
     Raises:
         InputError: pixels of another shape or type, or a parameter out of its range.
     """
-    if pixels.ndim != 4 or pixels.dtype not in _STEP:
-        raise InputError(f"pixels must be uint8 or uint16 (N, C, H, W); got {pixels.dtype} {tuple(pixels.shape)}")
-    if pixels.shape[0] and 0 in pixels.shape[1:]:
-        raise InputError(f"images must have pixels; got shape {tuple(pixels.shape)}")
+    _check_pixels(pixels)
     if not 2 <= hash_size <= _SIDE:
         raise InputError(f"hash_size must lie in 2 ... {_SIDE}; got {hash_size}")
     if max_distance < 0:
         raise InputError(f"max_distance must be at least 0; got {max_distance}")
-    if not 0.0 < min_correlation <= 1.0:
-        raise InputError(f"min_correlation must lie in (0, 1]; got {min_correlation}")
+    _check_correlation(min_correlation)
     details, flat = _details(pixels)
     forest = _Forest(pixels.shape[0])
     forest.join_all(flat.nonzero().squeeze(1))
@@ -102,6 +98,55 @@ def near_duplicate_groups(
                 forest.join(some[:, correlation >= min_correlation])
     groups: Tensor = forest.labels().unique(return_inverse=True)[1]
     return groups
+
+
+def near_duplicates_in(pixels: Tensor, reference: Tensor, *, min_correlation: float = 0.85) -> Tensor:
+    """Which images have a near-duplicate among others, in the sense of `near_duplicate_groups`, and which it is.
+
+    All pairs are compared, without a hash, so that none is missed: the check of what must not be a copy of an image
+    that is held out.
+
+    Args:
+        pixels: `(N, C, H, W)` uint8 or uint16, any device; channels are averaged.
+        reference: `(M, C, H, W)` likewise, of any size and number of channels.
+        min_correlation: least correlation of a pair, in (0, 1].
+
+    Returns:
+        `(N,)` int64 on the CPU: the place of the most alike in the reference, -1 where none is near.
+
+    Raises:
+        InputError: pixels of another shape or type, or a correlation out of its range.
+    """
+    for given in (pixels, reference):
+        _check_pixels(given)
+    _check_correlation(min_correlation)
+    found = torch.full((len(pixels),), -1)
+    if not len(pixels) or not len(reference):
+        return found
+    (details, flat), (others, other_flat) = _details(pixels), _details(reference.to(pixels.device))
+    best, nearest = details.new_full((len(pixels),), -1.0), found.to(details.device)
+    rows = max(1, _ELEMENTS // len(others))
+    for order in _flips_and_turns().to(others.device):
+        turned = others[:, order].T
+        for part in torch.arange(len(details), device=details.device).split(rows):
+            alike, place = (details[part] @ turned).masked_fill(other_flat, -1.0).max(1)
+            better = alike > best[part]
+            best[part], nearest[part] = alike.maximum(best[part]), torch.where(better, place, nearest[part])
+    nearest[best < min_correlation] = -1
+    nearest[flat] = other_flat.int().argmax() if bool(other_flat.any()) else -1
+    return nearest.cpu()
+
+
+def _check_pixels(pixels: Tensor) -> None:
+    if pixels.ndim != 4 or pixels.dtype not in _STEP:
+        raise InputError(f"pixels must be uint8 or uint16 (N, C, H, W); got {pixels.dtype} {tuple(pixels.shape)}")
+    if pixels.shape[0] and 0 in pixels.shape[1:]:
+        raise InputError(f"images must have pixels; got shape {tuple(pixels.shape)}")
+
+
+def _check_correlation(value: float) -> None:
+    if not 0.0 < value <= 1.0:
+        raise InputError(f"min_correlation must lie in (0, 1]; got {value}")
 
 
 def _details(pixels: Tensor) -> tuple[Tensor, Tensor]:

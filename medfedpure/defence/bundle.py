@@ -1,6 +1,7 @@
 """A whole defence as one folder: JSON and safetensors, loaded by plugin names, nothing unpickled.
 
-folder/medfedpure.json      policy, target rate, digests of the parts; what images it is for, what its own check saw
+folder/medfedpure.json      policy, target rate, digests of the parts; what images it is for, what its own check
+                            saw, how its policy was chosen
 folder/tensors.safetensors  calibration scores
 folder/classifier/          plugin name, config and weights; or the tensors of a user's module
 folder/detector/  folder/purifier/
@@ -22,6 +23,7 @@ from medfedpure.core.purifier import Purifier
 from medfedpure.defence.calibration import Calibration
 from medfedpure.defence.images import ImageFacts
 from medfedpure.defence.own_check import OwnCheck
+from medfedpure.defence.recipe import Choice
 from medfedpure.defence.voting import Vote
 
 _PARTS = ("classifier", "detector", "purifier")
@@ -39,6 +41,7 @@ class Bundle:
     vote: Vote
     image_facts: ImageFacts | None
     own_check: OwnCheck | None
+    choice: Choice | None
 
     def write(self, folder: str | Path) -> None:
         """Write one folder, atomically.
@@ -63,6 +66,7 @@ class Bundle:
                 "calibration": None,
                 "images": None if self.image_facts is None else self.image_facts.document(),
                 "own_check": None if self.own_check is None else asdict(self.own_check),
+                "choice": None if self.choice is None else self.choice.document(),
             }
             tensors = {}
             if calibration is not None:
@@ -95,6 +99,7 @@ class Bundle:
             if _digest_of(path / name) != digest:
                 raise ArtifactError(f"{path / name} is not the part that was saved with this defence")
         stored, images, checked = document["calibration"], document.get("images"), document.get("own_check")
+        chosen = document.get("choice")
         parts = document["parts"]
         return cls(
             _load_classifier(path / "classifier", classifier),
@@ -107,6 +112,7 @@ class Bundle:
             else Calibration(tensors["calibration.scores"], stored["target_fpr"], stored["scope"]),
             image_facts=None if images is None else ImageFacts.read(images, str(path)),
             own_check=None if checked is None else OwnCheck.read(checked, str(path)),
+            choice=None if chosen is None else Choice.read(chosen, str(path)),
         )
 
 

@@ -21,6 +21,7 @@ from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import Prediction, Trace
 from medfedpure.core.streams import Streams, derive_seed
 from medfedpure.core.verdict import as_they_answer
+from medfedpure.data.synthetic import check_recorded
 from medfedpure.defence.acceleration import Acceleration
 from medfedpure.defence.bundle import Bundle
 from medfedpure.defence.calibration import Calibration, Scope
@@ -37,6 +38,7 @@ from medfedpure.defence.inference import (
 )
 from medfedpure.defence.own_check import OwnCheck
 from medfedpure.defence.policy import Policy, check_parts
+from medfedpure.defence.recipe import Choice
 from medfedpure.defence.voting import Cleaned, Vote, count, draw
 
 
@@ -53,6 +55,7 @@ class DefendedClassifier(nn.Module):
         vote: how many purifications of each image are drawn, and how they are counted.
         image_facts: what images it is for, others are refused; `calibrate` on a data set fills it where it is None.
         own_check: what `defend` saw it do on images that it held out.
+        choice: why it has this policy, where the recipe "robust" chose it.
 
     Raises:
         MissingRequirementError: the policy or the detector needs a part that is missing.
@@ -78,6 +81,7 @@ class DefendedClassifier(nn.Module):
         vote: Vote = Vote(),  # noqa: B008
         image_facts: ImageFacts | None = None,
         own_check: OwnCheck | None = None,
+        choice: Choice | None = None,
     ) -> None:
         super().__init__()
         check_parts(classifier, detector, purifier, policy, vote)
@@ -88,7 +92,7 @@ class DefendedClassifier(nn.Module):
         self.calibration = calibration
         self.vote = vote
         self.image_facts = image_facts
-        self.own_check = own_check
+        self.own_check, self.choice = own_check, choice
         self.acceleration = Acceleration()
         self._noise_seed: int | None = None
         self._fresh = FreshSeeds()
@@ -127,18 +131,15 @@ class DefendedClassifier(nn.Module):
             scores = []
             total = count_batches(images, batch_size) or 0
             for batch, ids in track(as_batches(images, None, batch_size), "calibration", total):
-                given = self._moved(batch)
+                given = batch.to(self._device(batch.device))
                 logits = self._classify(given)
                 check_logits(logits, len(given), values=True)
                 own = replace(context, logits=logits)
                 scores.append(self.detector(given, context=own, streams=self._streams(noise_seed, ids)))
         return torch.cat(scores) if scores else torch.empty(0)
 
-    def _moved(self, batch: Tensor) -> Tensor:
-        """The batch on the device of the chain's parameters; as it is where there are none."""
-        return batch.to(self._device(batch.device))
-
     def _device(self, otherwise: torch.device = torch.device("cpu")) -> torch.device:  # noqa: B008
+        """That of the chain's parameters."""
         return next((parameter.device for parameter in self.parameters()), otherwise)
 
     def calibrate(
@@ -161,11 +162,12 @@ class DefendedClassifier(nn.Module):
             batch_size: images at a time.
             allow_never_flagging: see `Calibration.fit`.
         """
-        if self.image_facts is not None and isinstance(benign, ImageDataset):
-            self.image_facts.check(benign)
+        if isinstance(benign, ImageDataset):
+            check_recorded(benign, "calibration")
+            (self.image_facts or self.facts_of(benign)).check(benign)
         scores = self.score_benign(benign, seed=seed, batch_size=batch_size)
         self.calibration = Calibration.fit(scores, target_fpr, scope=scope, allow_never_flagging=allow_never_flagging)
-        self.own_check = None  # it was of another threshold
+        self.own_check = self.choice = None  # they were of another threshold
         if self.image_facts is None and isinstance(benign, ImageDataset):
             self.image_facts = self.facts_of(benign)
         return self
@@ -174,7 +176,7 @@ class DefendedClassifier(nn.Module):
     def facts_of(self, data: ImageDataset) -> ImageFacts:
         """What images a data set holds, its class names where they are as many as the classifier's logits."""
         with as_they_answer(self):
-            return ImageFacts.of(data, self._classify(self._moved(data.batch(torch.arange(1)).images)).shape[1])
+            return ImageFacts.of(data, self._classify(data.batch(torch.arange(1)).images.to(self._device())).shape[1])
 
     # -- the nn.Module -------------------------------------------------------------------------
 
@@ -271,7 +273,8 @@ class DefendedClassifier(nn.Module):
         with observing(observer, "predict", count_batches(images, batch_size)) as told:
             for batch, batch_ids in as_batches(images, ids, batch_size):
                 with clock.measure("detect"):
-                    parts.append(self.inspect(self._moved(batch), self._streams(noise_seed, batch_ids), target_fpr))
+                    given, streams = batch.to(self._device(batch.device)), self._streams(noise_seed, batch_ids)
+                    parts.append(self.inspect(given, streams, target_fpr))
                 for one in told:
                     one.observe(parts[-1].observation(clock.lap()))
                 if explain:
@@ -373,8 +376,6 @@ class DefendedClassifier(nn.Module):
         check_logits(logits, len(images))
         return logits.to(images.dtype)
 
-    # -- saving --------------------------------------------------------------------------------
-
     def save(self, folder: str | Path) -> None:
         """Write the whole defence as one folder of JSON and safetensors; see defence/bundle.py."""
         Bundle(**{item.name: getattr(self, item.name) for item in fields(Bundle)}).write(folder)
@@ -385,8 +386,7 @@ class DefendedClassifier(nn.Module):
 
         Args:
             folder: what was saved.
-            classifier: the user's own module where the saved classifier is not a plugin's; it is
-                checked and its weights are replaced by the saved ones.
+            classifier: your own module where the saved one is not a plugin's; checked, and given the saved weights.
 
         Raises:
             ArtifactError: truncated, edited, foreign, of a later version, or a module that does not fit.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -13,26 +14,33 @@ import torch
 from torch import Tensor, nn
 
 from medfedpure.core.checks import check_images
+from medfedpure.core.config import Config
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector, FitContext
-from medfedpure.core.errors import CalibrationError, ConfigError, DataError, InputError
+from medfedpure.core.errors import CalibrationError, ConfigError, DataError, InputError, WeakDefenceWarning
 from medfedpure.core.progress import Lines, listening, track
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.registry import create
 from medfedpure.core.results import device_of
 from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import derive_seed
+from medfedpure.data.synthetic import check_recorded
+from medfedpure.defence.arms import EPS, Subject, check_attackable, choose_policy
 from medfedpure.defence.budget import Budget, with_budget
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.defence.class_order import some_of_each_group, warn_of_classes
 from medfedpure.defence.images import ImageFacts
 from medfedpure.defence.own_attack import check_itself
 from medfedpure.defence.policy import Policy
+from medfedpure.defence.recipe import ARMS, Recipe, plan_of
 
 Say = Callable[[str], object]
 
 LEAST, MOST = 10, 64
-"""Images of the own check."""
+"""Images of the own check, and of the choice of a policy."""
+
+CHOICE = 0.1
+"""Share of the images that the recipe "robust" holds out to choose the policy on."""
 
 _LONGER: Mapping[Budget, str] = {"quick": '"standard" or "thorough"', "standard": '"thorough"'}
 _logger = logging.getLogger(__name__)
@@ -42,12 +50,14 @@ def defend(
     model: nn.Module,
     benign: ImageDataset | Tensor,
     *,
+    recipe: Recipe = "paper",
     target_fpr: float = 0.05,
-    detector: str = "compose",
-    purifier: str = "ddpm",
+    detector: str | None = None,
+    purifier: str | None = None,
     detector_config: Mapping[str, Any] | None = None,
     purifier_config: Mapping[str, Any] | None = None,
-    policy: Policy = "purify_flagged",
+    policy: Policy | None = None,
+    eps: float = EPS,
     calibrate_share: float = 0.3,
     check_share: float = 0.1,
     budget: Budget = "standard",
@@ -64,12 +74,16 @@ def defend(
             mode and otherwise left as it is.
         benign: an ImageDataset, whose groups are never separated, or `(n, C, H, W)` in [0, 1], each
             image a group of its own; kept as `from_tensor` says.
+        recipe: "paper" purifies what the detector flags; "robust" attacks three policies on images that it holds out
+            for it, and takes the one of the best worst case; "fast" fits no purifier, and refuses what a cheap
+            detector flags. What else is said wins over a recipe where both can be.
         target_fpr: the share of benign images that may be flagged.
-        detector: plugin name.
-        purifier: plugin name.
+        detector: plugin name; by default "compose", of the recipe "fast" "feature_squeezing".
+        purifier: plugin name; by default "ddpm", of the recipe "fast" none.
         detector_config: the detector's configuration.
         purifier_config: the purifier's configuration.
-        policy: what happens to flagged images.
+        policy: what happens to images; by default the recipe says.
+        eps: how far the recipe "robust" attacks, in linf, in [0, 1] units of a pixel.
         calibrate_share: share of the images that is held out for the threshold.
         check_share: share of the images that is held out for the own check, of 10 to 64 images; 0 = no check.
         budget: "quick" trains a part for about a minute at 64 px, "standard" as the part says, "thorough" four times as
@@ -81,32 +95,47 @@ def defend(
 
     Returns:
         The defence, with `own_check`: what static PGD did to the bare classifier at images of no fit and no
-        calibration, and what the defence made of it. No evaluation: see `medfedpure.evaluate`.
+        calibration, and what the defence made of it; and with `choice`, where the recipe chose the policy. No
+        evaluation: see `medfedpure.evaluate`.
 
     Raises:
-        CalibrationError: too few images to calibrate at this rate, and to hold out for the own check.
-        ConfigError: no such budget, shares that leave nothing.
+        CalibrationError: too few images to calibrate at this rate, and to hold out.
+        ConfigError: no such budget or recipe, a recipe that contradicts what else was said, shares that leave nothing.
         InputError: class names that are not K, or not the data set's.
         UnknownPluginError, MissingExtraError, MissingRequirementError: parts that do not fit.
 
     Warns:
         ClassesWarning: the classifier reads labelled images worse than by guessing, or has other classes.
         WeakDefenceWarning: many more unattacked images flagged than promised, or fewer than half of the attacked ones
-            that fool the classifier flagged, or restored.
+            that fool the classifier flagged, or restored; or the recipe "robust" found no policy better than guessing.
 
     Example:
         ``defended = medfedpure.defend(model, benign)``, then ``defended.predict(images).labels``.
     """
     say = say or _logger.info
+    plan = plan_of(recipe, detector=detector, purifier=purifier, policy=policy)
+    if plan.purifier is None and purifier_config is not None:
+        raise ConfigError(f"the recipe {recipe!r} fits no purifier, and purifier_config was given: leave it out")
     data = benign if isinstance(benign, ImageDataset) else from_tensor(benign)
+    check_recorded(data, "calibration")
     bare = DefendedClassifier(model, policy="none")
     device = device_of(model)
-    cleaner: Purifier = create("purifier", purifier, with_budget("purifier", purifier, purifier_config, budget))
-    watcher: Detector = create("detector", detector, with_budget("detector", detector, detector_config, budget))
-    DefendedClassifier(model, detector=watcher.to(device), purifier=cleaner.to(device), policy=policy)
+    cleaner: Purifier | None = None
+    if plan.purifier is not None:
+        own = with_budget("purifier", plan.purifier, purifier_config, budget)
+        cleaner = create("purifier", plan.purifier, own).to(device)
+    if plan.detector_config and not isinstance(detector_config, Config):
+        detector_config = {**plan.detector_config, **(detector_config or {})}
+    watcher: Detector = create(
+        "detector", plan.detector, with_budget("detector", plan.detector, detector_config, budget)
+    )
+    chosen: Policy = plan.policy or "purify_flagged"
+    DefendedClassifier(model, detector=watcher.to(device), purifier=cleaner, policy=chosen)
+    if plan.policy is None:
+        check_attackable(model, data, eps=eps)
     logits = bare.predict(data.select(torch.arange(min(2, len(data))))).logits
     facts = _facts(data, benign, class_names, logits.shape[1])
-    parts = _divided(data, calibrate_share, check_share, target_fpr, seed)
+    parts = _divided(data, calibrate_share, check_share, target_fpr, seed, choosing=plan.policy is None)
     if isinstance(benign, ImageDataset) and not class_names:
         asked = some_of_each_group(data, derive_seed(seed, "class order"))
         warn_of_classes(bare.predict(asked), asked)
@@ -115,21 +144,28 @@ def defend(
     say(f"{data.num_groups} {groups}: {dealt}")
     context = DefendedClassifier(model, purifier=cleaner, policy="none").context()
     with listening(Lines(say)):
-        for part in (cleaner, watcher):
+        fitted = [part for part in (cleaner, watcher) if part is not None]
+        for part in fitted:
             _fit(part, parts["fit"], context, derive_seed(seed, part.kind), say)
-        chain = DefendedClassifier(
-            model, detector=watcher.to(device), purifier=cleaner.to(device), policy=policy, image_facts=facts
-        )
+            part.to(device)
+        chain = DefendedClassifier(model, detector=watcher, purifier=cleaner, policy=chosen, image_facts=facts)
         say(f"the threshold is set on one image of each of {parts['calibrate'].num_groups} groups")
         calibration = chain.calibrate(parts["calibrate"], target_fpr, seed=seed).calibration
         assert calibration is not None
         say(calibration.describe())
+        if "choose" in parts:
+            say(f"choice of the policy: {', '.join(ARMS)} are attacked at {len(parts['choose'])} images each")
+            choice = choose_policy([Subject(chain, parts["choose"])], eps=eps, seed=derive_seed(seed, "choice"))
+            chain.policy, chain.choice = choice.policy, choice
+            say(choice.describe())
         if "check" in parts:
             say(f"own check: {len(parts['check'])} images are read, attacked and read again")
             chain.own_check = check_itself(chain, parts["check"], seed=derive_seed(seed, "own check"))
             say(chain.own_check.describe())
+    if chain.choice is not None and chain.choice.weakness():
+        warnings.warn(chain.choice.weakness(), WeakDefenceWarning, stacklevel=2)
     if chain.own_check is not None:
-        chain.own_check.warn(_remedy(budget, (cleaner, watcher)), calibration.true_fpr_quantile())
+        chain.own_check.warn(_remedy(budget, fitted), calibration.true_fpr_quantile())
     return chain
 
 
@@ -182,10 +218,12 @@ def _remedy(budget: Budget, parts: Sequence[Detector | Purifier]) -> str:
     return f"{longer} more benign images, or choose another detector or purifier: `medfedpure plugins` lists them"
 
 
-def _divided(data: ImageDataset, share: float, checked: float, target_fpr: float, seed: int) -> dict[str, ImageDataset]:
-    """Images to fit on, for the threshold and for the own check; refused before any training where they are too few.
+def _divided(
+    data: ImageDataset, share: float, checked: float, target_fpr: float, seed: int, *, choosing: bool = False
+) -> dict[str, ImageDataset]:
+    """Images to fit on, for the threshold, for the own check and to choose a policy on; refused where they are too few.
 
-    The images for the threshold do not depend on whether there is a check.
+    The images for the threshold do not depend on what else is held out.
     """
     if not 0 < share < 1:
         raise ConfigError(f"calibrate_share must lie in (0, 1); got {share}")
@@ -195,9 +233,18 @@ def _divided(data: ImageDataset, share: float, checked: float, target_fpr: float
         raise CalibrationError(f"target_fpr must lie in (0, 1); got {target_fpr}")
     wanted = math.ceil(1 / Fraction(repr(float(target_fpr))) - 1)
     odd = max(len(data.labels.unique()) - 1, 0)  # what dealing each class by itself may round away
-    least = max((wanted + odd) / share, (2 * LEAST + odd) / (1 - share) if checked else 2)
+    held = [
+        text
+        for text, asked in (
+            (f"{LEAST} for the own check (check_share=0 leaves it out)", checked > 0),
+            (f"{LEAST} to choose the policy on", choosing),
+        )
+        if asked
+    ]
+    kept = (len(held) + 1) * LEAST if held else 0
+    least = max((wanted + odd) / share, (kept + odd) / (1 - share) if held else 2)
     needed = math.ceil(round(least, 9))
-    for_check = f", {LEAST} for the own check (check_share=0 leaves it out) and as many to fit on" if checked else ""
+    for_check = f", {', '.join(held)} and as many to fit on" if held else ""
     few = CalibrationError(
         f"{data.num_groups} independent benign images came, and they are too few: bring about {needed} in all, so that "
         f"{wanted} are kept for the threshold at a false-positive rate of {float(target_fpr):g}{for_check}; or raise "
@@ -207,11 +254,15 @@ def _divided(data: ImageDataset, share: float, checked: float, target_fpr: float
         parts = data.split({"fit": 1 - share, "calibrate": share}, seed=derive_seed(seed, "defend"))
     except DataError as error:
         raise few from error
-    if parts["calibrate"].num_groups < wanted or (checked and parts["fit"].num_groups < 2 * LEAST):
+    if parts["calibrate"].num_groups < wanted or parts["fit"].num_groups < kept:
         raise few
     if checked:
-        count = min(MOST, max(LEAST, round(checked * data.num_groups)), parts["fit"].num_groups - 1)
+        spare = 2 * LEAST if choosing else 1
+        count = min(MOST, max(LEAST, round(checked * data.num_groups)), parts["fit"].num_groups - spare)
         parts["fit"], parts["check"] = _held_out(parts["fit"], count, derive_seed(seed, "own check"))
+    if choosing:
+        count = min(MOST, max(LEAST, round(CHOICE * data.num_groups)), parts["fit"].num_groups - LEAST)
+        parts["fit"], parts["choose"] = _held_out(parts["fit"], count, derive_seed(seed, "choice"))
     return parts
 
 

@@ -14,7 +14,7 @@ from medfedpure.core.errors import MedFedPureError, MissingRequirementError
 from medfedpure.core.results import device_of
 from medfedpure.core.verdict import as_they_answer
 from medfedpure.defence.chain import DefendedClassifier
-from medfedpure.evaluation.ladder import PROBED, Preset, Rung, checks, replayed_options, rungs
+from medfedpure.evaluation.ladder import PROBED, SUITE, Preset, Rung, checks, replayed_options, rungs
 from medfedpure.evaluation.looks import Looks, looks_of
 from medfedpure.evaluation.pairs import Victims
 from medfedpure.evaluation.views import exact_view, is_stochastic
@@ -115,8 +115,10 @@ def _arm(
         if rung.kind == "replayed" and key in crafted:
             continue
         crafted.add(key)
-        cost += _crafting(rung, view, looks_of(rung.attack, rung.options), timed, chain, images) * count
-        cost += answer if rung.attack == "square" else Cost()  # ART is shown one image, to count classes
+        looks = looks_of(rung.attack, rung.options, timed.classes(chain, images))
+        cost += _crafting(rung, view, looks, timed, chain, images) * count
+        if rung.attack in ("square", SUITE):  # these are shown one image, to count classes
+            cost += timed.passed(chain.classifier, images) if rung.sees == "classifier" else answer
     return cost
 
 
@@ -180,6 +182,12 @@ class _Timed:
         """An answer of a whole defence."""
         seconds = self._once("answer", chain, lambda: seconds_of(chain, images, seed=self.seed, gradient=False))
         return Cost(answers=1, seconds=seconds)
+
+    @torch.no_grad()
+    def classes(self, chain: DefendedClassifier, images: Tensor) -> int:
+        """That a defence answers."""
+        with as_they_answer(chain):
+            return int(chain.classifier(images[:1].to(device_of(chain))).shape[1])
 
     def passed(self, model: nn.Module, images: Tensor) -> Cost:
         """A pass of a classifier, with its gradient."""

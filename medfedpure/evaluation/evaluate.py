@@ -3,46 +3,33 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from medfedpure.core.attack import Attack, Budget, Norm, audit
+from medfedpure.core.attack import Attack, Norm
 from medfedpure.core.dataset import ImageDataset
-from medfedpure.core.errors import (
-    AuditError,
-    ConfigError,
-    DataError,
-    InputError,
-    MissingExtraError,
-    MissingRequirementError,
-    UnknownPluginError,
-)
-from medfedpure.core.progress import track
+from medfedpure.core.errors import ConfigError, DataError, InputError
 from medfedpure.core.registry import create
-from medfedpure.core.results import device_of, on_cpu
-from medfedpure.core.streams import Streams, derive_seed
-from medfedpure.core.verdict import as_they_answer, fooled, verdicts_of
+from medfedpure.core.streams import derive_seed
+from medfedpure.core.verdict import as_they_answer
+from medfedpure.data.synthetic import check_recorded
 from medfedpure.defence.chain import DefendedClassifier
+from medfedpure.evaluation.climb import Climb
 from medfedpure.evaluation.cost import foresee
-from medfedpure.evaluation.extra import check_attacks, extra_rungs, within
-from medfedpure.evaluation.ladder import PROBED, Preset, Rung, checks, label, preset_of, rungs
+from medfedpure.evaluation.extra import check_attacks, extra_rungs
+from medfedpure.evaluation.ladder import Preset, checks, preset_of, rungs
 from medfedpure.evaluation.pairs import Crossing, Victims
 from medfedpure.evaluation.readiness import check_ready, check_reference
-from medfedpure.evaluation.readings import Reading, read
-from medfedpure.evaluation.records import ArmResult, Evaluation, RungResult
-from medfedpure.evaluation.self_checks import compare, probe, skipped_chain
+from medfedpure.evaluation.records import Evaluation
 from medfedpure.evaluation.store import Store, digest_of, digest_of_attack, digest_of_network
 from medfedpure.evaluation.versions import versions
-from medfedpure.evaluation.views import is_stochastic
 
 EPS = (0.015, 8 / 255)
-CONTROL = "uniform noise"
 
 
 def evaluate(
@@ -59,9 +46,13 @@ def evaluate(
     out: str | Path | None = None,
     seed: int = 0,
     batch_size: int = 64,
+    cascade: bool = True,
     say: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Attack every defence with every rung of the ladder, on the same images.
+
+    In a cascade an image whose row in the table is settled meets no further attack, and none at a larger eps: the worst
+    case is that of the whole ladder, for less. What single attacks did is then of the images that they met.
 
     Args:
         arms: defences by name, calibrated; one alone is evaluated beside itself undefended.
@@ -77,6 +68,7 @@ def evaluate(
         out: folder that keeps every finished rung; a run that was killed continues from it with equal numbers.
         seed: of the choice of images, of attacks and of readings.
         batch_size: images at a time.
+        cascade: as above, but for the first images, those of the self-checks; False = every image meets every attack.
         say: is told what happens.
 
     Raises:
@@ -92,6 +84,7 @@ def evaluate(
         raise ConfigError("one defence or more is wanted; got none")
     if not isinstance(data, ImageDataset):
         raise InputError(f"the images must be an ImageDataset, with labels and groups; got a {type(data).__name__}")
+    check_recorded(data, "test")
     sizes = sizes_of(norm, [eps] if isinstance(eps, int | float) else eps)
     chosen = choose(data, strength.images, seed)
     attacks, extra = dict(attackers or {}), dict(extra_attacks or {})
@@ -108,6 +101,7 @@ def evaluate(
         "eps": sizes,
         "norm": norm,
         "batch_size": batch_size,
+        "cascade": cascade,
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
@@ -120,7 +114,7 @@ def evaluate(
         setting["reference"] = reference.fingerprint()
     everyone = [*chains.values(), *attacks.values(), *(chain for chain, _ in clients.values())]
     store = Store(None if out is None else Path(out), setting, everyone)
-    job = _Job(chosen, strength, norm, seed, batch_size, store, say, reference)
+    climb = Climb(chosen, strength, norm, seed, batch_size, store, say, reference, cascade=cascade)
     here = reference is not None
     plans = {
         name: [
@@ -138,7 +132,7 @@ def evaluate(
     beyond = f"; not counted: {', '.join(extra)}" if extra else ""
     say(f"{strength.describe()}; {len(chosen)} images, {cost}{beyond}")
     with as_they_answer(*attacks.values()):
-        results = [job.arm(name, chain, plans[name], tests[name]) for name, chain in chains.items()]
+        results = [climb.arm(name, chain, plans[name], tests[name]) for name, chain in chains.items()]
     transfers = Crossing(strength, norm, seed, batch_size, store, say).all_pairs(clients, sizes)
     return Evaluation(
         setting=setting,
@@ -154,6 +148,7 @@ def evaluate(
         transfers=transfers,
         gradients=cost.gradients,
         **store.costs(),
+        met_by_all=climb.met_by_all,
         versions=setting["versions"],
     )
 
@@ -222,140 +217,6 @@ def _with_images(federation: Victims, most: int, seed: int, say: Callable[[str],
         except DataError as error:
             say(f"{name} is left out of the pairs of attackers and victims: {error}")
     return found
-
-
-class _Job:
-    """One evaluation while it runs."""
-
-    def __init__(
-        self,
-        data: ImageDataset,
-        preset: Preset,
-        norm: Norm,
-        seed: int,
-        batch_size: int,
-        store: Store,
-        say: Callable[[str], None],
-        reference: ImageDataset | None = None,
-    ) -> None:
-        self.data, self.preset, self.norm, self.seed = data, preset, norm, seed
-        self.batch_size, self.store, self.say, self.reference = batch_size, store, say, reference
-        self.crafted: dict[str, tuple[RungResult, Tensor]] = {}
-
-    def arm(self, name: str, chain: DefendedClassifier, plan: Sequence[Rung], tests: Sequence[Rung]) -> ArmResult:
-        """All of one defence."""
-        draws = self.preset.draws if is_stochastic(chain) else 1
-        clean, bare_wrong = self._clean(name, chain, draws)
-        few = self.data.select(torch.arange(min(self.preset.checked, len(self.data))))
-        found = [self._rung(name, chain, rung, self.data, draws) for rung in track(plan, f"{name}: attacks", len(plan))]
-        found += [self._control(name, chain, eps, draws) for eps in dict.fromkeys(rung.eps for rung in plan)]
-        compared = [self._rung(name, chain, rung, few, 1) for rung in track(tests, f"{name}: checks", len(tests))]
-        images, labels = few.images[:PROBED].to(device_of(chain)), few.labels[:PROBED].to(device_of(chain))
-        reasons = probe(chain, images, labels, few.ids[:PROBED], seed=derive_seed(self.seed, "probe"))
-        reasons += skipped_chain(chain, clean.purified, clean.flagged)
-        return ArmResult(
-            name=name,
-            policy=chain.policy,
-            parts=", ".join(f"{p.kind} {p.name}" for p in (chain.detector, chain.purifier) if p is not None),
-            precision="bfloat16" if chain.acceleration.autocast else "float32",
-            noise=chain.acceleration.noise,
-            stochastic=is_stochastic(chain),
-            bare_wrong=bare_wrong,
-            clean=clean,
-            rungs=found,
-            checks=compared,
-            unreliable=reasons + compare(found, compared, self.data.labels, is_stochastic(chain)),
-        )
-
-    def _clean(self, name: str, chain: DefendedClassifier, draws: int) -> tuple[Reading, list[bool]]:
-        kept = self.store.load(name, "clean")
-        if kept is None:
-            images = self.data.images.to(device_of(chain))
-            wrong = fooled(verdicts_of(chain.classifier, images, batch_size=self.batch_size).cpu(), self.data.labels)
-            reading = self._read(name, chain, self.data, self.data.images, draws)
-            kept = ({"reading": reading.model_dump(), "bare_wrong": wrong.tolist()}, {})
-            self.store.keep(*kept, name, "clean")
-        return Reading(**kept[0]["reading"]), kept[0]["bare_wrong"]
-
-    def _read(self, name: str, chain: DefendedClassifier, data: ImageDataset, images: Tensor, draws: int) -> Reading:
-        seed = derive_seed(self.seed, name, "read")
-        images = images.to(device_of(chain))
-        return read(chain, images, data.ids, data.labels, seed=seed, draws=draws, batch_size=self.batch_size)
-
-    def _rung(self, name: str, chain: DefendedClassifier, rung: Rung, data: ImageDataset, draws: int) -> RungResult:
-        kept = self.store.load(name, rung.label())
-        if kept is not None:
-            return RungResult(**kept[0]["result"])
-        result, images = self._craft(name, chain, rung, data)
-        if images is not None and not result.problem:
-            result = result.model_copy(update={"reading": self._read(name, chain, data, images, draws)})
-        if not result.skipped:  # what was missing may be there next time
-            attacked = {} if images is None else {"images": images}
-            self.store.keep({"result": result.model_dump()}, attacked, name, rung.label())
-        return result
-
-    def _craft(
-        self, name: str, chain: DefendedClassifier, rung: Rung, data: ImageDataset
-    ) -> tuple[RungResult, Tensor | None]:
-        """The attack; one that does not depend on the chain is crafted once for all that share a classifier."""
-        replayed = rung.kind == "replayed"
-        key = f"{rung.label()} {id(chain.classifier) if replayed else name}"
-        if replayed and key in self.crafted:
-            return self.crafted[key]
-        self.say(f"{'crafted once' if replayed else name}: {rung.label()}")
-        blank: dict[str, Any] = {"rung": rung.name, "kind": rung.kind, "norm": rung.norm, "eps": rung.eps}
-        blank |= {"view": "", "attack": rung.attack, "eot": int(rung.options.get("eot", 1)), "seconds": 0.0}
-        if rung.absent:
-            return RungResult(**blank, skipped=rung.absent), None
-        seed = derive_seed(self.seed, "all" if replayed else name, rung.label())
-        start = time.perf_counter()
-        device = device_of(chain)
-        try:
-            portion = {"batch_size": self.batch_size} if "batch_size" in rung.options else {}
-            options = {**rung.options, **portion}
-            attack = create("attack", rung.attack, **options) if rung.make is None else rung.make()
-            with chain.noise_sequence(seed):
-                view = rung.view(chain)
-                if self.reference is not None and not (attack.needs_fit and attack.fitted):
-                    attack.fit(self.reference, view=view, seed=seed)
-                images, labels = data.images.to(device), data.labels.to(device)
-                found = on_cpu(attack(view, images, labels, streams=Streams(seed, data.ids, chain.acceleration.noise)))
-            if rung.make is not None and attack.budget() is None:
-                found = within(found, data.images, Budget(rung.norm, rung.eps))
-            audit(data.images, found.images, Budget(rung.norm, rung.eps), who=found.description)
-        except (MissingRequirementError, MissingExtraError, UnknownPluginError) as error:
-            return RungResult(**blank, skipped=str(error)), None
-        except AuditError as error:
-            return RungResult(**blank, problem=f"budget violated: {error}"), None
-        blank |= {"view": view.name, "attack": found.description, "seconds": time.perf_counter() - start}
-        result = RungResult(**blank, success=found.success.tolist(), distance=found.distance.tolist())
-        if replayed:
-            self.crafted[key] = (result, found.images)
-        return result, found.images
-
-    def _control(self, name: str, chain: DefendedClassifier, eps: float, draws: int) -> RungResult:
-        """Uniform noise of the same size: who falls to it needs no attacker."""
-        kept = self.store.load(name, label(CONTROL, self.norm, eps))
-        if kept is not None:
-            return RungResult(**kept[0]["result"])
-        data = self.data
-        noise = 2 * Streams(derive_seed(self.seed, CONTROL), data.ids).uniform(data.image_shape, stage="control") - 1
-        if self.norm == "l2":
-            noise = noise / noise.flatten(1).norm(dim=1)[:, None, None, None]
-        images = (data.images + eps * noise).clamp(0, 1)
-        result = RungResult(
-            rung=CONTROL,
-            kind="control",
-            norm=self.norm,
-            eps=eps,
-            view="none",
-            attack=f"{CONTROL}: norm {self.norm}, eps {eps:g}",
-            eot=1,
-            seconds=0.0,
-            reading=self._read(name, chain, data, images, draws),
-        )
-        self.store.keep({"result": result.model_dump()}, {"images": images}, name, label(CONTROL, self.norm, eps))
-        return result
 
 
 def _silent(text: str) -> None:

@@ -38,6 +38,9 @@ View = Callable[[DefendedClassifier], ThreatView]
 PROBED = 8
 """Images at which the gradient of a defence is probed."""
 
+SUITE = "auto_attack_suite"
+"""The plugin behind the rung of that name."""
+
 PATIENCE = 5
 """Steps in a row whose every look must have fallen before an image leaves: one may have been lucky."""
 
@@ -55,6 +58,7 @@ class Preset:
         queries: squares that the black-box attack tries on each image.
         checked: images of the self-checks.
         note: what stands beside every number.
+        suite: whether APGD and FAB, one after the other, are a rung; of a stochastic chain APGD with these looks.
     """
 
     name: str
@@ -66,20 +70,21 @@ class Preset:
     queries: int
     checked: int
     note: str
+    suite: bool = False
 
     def describe(self) -> str:
         """One line."""
         starts = "1 start" if self.restarts == 1 else f"{self.restarts} starts"
         return (
-            f"{self.name}: {self.steps} steps, {starts}, EoT {self.eot}, "
+            f"{self.name}: {self.steps} steps, {starts}, EoT {self.eot}, {'APGD and FAB, ' if self.suite else ''}"
             f"{self.queries} black-box tries, {self.draws} draws; {self.note}"
         )
 
 
 PRESETS = {
     "quick": Preset("quick", 24, 10, 2, 1, 3, 20, 12, "a quick look, NOT a robustness claim"),
-    "standard": Preset("standard", 100, 20, 4, 1, 5, 100, 24, "not headline: EoT below 20, fewer than 100 steps"),
-    "headline": Preset("headline", 500, 100, 20, 3, 10, 5000, 100, "headline strength"),
+    "standard": Preset("standard", 100, 20, 4, 1, 5, 100, 24, "not headline: EoT below 20, fewer than 100 steps", True),
+    "headline": Preset("headline", 500, 100, 20, 3, 10, 5000, 100, "headline strength", True),
 }
 
 
@@ -136,7 +141,7 @@ def preset_of(preset: str | Preset) -> Preset:
 def rungs(
     chain: DefendedClassifier, preset: Preset, norm: Norm, eps: float, attackers: Mapping[str, nn.Module]
 ) -> list[Rung]:
-    """Every attacker that makes sense against a chain, weakest knowledge first."""
+    """Every attacker that makes sense against a chain, cheap ones first, so that a cascade has less to do."""
     eot = preset.eot if is_stochastic(chain) else 1
     patient = replayed_options(preset, norm, eps)
     found = [Rung("static", "replayed", static_view, "classifier", "pgd_eot", patient, norm, eps)]
@@ -146,9 +151,11 @@ def rungs(
     through = _pgd(preset, norm, eps, eot)
     if chain.policy in ("purify_flagged", "purify_all"):
         found.append(Rung("bpda", "white-box", bpda_view, "bpda", "pgd_eot", through, norm, eps))
-        found.append(Rung("exact", "white-box", exact_view, "whole", "pgd_eot", through, norm, eps))
         if isinstance(chain.purifier, Shortenable) and preset.name != "quick":
             found.append(Rung("surrogate", "white-box", _surrogate, "whole", "pgd_eot", through, norm, eps))
+        found.append(Rung("exact", "white-box", exact_view, "whole", "pgd_eot", through, norm, eps))
+    if preset.suite and chain.policy != "abstain":  # that answers as its bare classifier, which is judged undefended
+        found.append(_suite(chain, preset, norm, eps, eot))
     aware = {key: value for key, value in through.items() if key != "loss"}
     aware["early_stop"] = True
     if chain.detector is not None and chain.policy == "purify_flagged":
@@ -208,6 +215,23 @@ def _pgd(preset: Preset, norm: Norm, eps: float, eot: int) -> dict[str, Any]:
         "loss": "cw",
         "batch_size": 64,
     }
+
+
+def _suite(chain: DefendedClassifier, preset: Preset, norm: Norm, eps: float, eot: int) -> Rung:
+    """APGD and FAB, or APGD with looks; Square, the suite's last part, is a rung of its own."""
+    options = {
+        "norm": norm,
+        "eps": eps,
+        "version": "rand" if is_stochastic(chain) else "standard",
+        "steps": preset.steps,
+        "queries": 0,
+        "eot": eot,
+        "patience": 1 if eot == 1 else PATIENCE,
+        "batch_size": 64,
+    }
+    bare = chain.policy == "none"
+    sees: Sees = "classifier" if bare else "whole"
+    return Rung("suite", "white-box", static_view if bare else exact_view, sees, SUITE, options, norm, eps)
 
 
 def _step(norm: Norm, eps: float, steps: int) -> float:

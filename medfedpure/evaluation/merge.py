@@ -20,8 +20,8 @@ Joined = Callable[[Sequence[Sequence[Any]]], list[Any]]
 def merge(parts: Sequence[Evaluation]) -> Evaluation:
     """One evaluation over the images of several, as of grouped folds, each attacked against its own defences.
 
-    The images that self-checks looked at come first, part after part, then the others. Rungs and checks are compared
-    over all images together; what was probed in one part keeps its number.
+    The images that self-checks looked at, which met every attack of a cascade, come first, part after part, then the
+    others. Rungs and checks are compared over all images together; what was probed in one part keeps its number.
 
     What was merged before can be merged with more, as with folds that another machine measured. Checks that one part
     lacks are left out. Each fold has a detector of its own, so that scores become the share of the fold's benign images
@@ -53,14 +53,20 @@ def merge(parts: Sequence[Evaluation]) -> Evaluation:
     parts = [_with_common_checks(part, parts) for part in parts]
     if len(parts) > 1:
         parts = [_ranked(part) for part in parts]
-    joined = _joiner([len(part.labels) for part in parts], [_checked(part) for part in parts])
+    heads = [_checked(part) for part in parts]
+    joined = _joiner([len(part.labels) for part in parts], heads)
+    cascaded = any(part.met_by_all is not None for part in parts)
     labels = joined([part.labels for part in parts])
     return first.model_copy(
         update={
             "setting": {"merged": _in_turn([part.setting.get("merged", [part.setting]) for part in parts])},
             "labels": labels,
             "groups": joined([part.groups for part in parts]),
-            "arms": [_arm(arms, parts, labels, joined) for arms in zip(*(part.arms for part in parts), strict=True)],
+            "arms": [
+                _arm(arms, parts, labels, joined, sum(heads) if cascaded else None)
+                for arms in zip(*(part.arms for part in parts), strict=True)
+            ],
+            "met_by_all": sum(heads) if cascaded else None,
             "gradients": sum(part.gradients for part in parts),
             "seconds": sum(part.seconds for part in parts),
             "peak_memory_mb": max((p.peak_memory_mb for p in parts if p.peak_memory_mb is not None), default=None),
@@ -92,7 +98,8 @@ def _as_hard(one: RungResult, other: RungResult) -> bool:
 
 
 def _settings(found: RungResult) -> tuple[str, dict[str, str]]:
-    name, _, listed = found.attack.partition(":")
+    """The attack's name and settings by name; what was noticed while it ran stands after them."""
+    name, _, listed = found.attack.partition("; ")[0].partition(":")
     return name, {key: value for key, _, value in (text.strip().partition(" ") for text in listed.split(","))}
 
 
@@ -132,7 +139,9 @@ def _ranked_arm(arm: ArmResult) -> ArmResult:
 
 
 def _checked(part: Evaluation) -> int:
-    """How many of a part's first images its checks looked at."""
+    """How many of a part's first images its checks looked at, and so met every attack of a cascade."""
+    if part.met_by_all is not None:
+        return part.met_by_all
     sizes = [len(check.reading.flagged) for arm in part.arms for check in arm.checks if check.reading is not None]
     return max(sizes, default=0)
 
@@ -155,57 +164,97 @@ def _in_turn(values: Sequence[Sequence[Any]]) -> list[Any]:
     return [value for part in values for value in part]
 
 
-def _arm(arms: Sequence[ArmResult], parts: Sequence[Evaluation], labels: Sequence[int], joined: Joined) -> ArmResult:
-    rungs = [_rung(found, joined) for found in zip(*(arm.rungs for arm in arms), strict=True)]
-    checks = [_rung(found, _in_turn) for found in zip(*(arm.checks for arm in arms), strict=True)]
+def _arm(
+    arms: Sequence[ArmResult],
+    parts: Sequence[Evaluation],
+    labels: Sequence[int],
+    joined: Joined,
+    met_by_all: int | None,
+) -> ArmResult:
+    sizes = [len(part.labels) for part in parts]
+    rungs = [_rung(found, joined, sizes) for found in zip(*(arm.rungs for arm in arms), strict=True)]
+    checks = [_rung(found, _in_turn, sizes) for found in zip(*(arm.checks for arm in arms), strict=True)]
     probed = []
     for place, (arm, part) in enumerate(zip(arms, parts, strict=True)):
-        of_part = set(compare(arm.rungs, arm.checks, torch.tensor(part.labels), arm.stochastic))
+        own = torch.tensor(part.labels)
+        of_part = set(compare(arm.rungs, arm.checks, own, arm.stochastic, part.met_by_all))
         probed += [f"part {place}: {reason}" for reason in arm.unreliable if reason not in of_part]
     return arms[0].model_copy(
         update={
             "bare_wrong": joined([arm.bare_wrong for arm in arms]),
-            "clean": _reading([arm.clean for arm in arms], joined),
+            "clean": _reading([arm.clean for arm in arms], joined, sizes),
             "rungs": rungs,
             "checks": checks,
-            "unreliable": probed + compare(rungs, checks, torch.tensor(labels), arms[0].stochastic),
+            "unreliable": probed + compare(rungs, checks, torch.tensor(labels), arms[0].stochastic, met_by_all),
         }
     )
 
 
-def _rung(rungs: Sequence[RungResult], joined: Joined) -> RungResult:
+def _rung(rungs: Sequence[RungResult], joined: Joined, sizes: Sequence[int]) -> RungResult:
     """A rung that is missing in one part is missing in the whole: its reason is kept."""
     readings = [rung.reading for rung in rungs if rung.reading is not None]
     whole = len(readings) == len(rungs)
     attacked = whole and all(rung.success for rung in rungs)  # a control has no attacker
+    met = _meeting(readings, joined, sizes) if whole else joined
     return rungs[0].model_copy(
         update={
             "view": next((rung.view for rung in rungs if rung.view), ""),
             "seconds": sum(rung.seconds for rung in rungs),
-            "reading": _reading(readings, joined) if whole else None,
-            "success": joined([rung.success for rung in rungs]) if attacked else [],
-            "distance": joined([rung.distance for rung in rungs]) if attacked else [],
+            "reading": _reading(readings, joined, sizes) if whole else None,
+            "success": met([rung.success for rung in rungs]) if attacked else [],
+            "distance": met([rung.distance for rung in rungs]) if attacked else [],
             "skipped": next((rung.skipped for rung in rungs if rung.skipped), ""),
             "problem": next((rung.problem for rung in rungs if rung.problem), ""),
         }
     )
 
 
-def _reading(readings: Sequence[Reading], joined: Joined) -> Reading:
-    sizes = [len(reading.flagged) for reading in readings]
+def _meeting(readings: Sequence[Reading], joined: Joined, sizes: Sequence[int]) -> Joined:
+    """Joins values of the images that readings are of, some of each part or all."""
+    if all(reading.places is None for reading in readings):
+        return joined
+    held = _held(readings, joined, sizes)
+
+    def met(values: Sequence[Sequence[Any]]) -> list[Any]:
+        spread = []
+        for reading, own, size in zip(readings, values, sizes, strict=True):
+            row: list[Any] = [None] * size
+            for place, value in zip(range(size) if reading.places is None else reading.places, own, strict=True):
+                row[place] = value
+            spread.append(row)
+        return [value for value, kept in zip(joined(spread), held, strict=True) if kept]
+
+    return met
+
+
+def _held(readings: Sequence[Reading], joined: Joined, sizes: Sequence[int]) -> list[bool]:
+    """For each image of the whole, whether the readings are of it."""
+    flags = []
+    for reading, size in zip(readings, sizes, strict=True):
+        own = set(range(size) if reading.places is None else reading.places)
+        flags.append([place in own for place in range(size)])
+    return joined(flags)
+
+
+def _reading(readings: Sequence[Reading], joined: Joined, sizes: Sequence[int]) -> Reading:
+    counts = [len(reading.flagged) for reading in readings]
+    partial = any(reading.places is not None for reading in readings)
+    places = [place for place, kept in enumerate(_held(readings, joined, sizes)) if kept] if partial else None
+    met = _meeting(readings, joined, sizes)
 
     def mean(values: Sequence[float]) -> float:
-        return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
+        return sum(value * count for value, count in zip(values, counts, strict=True)) / sum(counts)
 
     errors = [reading.ece for reading in readings if reading.ece is not None]
     scores = [reading.scores for reading in readings if reading.scores is not None]
     draws = min(len(reading.verdicts) for reading in readings)
     return Reading(
-        verdicts=[joined([reading.verdicts[draw] for reading in readings]) for draw in range(draws)],
-        flagged=joined([reading.flagged for reading in readings]),
-        purified=joined([reading.purified for reading in readings]),
-        scores=joined(scores) if len(scores) == len(readings) else None,
+        verdicts=[met([reading.verdicts[draw] for reading in readings]) for draw in range(draws)],
+        flagged=met([reading.flagged for reading in readings]),
+        purified=met([reading.purified for reading in readings]),
+        scores=met(scores) if len(scores) == len(readings) else None,
         nfe=mean([reading.nfe for reading in readings]),
         ms=mean([reading.ms for reading in readings]),
         ece=mean(errors) if len(errors) == len(readings) else None,
+        places=places,
     )

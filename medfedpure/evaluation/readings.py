@@ -33,6 +33,7 @@ class Reading(Record):
         nfe: evaluations of the purifier's network for each image and draw, those of the detector included, mean.
         ms: wall-clock milliseconds for each image and draw, mean.
         ece: expected calibration error of the first draw, NaN where nothing is accepted.
+        places: which of the evaluated images these are, in rising order; None = the first N of them.
     """
 
     verdicts: list[list[int]]
@@ -42,6 +43,7 @@ class Reading(Record):
     nfe: float
     ms: float
     ece: float | None
+    places: list[int] | None = None
 
     def __repr__(self) -> str:
         counts = f"{sum(self.flagged)} flagged, {sum(self.purified)} purified"
@@ -49,8 +51,12 @@ class Reading(Record):
 
     __str__ = __repr__
 
+    def own(self, values: Tensor) -> Tensor:
+        """Of values `(M,)` of all evaluated images, those `(N,)` of the images that were read."""
+        return values[: len(self.flagged)] if self.places is None else values[self.places]
+
     def right(self, labels: Tensor, count: Count = "one draw") -> Tensor:
-        """`(N,)` bool: accepted, and the label."""
+        """`(N,)` bool: accepted, and the label, of labels `(N,)`."""
         verdicts = torch.tensor(self.verdicts)
         hits = verdicts == labels
         if count == "one draw":

@@ -23,8 +23,8 @@ class RungResult(Record):
         eot: looks at each step.
         seconds: that crafting took.
         reading: what the chain says of the attacked images; None where there are none.
-        success: where the attacker, on his own view, thought that he had won.
-        distance: size of every perturbation.
+        success: where the attacker, on his own view, thought that he had won, of the reading's images.
+        distance: size of every perturbation, of the same.
         skipped: why there is no such attack, or "".
         problem: why it must not count, or "".
     """
@@ -106,6 +106,7 @@ class RungRow(Record):
 
     Attributes:
         role: "counted", "control", "check" (on the first few images), "skipped" or "problem"; `note` says why.
+        images: that met it; all figures of the row are of these.
         scored: attacked images behind the detector's figures: those that the attacker changed and thought won.
     """
 
@@ -146,6 +147,7 @@ class Evaluation(Tabular, Record):
             fewer.
         seconds: wall clock of all calls; of one that was killed, until its last finished rung.
         peak_memory_mb: the most that one call held: tensors on the GPU, or the whole process on the CPU.
+        met_by_all: of a cascade: the first so many images met every attack; None where all images did.
     """
 
     setting: dict[str, Any]
@@ -162,6 +164,7 @@ class Evaluation(Tabular, Record):
     gradients: int
     seconds: float
     peak_memory_mb: float | None = None
+    met_by_all: int | None = None
     versions: dict[str, str]
 
     def __repr__(self) -> str:
@@ -238,15 +241,16 @@ def row_of(arm: ArmResult, result: RungResult, tally: Tally, *, check: bool) -> 
     reading = result.reading
     if what in ("problem", "skipped") or reading is None:
         return RungRow(**plain, draws=0, images=0)
-    right = tally.right([reading])
+    own, reading = tally.of(reading)
+    right = own.right([reading])
     return RungRow(
         **plain,
         draws=len(reading.verdicts),
         images=len(reading.flagged),
         right=int(right.sum()),
-        fooled=int(tally.fooled([reading]).sum()),
-        balanced=tally.figure(right),
-        sensitivity=tally.recalls([reading])[0],
+        fooled=int(own.fooled([reading]).sum()),
+        balanced=own.figure(right),
+        sensitivity=own.recalls([reading])[0],
         coverage=reading.coverage(),
         flagged=share(reading.flagged),
         purified=share(reading.purified),

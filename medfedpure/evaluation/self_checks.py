@@ -131,18 +131,29 @@ def skipped_chain(chain: DefendedClassifier, purified: Sequence[bool], flagged: 
     ]
 
 
-def compare(rungs: Sequence[RungResult], checks: Sequence[RungResult], labels: Tensor, stochastic: bool) -> list[str]:
+def compare(
+    rungs: Sequence[RungResult],
+    checks: Sequence[RungResult],
+    labels: Tensor,
+    stochastic: bool,
+    met_by_all: int | None = None,
+) -> list[str]:
     """Why these results must not be believed; nothing where there is no reason.
 
+    Attacks are compared on images that met all of them: what an attack met because others had failed there would speak
+    for it.
+
     Args:
-        rungs: of one defence, on all images `(N,)`.
+        rungs: of one defence, on all images `(N,)`, or on some of them in a cascade.
         checks: of the same, on the first few.
         labels: `(N,)` int64.
         stochastic: two answers of the defence to one image may differ.
+        met_by_all: of a cascade: the first so many images met every rung; None = all did.
     """
     found = [f"{result.rung}: {result.problem}" for result in (*rungs, *checks) if result.problem]
     for eps in dict.fromkeys(result.eps for result in rungs):
-        found += _within({result.rung: result for result in rungs if result.eps == eps and result.reading}, labels, eps)
+        own = {result.rung: result for result in rungs if result.eps == eps and result.reading}
+        found += _within(own, labels, eps, met_by_all)
     unseen = [r for r in rungs if r.kind == "white-box" and r.skipped and r.rung in ("orthogonal", "joint")]
     found += [f"no attacker who knows the detector: {r.rung} at eps {r.eps:.4g}: {r.skipped}" for r in unseen[:1]]
     if stochastic:
@@ -152,9 +163,13 @@ def compare(rungs: Sequence[RungResult], checks: Sequence[RungResult], labels: T
     return found + _sweep(rungs, checks, labels)
 
 
-def _within(found: dict[str, RungResult], labels: Tensor, eps: float) -> list[str]:
+def _within(found: dict[str, RungResult], labels: Tensor, eps: float, met_by_all: int | None) -> list[str]:
     """Rungs of one eps against each other."""
-    fell = {name: result.reading.fooled(labels) for name, result in found.items() if result.reading is not None}
+    fell = {
+        name: result.reading.fooled(result.reading.own(labels))[:met_by_all]
+        for name, result in found.items()
+        if result.reading is not None
+    }
     reasons = []
     for stronger, weaker in (("exact", "bpda"), ("exact", "static"), ("joint", "static")):
         if stronger in fell and weaker in fell and clearly_more(fell[weaker], fell[stronger]):
@@ -184,7 +199,7 @@ def _sweep(rungs: Sequence[RungResult], checks: Sequence[RungResult], labels: Te
     fell = {r.rung.split(", ", 1)[1]: r.reading.fooled(labels[:size]) for r in checks if r.reading is not None}
     reasons = []
     if main is not None and main.reading is not None:
-        fell["the attack itself"] = main.reading.fooled(labels)[:size]
+        fell["the attack itself"] = main.reading.fooled(main.reading.own(labels))[:size]
     for weaker, stronger, what in (
         ("half eps", "the attack itself", "a larger eps"),
         ("the attack itself", "double eps", "a larger eps"),

@@ -26,8 +26,10 @@ class Figure(Record):
 class Tally:
     """Figures of readings of the same images; equal ones are bootstrapped once.
 
+    An image that a reading is not of counts there as nothing has happened to it: right, and not fooled.
+
     Args:
-        labels: `(N,)` int64; readings may be of the first few of these images.
+        labels: `(N,)` int64; readings may be of the first few of these images, or of some (`Reading.places`).
         groups: `(N,)` int64.
         findings: numbers of the classes that are a finding.
     """
@@ -41,25 +43,40 @@ class Tally:
         """`(N,)` bool: right in every reading; nowhere without readings."""
         if not readings:
             return torch.zeros(len(self.labels), dtype=torch.bool)
-        size = len(readings[0].flagged)
-        return torch.stack([reading.right(self.labels[:size], count) for reading in readings]).all(0)
+        return self._all(readings, [reading.right(reading.own(self.labels), count) for reading in readings])
 
     def fooled(self, readings: Sequence[Reading]) -> Tensor:
         """`(N,)` bool: accepted and wrong in one reading or more."""
         if not readings:
             return torch.zeros(len(self.labels), dtype=torch.bool)
-        size = len(readings[0].flagged)
-        return torch.stack([reading.fooled(self.labels[:size]) for reading in readings]).any(0)
+        return ~self._all(readings, [~reading.fooled(reading.own(self.labels)) for reading in readings])
 
     def recalls(self, readings: Sequence[Reading]) -> tuple[float | None, float | None]:
         """Sensitivity and specificity where every reading has to be right; None where no such image is there."""
         if not readings or not self.findings.numel():
             return None, None
-        called = torch.tensor([reading.verdicts[0] for reading in readings])
-        own = torch.isin(self.labels[: called.shape[1]], self.findings)
-        found = torch.isin(called, self.findings)
-        yes, no = found.all(0), (~found & (called != ABSTAINED)).all(0)
+        called = [torch.tensor(reading.verdicts[0]) for reading in readings]
+        found = [torch.isin(said, self.findings) for said in called]
+        yes = self._all(readings, found)
+        no = self._all(readings, [~held & (said != ABSTAINED) for held, said in zip(found, called, strict=True)])
+        own = torch.isin(self.labels[: len(yes)], self.findings)
         return share(yes[own].tolist()), share(no[~own].tolist())
+
+    def of(self, reading: Reading) -> tuple[Tally, Reading]:
+        """The same of the images of one reading alone, and the reading as one of all of these."""
+        if reading.places is None:
+            return self, reading
+        labels, groups = (reading.own(values).tolist() for values in (self.labels, self.groups))
+        return Tally(labels, groups, self.findings.tolist()), reading.model_copy(update={"places": None})
+
+    def _all(self, readings: Sequence[Reading], values: Sequence[Tensor]) -> Tensor:
+        """Where what holds of each reading's images holds in every reading that an image is in."""
+        partial = any(reading.places is not None for reading in readings)
+        found = torch.ones(len(self.labels) if partial else len(readings[0].flagged), dtype=torch.bool)
+        for reading, own in zip(readings, values, strict=True):
+            at = torch.arange(len(own)) if reading.places is None else torch.tensor(reading.places, dtype=torch.int64)
+            found[at] &= own
+        return found
 
     def figure(self, right: Tensor) -> Figure:
         """Balanced accuracy of `(N,)` bool with its interval."""

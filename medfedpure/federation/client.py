@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -38,8 +39,9 @@ class ClientSide:
         site_of: the site of a node from its configuration, e.g. from `partition-id`.
         state_dir: where private tensors are kept; of the client alone.
         threads: torch threads while the client works.
-        export: receives the personal model that the last round leaves; in a deployment, where nobody
-            else can build it.
+        export: receives the personal model that the run leaves; in a deployment, where nobody else can
+            build it.
+        keep: which personal model that is: of the last round, or of the one that the validation images call best.
     """
 
     strategy: PersonalizationStrategy
@@ -49,6 +51,7 @@ class ClientSide:
     state_dir: Path
     threads: int = 1
     export: Callable[[nn.Module, Site], None] | None = None
+    keep: Literal["last", "best"] = "last"
 
     @cached_property
     def layout(self) -> messages.Layout:
@@ -58,6 +61,14 @@ class ClientSide:
     def store(self, run_id: int, client_id: str) -> PrivateStore:
         """Where this client's private tensors are."""
         return PrivateStore(self.state_dir, run_id, client_id, self.strategy.name)
+
+    def kept(self, model: nn.Module, store: PrivateStore, last: int) -> int:
+        """Give the last round's personal model the weights that are kept; the round that they are of."""
+        best = store.best(last) if self.keep == "best" else None
+        if best is None:
+            return last
+        model.load_state_dict(best.tensors, strict=True)
+        return best.round
 
     def client_round(
         self, site: Site, order: messages.Order, shared: Tensors, private: Tensors, config: Mapping[str, Scalar]
@@ -164,12 +175,21 @@ class _Visit:
         private = store.read(order.confirmed, sha256=self.remembered(order.confirmed))
         return site, order, store, self.side.client_round(site, order, shared, private, config)
 
-    def figures(self, r: ClientRound, model: nn.Module | None = None) -> dict[str, float]:
-        """The task's metrics of the personal model on the validation images."""
+    def figures(self, r: ClientRound, store: PrivateStore, model: nn.Module | None = None) -> dict[str, float]:
+        """Metrics of the personal model on the validation images, under the attack that it is trained against as well.
+
+        Where the best model is kept, this is where it is put down.
+        """
         if r.validation is None or len(r.validation) == 0:
             return {}
         self.stage = "evaluate"
-        return r.task.metrics(model or self.side.strategy.personal_model(r), r.validation)
+        against = self.side.strategy.adversarial(r)
+        task = r.trainer.against(r.task, against, r.task) if against.share else r.task
+        model = model or self.side.strategy.personal_model(r)
+        figures = task.metrics(model, r.validation)
+        if self.side.keep == "best":
+            store.offer(r.round, task.worth(figures), model.state_dict())
+        return figures
 
 
 def _answer(work: Callable[[_Visit], RecordDict], side: ClientSide, message: Message, context: Context) -> Message:
@@ -197,7 +217,7 @@ def _train(visit: _Visit) -> RecordDict:
     if order.evaluate:
         # The tensors that came are the outcome of the round before this one.
         before = order.round - 1
-        evaluated = visit.figures(replace(r, round=before, seed=client_seed(order.seed, site.client_id, before)))
+        evaluated = visit.figures(replace(r, round=before, seed=client_seed(order.seed, site.client_id, before)), store)
     visit.stage = "local_update"
     with isolated_rng(r.seed):
         result = visit.side.strategy.local_update(r)
@@ -211,11 +231,12 @@ def _train(visit: _Visit) -> RecordDict:
 
 
 def _evaluate(visit: _Visit) -> RecordDict:
-    site, order, _, r = visit.prepare()
+    site, order, store, r = visit.prepare()
     if visit.side.export is None:
-        return messages.pack_reply(None, visit.figures(r), order.confirmed)
+        return messages.pack_reply(None, visit.figures(r, store), order.confirmed)
     model = visit.side.strategy.personal_model(r).eval()
-    figures = visit.figures(r, model)
+    figures = visit.figures(r, store, model)
     visit.stage = "export"
+    visit.side.kept(model, store, order.confirmed)
     visit.side.export(model, site)
     return messages.pack_reply(None, figures, order.confirmed)

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pydantic import Field
 from torch import nn
@@ -32,6 +33,11 @@ class FederationConfig(Config):
     threads: int = Field(1, ge=1, description="torch threads of one client; equal in every runtime, so results are too")
     device: str = Field("cpu", description="where clients train: cpu, cuda, cuda:0")
     gpus_per_client: float = Field(0.0, ge=0, description="share of a GPU that one simulated client reserves")
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="which personal model a client is left with: of the last round, or of the round that its "
+        "validation images call best, under the attack of adversarial training where there is one",
+    )
     privacy: PrivacyConfig | None = Field(None, description="differential privacy of the shared tensors, by client")
 
     def needed(self, clients: int) -> int:
@@ -76,7 +82,8 @@ class RoundRecord:
         round: 1 ... rounds.
         seconds: wall clock of the round; the first evaluation of its outcome belongs to the next one.
         clients: by name, the metrics of the clients that took part: `train_loss` of the local
-            training, and the figures of the task (`loss`, ...) on the client's validation images.
+            training, and the figures of the task (`loss`, ...) on the client's validation images, those under
+            the attack of adversarial training included where there is one.
             These are of the personal model *after* this round's aggregation, that is, of the model
             that would be exported had the run ended here.
         failed: by name, type of the error and where it happened, of the clients that did not.
@@ -110,16 +117,19 @@ class FederatedResult:
     Attributes:
         shared: the tensors at the server after the last round.
         models: by name, the personal model of each client, in eval mode: built from `shared` and
-            the private tensors that the server last heard of, exactly as it was evaluated.
+            the private tensors that the server last heard of, exactly as it was evaluated; where the best is
+            kept, with the weights of its best round.
         history: one record per round.
         missing: by name, why a client has no personal model: it never took part, or its private
             tensors cannot be read.
+        kept: by name, the round that a client's model is of.
     """
 
     shared: Tensors
     models: dict[str, nn.Module]
     history: tuple[RoundRecord, ...]
     missing: Mapping[str, str] = field(default_factory=dict)
+    kept: Mapping[str, int] = field(default_factory=dict)
 
 
 def is_name(text: str) -> bool:

@@ -22,6 +22,7 @@ from medfedpure.federation.messages import Order
 from medfedpure.federation.records import FederatedResult, FederationConfig, Site, check_name, check_rounds, check_sites
 from medfedpure.federation.server import RoundLoop, ServerSide, Watcher, make_server_app
 from medfedpure.federation.simulation import quiet_flower, simulate
+from medfedpure.training.trainer import LoopTrainer
 
 Runtime = Literal["in_process", "simulation"]
 
@@ -83,6 +84,7 @@ def federate(
     Raises:
         FederationError: bad arguments, fewer replies than the quorum, or sites that do not agree.
             Errors at clients are named by type and stage; their text is in the clients' log.
+        TrainingError: a method of adversarial training that this task cannot be trained by.
         DataError: sites with different images or classes.
         ArtifactError: another run uses `state_dir` or `checkpoint`; its pid and host are named.
     """
@@ -93,6 +95,9 @@ def federate(
         raise FederationError(f"runtime must be 'in_process' or 'simulation'; got {runtime!r}")
     if checkpoint is not None and state_dir is None:
         raise FederationError("checkpoint needs state_dir: without the private tensors a run cannot be resumed")
+    against = getattr(strategy.config, "adversarial", None)
+    if against is not None:
+        LoopTrainer.against(task, against, task)  # what it refuses, it refuses before anybody is asked
     chosen = config or FederationConfig()
     factory = SeededModel(make_model, seed, chosen.device)
     temporary = tempfile.TemporaryDirectory(prefix="medfedpure-state-") if state_dir is None else nullcontext(state_dir)
@@ -103,7 +108,7 @@ def federate(
         working(chosen.threads, seed),
     ):
         place = Path(folder).resolve() / name
-        clients = ClientSide(strategy, task, factory, MemorySites(ordered), place, chosen.threads)
+        clients = ClientSide(strategy, task, factory, MemorySites(ordered), place, chosen.threads, keep=chosen.keep)
         names = tuple(site.client_id for site in ordered)
         side = ServerSide(names, strategy, factory, training, rounds, seed, chosen)
         loop = RoundLoop(side, checkpoint=checkpoint, watch=watch)
@@ -157,6 +162,7 @@ def _gather(clients: ClientSide, sites: Sequence[Site], loop: RoundLoop) -> Fede
     """Each client's personal model, as that client builds it for its last evaluation."""
     models: dict[str, nn.Module] = {}
     missing: dict[str, str] = {}
+    kept: dict[str, int] = {}
     side = loop.side
     for site in sites:
         last = loop.replied[site.client_id]
@@ -167,9 +173,11 @@ def _gather(clients: ClientSide, sites: Sequence[Site], loop: RoundLoop) -> Fede
             side.rounds, side.rounds, side.seed, last, True, side.training.model_dump_json(), f"{loop.run_id:016x}"
         )
         try:
-            private = clients.store(loop.run_id, site.client_id).read(last)
-            round_ = clients.client_round(site, order, loop.shared, private, {})
-            models[site.client_id] = side.strategy.personal_model(round_).eval()
+            store = clients.store(loop.run_id, site.client_id)
+            round_ = clients.client_round(site, order, loop.shared, store.read(last), {})
+            model = side.strategy.personal_model(round_).eval()
+            kept[site.client_id] = clients.kept(model, store, last)
+            models[site.client_id] = model
         except MedFedPureError as error:
             missing[site.client_id] = f"{type(error).__name__}: {error}"
-    return FederatedResult(loop.shared, models, loop.history, missing)
+    return FederatedResult(loop.shared, models, loop.history, missing, kept)

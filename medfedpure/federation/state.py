@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -22,10 +24,26 @@ from medfedpure.core.errors import FederationError
 from medfedpure.core.personalization import Tensors
 
 FORMAT = 1
+_BEST = "best"
 
 
 class StaleStateError(FederationError):
     """The private tensors on a client's disk are not those the server expects."""
+
+
+@dataclass(frozen=True)
+class BestState:
+    """The personal model that a client's validation images called best.
+
+    Attributes:
+        round: after which it was so.
+        worth: by `Task.worth`.
+        tensors: all of the model.
+    """
+
+    round: int
+    worth: tuple[float, ...]
+    tensors: Tensors
 
 
 class PrivateStore:
@@ -102,6 +120,52 @@ class PrivateStore:
             return dict(load(data))
         except SafetensorError as error:
             raise StaleStateError(f"{self._tensors(round)} is not a safetensors file: {error}") from error
+
+    def offer(self, round: int, worth: Sequence[float], tensors: Tensors) -> None:
+        """Keep a personal model if it is worth more than that of every round before; not finite, it never is."""
+        before = self.best(round - 1)
+        if not all(map(math.isfinite, worth)) or (before is not None and tuple(worth) <= before.worth):
+            return
+        self._make_parent()
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        data = save({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()})
+        digest = hashlib.sha256(data).hexdigest()
+        # Under a name of its own, so that a crash between the two leaves the best so far.
+        storage.write_bytes(self.folder / f"{_BEST}-{round:05d}.safetensors", data, mode=0o600)
+        document = {**self._identity(round), "kind": "best_state", "worth": list(worth), "sha256": digest}
+        text = (json.dumps(document, indent=2) + "\n").encode()
+        storage.write_bytes(self.folder / f"{_BEST}.json", text, mode=0o600)
+        self._flush_folder()
+        for path in self.folder.glob(f"{_BEST}-*.safetensors"):
+            if path.stem != f"{_BEST}-{round:05d}":
+                path.unlink(missing_ok=True)
+
+    def best(self, last: int) -> BestState | None:
+        """The best personal model of the rounds to `last`; None where there is none.
+
+        Raises:
+            StaleStateError: it is damaged, or another run's, client's or strategy's.
+        """
+        path = self.folder / f"{_BEST}.json"
+        if not path.exists():
+            return None
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            round, worth = int(document["round"]), tuple(map(float, document["worth"]))
+            data = (self.folder / f"{_BEST}-{round:05d}.safetensors").read_bytes()
+            wanted = {**self._identity(round), "kind": "best_state", "sha256": hashlib.sha256(data).hexdigest()}
+            wrong = [key for key in wanted if document.get(key) != wanted[key]]
+            tensors = {} if wrong else dict(load(data))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise StaleStateError(
+                f"{path} is not readable ({error!r}): restore {self.folder}, or start anew"
+            ) from error
+        if wrong:
+            raise StaleStateError(
+                f"{path} is not the best state of client {self.client_id} in this run (differs in {', '.join(wrong)}): "
+                f"restore {self.folder}, or start anew"
+            )
+        return BestState(round, worth, tensors) if round <= last else None
 
     def _make_parent(self) -> None:
         self.folder.parent.parent.mkdir(parents=True, exist_ok=True)

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from medfedpure.core.attack import Attack
+from medfedpure.core.attack import Attack, Budget
 from medfedpure.core.progress import track
 from medfedpure.core.registry import create
 from medfedpure.core.streams import derive_seed
+from medfedpure.defence.arms import EPS, Subject, choose_policy
 from medfedpure.defence.calibration import Calibration
 from medfedpure.defence.chain import DefendedClassifier
+from medfedpure.defence.policy import Policy
+from medfedpure.defence.recipe import Choice
 from medfedpure.job.config import RunConfig
 from medfedpure.job.division import Parts
 from medfedpure.job.measure import Measured, anchor_chain, measure_client
@@ -25,6 +28,7 @@ def build_chains(
     purifiers: Mapping[str, Any],
     parts: Parts,
     config: RunConfig,
+    policy: Policy,
 ) -> dict[str, DefendedClassifier]:
     """One calibrated chain for each client.
 
@@ -34,7 +38,7 @@ def build_chains(
     choice, seed = config.defence, derive_seed(config.seed, "calibrate")
     chains = {
         client: DefendedClassifier(
-            classifiers[client], detector=detectors[client], purifier=purifiers[client], policy=choice.policy
+            classifiers[client], detector=detectors[client], purifier=purifiers[client], policy=policy
         ).to(config.device)
         for client in parts
     }
@@ -44,6 +48,19 @@ def build_chains(
         own = pooled if choice.scope == "federation" else scores[client]
         chain.calibration = Calibration.fit(own, choice.target_fpr, scope=choice.scope)
     return chains
+
+
+def choose_for_all(chains: Mapping[str, DefendedClassifier], attack: Attack, parts: Parts, config: RunConfig) -> Choice:
+    """One policy for the chains of all clients, which get it: the best worst case over their tune parts together.
+
+    Images are attacked as far as by the run's own attack; in linf by 8/255 where that has no eps.
+    """
+    budget = attack.budget() or Budget("linf", EPS)
+    subjects = [Subject(chain, parts[client]["tune"]) for client, chain in chains.items()]
+    choice = choose_policy(subjects, eps=budget.eps, norm=budget.norm, seed=derive_seed(config.seed, "choice"))
+    for chain in chains.values():
+        chain.policy, chain.choice = choice.policy, choice
+    return choice
 
 
 def check_sizes(parts: Parts, config: RunConfig) -> None:

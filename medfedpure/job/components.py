@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from medfedpure.core.classifier import ClassifierModel
+from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector, FitContext
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.registry import create
 from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import derive_seed
 from medfedpure.core.task import FinishesLocally, Trainable
+from medfedpure.data.synthetic import ClassSampler, augment_with_samples, check_classes
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.federation import FederatedResult, FederationConfig, Site, federate, federate_component
 from medfedpure.job.config import FederatedChoice, PluginChoice, RunConfig
+from medfedpure.job.division import Parts
 from medfedpure.job.federate import round_document
-from medfedpure.job.journal import Journal
+from medfedpure.job.journal import Journal, Say
 from medfedpure.training.classification import ClassificationTask
 
 History = dict[str, list[dict[str, Any]]]
@@ -42,20 +46,21 @@ def train_classifiers(
             image_size=size,
             class_names=data.class_names,
             seed=derive_seed(config.seed, "classifier"),
+            weights=None if choice.weights == "none" else choice.weights,
         )
         return model
 
     result = federate(
         sites,
         make_model=make_model,
-        task=ClassificationTask(choice.augmentation),
+        task=ClassificationTask(choice.augmentation, label_smoothing=choice.label_smoothing),
         strategy=create("personalization", strategy.plugin, strategy.config),
         training=choice.training,
         rounds=choice.rounds,
         seed=derive_seed(config.seed, "federate classifier"),
         runtime=config.runtime,
         name="classifier",
-        config=_federation(config),
+        config=_federation(config).model_copy(update={"keep": choice.keep}),
     )
     return _complete(result, "classifier"), _history(result)
 
@@ -100,6 +105,42 @@ def train_component(
     return made
 
 
+def with_samples(
+    config: RunConfig, parts: Parts, sites: list[Site], purifiers: Mapping[str, Any], say: Say
+) -> list[Site]:
+    """The sites with what each one's purifier drew beside its training images, checked against its other parts."""
+    made = []
+    for site in sites:
+        data, report = augment_with_samples(
+            site.train,
+            purifiers[site.client_id].to(config.device),
+            share=config.classifier.samples,
+            against={name: part for name, part in parts[site.client_id].items() if name != "train"},
+            seed=derive_seed(config.seed, "samples", site.client_id),
+        )
+        say(f"samples: {site.client_id}: {report.describe()}")
+        made.append(replace(site, train=data))
+    return made
+
+
+def check_samples(config: RunConfig, data: ImageDataset) -> None:
+    """Refuse a purifier that cannot draw images of these classes, where such are wanted.
+
+    Raises:
+        ConfigError: it draws none.
+        DataError: it draws other classes.
+    """
+    if not config.classifier.samples:
+        return
+    purifier = create("purifier", config.purifier.plugin, config.purifier.config)
+    if not isinstance(purifier, ClassSampler):
+        raise ConfigError(
+            f"classifier.samples wants a purifier that draws images of a class, and {config.purifier.plugin!r} does "
+            "not: choose class_ddpm, or set classifier.samples to 0"
+        )
+    check_classes(data, purifier)
+
+
 def detectors_around(
     classifiers: Mapping[str, nn.Module],
     detectors: Mapping[str, Detector],
@@ -126,6 +167,8 @@ def _fit_locally(
     component: Any, site: Site, classifiers: Mapping[str, nn.Module], purifiers: Mapping[str, Any] | None, seed: int
 ) -> None:
     """All that a component learns at one client; a network trained across clients is not trained again."""
+    if isinstance(component, Trainable) and not isinstance(component, FinishesLocally):
+        return  # it may have been trained before the classifier
     denoiser = None if purifiers is None else purifiers[site.client_id]
     context: FitContext = DefendedClassifier(classifiers[site.client_id], purifier=denoiser, policy="none").context()
     if not isinstance(component, Trainable):

@@ -11,11 +11,13 @@ from datetime import date, time
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from medfedpure.core.config import Config
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.settings import Augmentation, TrainingConfig
+from medfedpure.defence.policy import Policy
+from medfedpure.defence.recipe import Recipe, policy_of
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -115,6 +117,22 @@ class ClassifierChoice(FederatedChoice):
     augmentation: Augmentation = Field(
         Augmentation(intensity=0.3, noise=0.01), description="how training images are varied"
     )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label that goes to all classes alike")
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="the model of the last round, or of the one that a client's validation images call best, under the "
+        "attack of adversarial training where there is one",
+    )
+    weights: Literal["default", "imagenet", "none"] = Field(
+        "default", description="what the network starts from; default: ImageNet where the plugin is made for it"
+    )
+    samples: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="images that the purifier draws, as a share of each client's training images and beside them; the "
+        "purifier, such as class_ddpm, is then trained first",
+    )
 
 
 class DataChoice(PluginChoice):
@@ -138,13 +156,25 @@ class DataChoice(PluginChoice):
 class DefenceChoice(Config):
     """How the chain decides."""
 
-    policy: Literal["purify_flagged", "purify_all", "none", "abstain"] = Field(
-        "purify_flagged", description="what happens to images"
+    recipe: Recipe = Field(
+        "paper",
+        description="paper purifies what the detector flags; robust attacks three policies on the tune parts of all "
+        "clients and takes the best; fast trains no purifier and refuses what is flagged",
     )
+    policy: Policy | None = Field(None, description="what happens to images; by default the recipe says")
     target_fpr: float = Field(0.05, gt=0, lt=1, description="share of benign images that may be flagged")
     scope: Literal["client", "federation"] = Field(
         "client", description='"federation" pools benign scores (never images) where a client has too few'
     )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        policy_of(self.recipe, self.policy)
+        return self
+
+    def settled(self) -> Policy | None:
+        """The policy; None where the recipe chooses it once all is trained."""
+        return policy_of(self.recipe, self.policy)
 
 
 class EvaluationChoice(Config):

@@ -30,6 +30,11 @@ class ComponentConfig(TomlConfig):
             raise ValueError(
                 f"exactly one of [classifier], [detector] and [purifier] is wanted; got {', '.join(given) or 'none'}"
             )
+        if self.classifier is not None and self.classifier.samples:
+            raise ValueError(
+                "classifier.samples are drawn by a purifier, which only medfedpure run trains beside the classifier: "
+                "set it to 0 here"
+            )
         return self
 
     @property

@@ -96,6 +96,7 @@ class FederatedComponent:
             image_size=self.images.size,
             class_names=self.images.class_names,
             seed=seed,
+            weights=None if choice.weights == "none" else choice.weights,
         )
         return model
 

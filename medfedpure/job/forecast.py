@@ -90,7 +90,10 @@ def _seconds(kind: str, choice: FederatedChoice, config: RunConfig, data: ImageD
     hardened = getattr(
         create("personalization", choice.strategy.plugin, choice.strategy.config).config, "adversarial", None
     )
-    passes = 1.0 if hardened is None else 1.0 + hardened.share * hardened.steps
+    passes = 1.0
+    if hardened is not None and hardened.share:
+        passes += hardened.share * (1 if hardened.method == "fast" else hardened.steps)
+        passes += hardened.share * (hardened.method == "trades") + (hardened.awp > 0)
     return passes * training.steps / few * _timed(model, task, data, training, few)
 
 

@@ -27,7 +27,8 @@ _QUICK = (
 )
 _QUICK_FOLDER = (
     "data.config.image_size=32",
-    "classifier.training.steps=240",
+    "classifier.config.input_size=96",
+    "classifier.training.steps=60",
     "purifier.config.training.steps=360",
     "purifier.config.model.widths=[16, 32]",
 )
@@ -109,7 +110,7 @@ def is_demo(out: Path) -> bool:
 
 
 def folder_demo(folder: Path, seed: int = 0, *, compare: bool = False) -> RunConfig:
-    """Any image folder at 64 px: split by near-duplicate group, copies of a group capped.
+    """Any image folder at 64 px: split by near-duplicate group, copies of a group capped; a pretrained classifier.
 
     Args:
         folder: one sub-folder for each class.
@@ -132,10 +133,10 @@ def folder_demo(folder: Path, seed: int = 0, *, compare: bool = False) -> RunCon
                 test=0.2,
             ),
             "classifier": ClassifierChoice(
-                plugin="small_cnn",
+                plugin="efficientnet_lite0",
                 strategy=PluginChoice(plugin="fedper"),
                 rounds=4,
-                training=TrainingConfig(steps=600, batch_size=32, learning_rate=3e-3),
+                training=TrainingConfig(steps=240, batch_size=32, learning_rate=5e-4, weight_decay=0.02),
                 augmentation=Augmentation(shift=4, intensity=0.3, noise=0.01),
             ),
             "purifier": FederatedChoice(

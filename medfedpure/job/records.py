@@ -84,13 +84,16 @@ class RunResult(Record):
     """The whole run; `strategies` holds the job's own first, then those it is compared with.
 
     `format` says what `splits` are fingerprints of, and by whom drawn images were drawn. `positive` are the names of
-    the classes that are a finding; None in results of version 0.1, where the last one was.
+    the classes that are a finding; None in results of version 0.1, where the last one was. `policy` says what became of
+    images, and `choice` how the recipe "robust" came to it; None where another recipe did, and in earlier results.
     """
 
     format: int = FORMAT
     config: dict[str, Any]
     class_names: list[str]
     positive: list[str] | None = None
+    policy: str | None = None
+    choice: dict[str, Any] | None = None
     attack: str
     attacker: str
     bpda: str | None

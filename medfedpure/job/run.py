@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from medfedpure.core.attack import Attack
 from medfedpure.core.dataset import check_disjoint
-from medfedpure.core.errors import ConfigError
+from medfedpure.core.detector import ScoreContext, check_requirements
+from medfedpure.core.errors import ConfigError, MissingRequirementError, WeakDefenceWarning
 from medfedpure.core.registry import create
 from medfedpure.core.storage import write_bytes, write_json
 from medfedpure.core.task import Trainable
@@ -18,8 +22,16 @@ from medfedpure.evaluation.versions import versions
 from medfedpure.evaluation.views import bpda_view, static_view
 from medfedpure.federation import Site
 from medfedpure.federation.records import check_rounds
-from medfedpure.job.chains import build_chains, check_sizes, measure_chains
-from medfedpure.job.components import History, budget, detectors_around, train_classifiers, train_component
+from medfedpure.job.chains import build_chains, check_sizes, choose_for_all, measure_chains
+from medfedpure.job.components import (
+    History,
+    budget,
+    check_samples,
+    detectors_around,
+    train_classifiers,
+    train_component,
+    with_samples,
+)
 from medfedpure.job.config import PluginChoice, RunConfig
 from medfedpure.job.device import check_device
 from medfedpure.job.division import Parts, check_clients_disjoint, divide
@@ -68,33 +80,52 @@ def _run(config: RunConfig, out: Path, journal: Journal) -> Job:
         hashes = {client: check_disjoint(own) for client, own in parts.items()}
         check_clients_disjoint(parts)
         check_sizes(parts, config)
+        check_samples(config, next(iter(parts.values()))["train"])
     sites = [Site(client, own["train"], own["validation"]) for client, own in parts.items()]
     history: History = {}
     with journal.phase("forecast", "forecast: some steps of every training are timed"):
         journal.forecast = forecast(config, sites)
+        if config.defence.recipe == "fast" and not config.classifier.samples:
+            journal.forecast.seconds.pop("purifier", None)
 
-    own_strategy = config.classifier.strategy
+    own_strategy, learned, settled = config.classifier.strategy, sites, config.defence.settled()
+    purifiers: dict[str, Any] = {}
+    if config.classifier.samples:
+        purifiers = train_component("purifier", config.purifier, config, sites, {}, history, journal)
+        with journal.phase("samples", f"samples: {config.classifier.samples:.0%} of each client's training images"):
+            learned = with_samples(config, parts, sites, purifiers, journal.say)
     with journal.phase("classifier", budget("classifier", config.classifier, config.classifier.training)):
-        classifiers, history["classifier"] = train_classifiers(config, sites, own_strategy)
-    purifiers = train_component("purifier", config.purifier, config, sites, classifiers, history, journal)
+        classifiers, history["classifier"] = train_classifiers(config, learned, own_strategy)
+    if config.defence.recipe == "fast":
+        purifiers = dict.fromkeys(parts)
+    elif not purifiers:
+        purifiers = train_component("purifier", config.purifier, config, sites, classifiers, history, journal)
     detectors = train_component("detector", config.detector, config, sites, classifiers, history, journal, purifiers)
 
     with journal.phase(
         "calibrate",
         f"calibrate: {config.defence.target_fpr:.0%} target false-positive rate, {config.defence.scope} scope",
     ):
-        chains = build_chains(classifiers, detectors, purifiers, parts, config)
+        chains = build_chains(classifiers, detectors, purifiers, parts, config, settled or "purify_flagged")
 
     attack: Attack = create("attack", config.attack.plugin, config.attack.config)
+    choice = None
+    if settled is None:
+        with journal.phase("choose", "choose the policy: three are attacked on the tune parts of all clients"):
+            choice = choose_for_all(chains, attack, parts, config)
+        journal.say(choice.describe())
+        if choice.weakness():
+            warnings.warn(choice.weakness(), WeakDefenceWarning, stacklevel=2)
+    policy = next(iter(chains.values())).policy
     with journal.phase("measure", f"attack and measure: {attack.describe()}"):
         measured = measure_chains(chains, attack, parts, config, bpda=config.evaluation.bpda)
     own = StrategyResult.of(own_strategy.plugin, [measured[client].result for client in parts])
     strategies = [own]
     for name in config.evaluation.compare:
         with journal.phase(f"compare {name}", f"compare: the same by {name}, with equal images, steps and purifier"):
-            others, history[f"classifier by {name}"] = train_classifiers(config, sites, PluginChoice(plugin=name))
+            others, history[f"classifier by {name}"] = train_classifiers(config, learned, PluginChoice(plugin=name))
             fitted = detectors_around(others, detectors, purifiers, config, sites)
-            rivals = build_chains(others, fitted, purifiers, parts, config)
+            rivals = build_chains(others, fitted, purifiers, parts, config, policy)
             found = measure_chains(rivals, attack, parts, config, bpda=False)
             strategies.append(StrategyResult.of(name, [found[client].result for client in parts]))
 
@@ -106,6 +137,8 @@ def _run(config: RunConfig, out: Path, journal: Journal) -> Job:
         config=config.model_dump(mode="json"),
         class_names=list(names),
         positive=[names[place] for place in sites[0].train.positive],
+        policy=policy,
+        choice=None if choice is None else choice.document(),
         attack=attack.describe(),
         attacker=static_view(some).name,
         bpda=bpda_view(some).name if config.evaluation.bpda else None,
@@ -148,9 +181,36 @@ def _check(config: RunConfig) -> None:
     anchor = config.evaluation.anchor
     if not create("purifier", anchor.plugin, anchor.config).fitted:
         raise ConfigError(f"evaluation.anchor is fitted on nothing; {anchor.plugin!r} has to be: choose median, say")
+    _check_recipe(config)
     check_rounds(config.classifier.rounds, config.classifier.training)
     for kind, choice in (("purifier", config.purifier), ("detector", config.detector)):
         component: Any = create(kind, choice.plugin, choice.config)
         if isinstance(component, Trainable):
             check_rounds(choice.rounds, component.config.training)  # type: ignore[attr-defined]
     check_device(config.device)
+
+
+def _check_recipe(config: RunConfig) -> None:
+    """Refuse a detector that needs the purifier which a recipe leaves out; warn of a classifier that nothing hardens.
+
+    Warns:
+        WeakDefenceWarning: the recipe "robust" with a classifier that is trained on no adversarial examples.
+    """
+    recipe, strategy = config.defence.recipe, config.classifier.strategy
+    if recipe == "fast":
+        detector: Any = create("detector", config.detector.plugin, config.detector.config)
+        try:
+            check_requirements(detector, ScoreContext(nn.Identity(), nn.Identity(), None))
+        except MissingRequirementError as error:
+            raise ConfigError(
+                f"the recipe 'fast' fits no purifier, and the detector {config.detector.plugin!r} needs one ({error}): "
+                'name another, such as plugin = "feature_squeezing" under [detector]'
+            ) from error
+    settings = getattr(create("personalization", strategy.plugin, strategy.config).config, "adversarial", None)
+    if recipe == "robust" and (settings is None or not settings.share):
+        warnings.warn(
+            "the recipe 'robust' chooses among policies around a classifier that is trained on no adversarial "
+            "examples, and no policy makes up for that: set share = 0.5 under [classifier.strategy.config.adversarial]",
+            WeakDefenceWarning,
+            stacklevel=2,
+        )

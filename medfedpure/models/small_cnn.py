@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,11 @@ class Normalize(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.full((1, channels, 1, 1), mean))
         self.register_buffer("std", torch.full((1, channels, 1, 1), std))
+
+    def set(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """One mean and one standard deviation for each channel."""
+        self.get_buffer("mean").copy_(torch.tensor(mean).view(1, -1, 1, 1))
+        self.get_buffer("std").copy_(torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """`(N, C, H, W)` normalized."""

@@ -21,11 +21,15 @@ class NoiseUNet(nn.Module):
         widths: channels of each resolution level.
         layers_per_block: residual blocks at each level.
         unshuffle: r; r x r pixels become channels before the first convolution.
+        classes: K; a vector of each class, and one of none, is added to that of the timestep. 0 = knows of no classes.
     """
 
-    def __init__(self, channels: int, widths: tuple[int, ...], layers_per_block: int, unshuffle: int) -> None:
+    def __init__(
+        self, channels: int, widths: tuple[int, ...], layers_per_block: int, unshuffle: int, classes: int = 0
+    ) -> None:
         super().__init__()
         self.unshuffle = unshuffle
+        self.classes = classes
         self.multiple = unshuffle * 2 ** (len(widths) - 1)
         self.widest = widths[-1]
         self.network = UNet2DModel(
@@ -37,10 +41,13 @@ class NoiseUNet(nn.Module):
             up_block_types=("UpBlock2D",) * len(widths),
             norm_num_groups=GROUPS,
             add_attention=False,
+            num_class_embeds=classes + 1 if classes else None,
         )
 
-    def forward(self, noisy: Tensor, timestep: Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, timestep: Tensor, labels: Tensor | None = None) -> Tensor:
         """Noise `(N, C, H, W)` in images `(N, C, H, W)` at timesteps `(N,)`; any H and W but the smallest.
+
+        With classes, of images of labels `(N,)` int64 in 0 ... K; K, or no labels, leave the class open.
 
         Raises:
             InputError: images so small that nothing is left to normalize.
@@ -56,7 +63,9 @@ class NoiseUNet(nn.Module):
             )
         padded = pad(noisy, (0, missing[0], 0, missing[1]), mode="replicate") if any(missing) else noisy
         folded = pixel_unshuffle(padded, self.unshuffle)
-        predicted: Tensor = pixel_shuffle(self.network(folded, timestep).sample, self.unshuffle)
+        if self.classes and labels is None:
+            labels = torch.full((len(noisy),), self.classes, device=noisy.device)
+        predicted: Tensor = pixel_shuffle(self.network(folded, timestep, labels).sample, self.unshuffle)
         return predicted[:, :, :height, :width]
 
 

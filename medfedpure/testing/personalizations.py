@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from medfedpure.core.classifier import ClassifierModel
 from medfedpure.core.errors import FederationError
 from medfedpure.core.personalization import ClientRound, LocalResult, PersonalizationStrategy, Tensors, Update
-from medfedpure.core.settings import AdversarialTraining
+from medfedpure.core.settings import AdversarialTraining, GroupPositives
 from medfedpure.testing.checking import assert_equal, assert_near, unchanged
 from medfedpure.testing.components import ComponentContract
 from medfedpure.testing.observing import client_round
@@ -145,6 +145,18 @@ class PersonalizationContract(ComponentContract):
         benign, attacked = (state.state_dict() for state in states)
         same = all(torch.equal(benign[key], attacked[key]) for key in benign)
         assert not same, "adversarial.share changes nothing: train with task=self.hardened(r.task, r)"
+
+    def test_group_positives_are_an_option(self, component: PersonalizationStrategy, setting: Setting) -> None:
+        """Where the configuration has `group_positives`, their weight decides what is trained."""
+        if not isinstance(getattr(component.config, "group_positives", None), GroupPositives):
+            pytest.skip("the configuration has no section group_positives")
+        states = []
+        for weight in (0.1, 10.0):
+            strategy = type(component)({**component.config.model_dump(), "group_positives": {"weight": weight}})
+            done = strategy.local_update(client_round(strategy, setting))
+            states.append(component.personal_model(next_round(component, setting, done)).state_dict())
+        same = all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+        assert not same, "group_positives.weight changes nothing: train with task=self.hardened(r.task, r)"
 
     def test_the_personal_model_is_the_exported(
         self, component: PersonalizationStrategy, setting: Setting, tmp_path_factory: pytest.TempPathFactory

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from medfedpure.core.dataset import Batch, ImageDataset
+from medfedpure.core.errors import ConfigError
 from medfedpure.core.results import device_of
 from medfedpure.core.settings import Augmentation
 from medfedpure.core.streams import Streams
@@ -23,10 +24,15 @@ class ClassificationTask(Task):
 
     Args:
         augmentation: how training images are varied; by default mirrored and shifted by up to two pixels.
-        label_smoothing: of the cross-entropy.
+        label_smoothing: of the cross-entropy, in [0, 1).
+
+    Raises:
+        ConfigError: another label_smoothing.
     """
 
     def __init__(self, augmentation: Augmentation | None = None, *, label_smoothing: float = 0.0) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise ConfigError(f"label_smoothing is a share of each label, in [0, 1); got {label_smoothing}")
         self.augmentation = augmentation or Augmentation()
         self.label_smoothing = label_smoothing
 
@@ -36,8 +42,17 @@ class ClassificationTask(Task):
 
     def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
         """Mean cross-entropy of one augmented batch."""
-        images = augment(batch.images, self.augmentation, streams) if model.training else batch.images
-        return nn.functional.cross_entropy(model(images), batch.labels, label_smoothing=self.label_smoothing)
+        logits = model(self.inputs(model, batch, streams))
+        return nn.functional.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+
+    @property
+    def classifies(self) -> bool:
+        """Yes."""
+        return True
+
+    def inputs(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
+        """The images `(N, C, H, W)`, augmented where the model trains."""
+        return augment(batch.images, self.augmentation, streams) if model.training else batch.images
 
     def metrics(self, model: nn.Module, data: ImageDataset, *, batch_size: int = 64, seed: int = 0) -> dict[str, float]:
         """Mean cross-entropy, accuracy, balanced accuracy and whether it beats chance level; of two classes AUROC."""

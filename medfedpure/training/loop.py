@@ -51,17 +51,17 @@ def train(
             federated round; by default the whole schedule.
         sampler: of the batches; by default the task's, or what `config.sampling` names.
         step: from a batch to new weights; by default a `GradientStep`.
-        validation: images to look at `config.checks` times; the weights with the lowest loss are kept,
-            and `config.patience` checks without a lower one end the training.
+        validation: images to look at `config.checks` times; the weights that the task holds for best are kept (by
+            default those of the lowest loss), and `config.patience` checks without better ones end the training.
         checkpoint: a folder that is written at every check; where it exists, the training goes on from
             there, to the same weights as if it had not been cut off.
         on_check: called at every check with the model, in eval mode and with the weights that would be kept now; it
-            must draw from no global generator.
+            must draw from no global generator, and leave alone what the task may have added to the model.
 
     Raises:
         DataError: no image.
         TrainingError: the loss is not finite, the window holds no step, no batch holds an image, the sampler gives no
-            batches, or patience has no validation images.
+            batches, patience has no validation images, or no parameter may be updated.
         ArtifactError: the checkpoint is damaged, or of another training.
     """
     if len(data) == 0:
@@ -77,7 +77,10 @@ def train(
             "(a federated round has none): set patience to 0, or keep some images back"
         )
     chosen = list(parameters) if parameters is not None else [p for p in model.parameters() if p.requires_grad]
-    optimizer = task.optimizer(chosen, config)
+    if not any(parameter.requires_grad for parameter in chosen):
+        raise TrainingError(
+            f"{description}: no parameter that is to be updated requires a gradient; call requires_grad_(True) on some"
+        )
     sampler = sampler or task.sampler() or SAMPLERS[config.sampling]()
     step = step or GradientStep()
     for hook, kind in ((sampler, BatchSampler), (step, Step)):
@@ -86,72 +89,77 @@ def train(
                 f"{_kind_of(hook)} is no {kind.__name__}: derive it from medfedpure.{kind.__name__}, which gives it "
                 "the `recipe` that a checkpoint needs"
             )
-    state = TrainingState(model, optimizer, WeightAverage(model, config.ema) if config.ema else None, last - first)
-    recipe = (
-        {}
-        if checkpoint is None
-        else {
-            "task": [description, task.recipe()],
-            "sampler": sampler.recipe(),
-            "step": step.recipe(),
-            "settings": config.model_dump(mode="json"),
-            "seed": seed,
-            "window": [first, last],
-            "trained": [list(parameter.shape) for parameter in chosen],
-            "images": data.fingerprint(),
-            "validation": None if validation is None else validation.fingerprint(),
-        }
-    )
-    device = device_of(model)
-    every = math.ceil((last - first) / config.checks)
-    indices = checked_batches(sampler, data, config.batch_size, seed)
-    model.train()
-    with isolated_rng(derive_seed(seed, "global")):
-        if checkpoint is not None:
-            state.load(checkpoint, recipe)
-        for _ in range(state.done):
-            next(indices)
-        for place in track(range(state.done, last - first), description, last - first - state.done):
-            if config.patience and state.best.waited >= config.patience:
-                break
-            batch = data.batch(next(indices)).to(device)
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * _schedule(first + place, config)
-            streams = Streams(derive_seed(seed, "step", first + place), batch.ids)
-            loss = step(model, task, batch, streams, optimizer=optimizer, parameters=chosen, config=config)
-            if not isinstance(loss, Tensor) or loss.numel() != 1:
-                raise TrainingError(
-                    f"{type(step).__name__} must return the loss, a scalar tensor; got {_kind_of(loss)}"
-                )
-            state.history[place] = loss.detach().reshape(())
-            state.sizes[place] = len(batch.ids)
-            if state.average is not None:
-                state.average.update(model)
-            state.done = place + 1
-            if state.done % every == 0 or state.done == last - first:
-                if validation is not None or on_check is not None:
-                    with _as_kept(state) as kept:
-                        if validation is not None:
-                            figures = task.metrics(kept, validation, seed=derive_seed(seed, "validation"))
-                            state.best.offer(figures["loss"], kept)
-                        if on_check is not None:
-                            on_check(kept)
-                if checkpoint is not None:
-                    state.save(checkpoint, recipe)
-    if state.best.loss is not None:
-        model.load_state_dict(state.best.tensors, strict=False)
-    elif state.average is not None:
-        state.average.copy_to(model)
-    model.eval()
-    taken = state.history[state.sizes.to(device) > 0]
-    if len(taken) == 0:
-        raise TrainingError(
-            f"{description}: no batch held an image; let the sampler draw more of them, or take more steps"
+    with task.around(model, chosen) as trained:
+        optimizer = task.optimizer(trained, config)
+        state = TrainingState(model, optimizer, WeightAverage(model, config.ema) if config.ema else None, last - first)
+        recipe = (
+            {}
+            if checkpoint is None
+            else {
+                "task": [description, task.recipe()],
+                "sampler": sampler.recipe(),
+                "step": step.recipe(),
+                "settings": config.model_dump(mode="json"),
+                "seed": seed,
+                "window": [first, last],
+                "trained": [list(parameter.shape) for parameter in trained],
+                "images": data.fingerprint(),
+                "validation": None if validation is None else validation.fingerprint(),
+            }
         )
-    final = float(taken[-max(1, len(taken) // 10) :].mean())
-    if not math.isfinite(final):
-        raise TrainingError(f"{description}: the loss is not finite; lower learning_rate ({config.learning_rate:g})")
-    return TrainingLog(final, state.done, int(state.sizes.sum()), state.best.loss)
+        device = device_of(model)
+        every = math.ceil((last - first) / config.checks)
+        indices = checked_batches(sampler, data, config.batch_size, seed)
+        model.train()
+        with isolated_rng(derive_seed(seed, "global")):
+            if checkpoint is not None:
+                state.load(checkpoint, recipe)
+            for _ in range(state.done):
+                next(indices)
+            for place in track(range(state.done, last - first), description, last - first - state.done):
+                if config.patience and state.best.waited >= config.patience:
+                    break
+                batch = data.batch(next(indices)).to(device)
+                for group in optimizer.param_groups:
+                    group["lr"] = config.learning_rate * _schedule(first + place, config)
+                streams = Streams(derive_seed(seed, "step", first + place), batch.ids)
+                task.at(first + place, config.steps)
+                loss = step(model, task, batch, streams, optimizer=optimizer, parameters=trained, config=config)
+                if not isinstance(loss, Tensor) or loss.numel() != 1:
+                    raise TrainingError(
+                        f"{type(step).__name__} must return the loss, a scalar tensor; got {_kind_of(loss)}"
+                    )
+                state.history[place] = loss.detach().reshape(())
+                state.sizes[place] = len(batch.ids)
+                if state.average is not None:
+                    state.average.update(model)
+                state.done = place + 1
+                if state.done % every == 0 or state.done == last - first:
+                    if validation is not None or on_check is not None:
+                        with _as_kept(state) as kept:
+                            if validation is not None:
+                                figures = task.metrics(kept, validation, seed=derive_seed(seed, "validation"))
+                                state.best.offer(task.worth(figures), figures["loss"], kept)
+                            if on_check is not None:
+                                on_check(kept)
+                    if checkpoint is not None:
+                        state.save(checkpoint, recipe)
+        if state.best.worth is not None:
+            model.load_state_dict(state.best.tensors, strict=False)
+        elif state.average is not None:
+            state.average.copy_to(model)
+        model.eval()
+        taken = state.history[state.sizes.to(device) > 0]
+        if len(taken) == 0:
+            raise TrainingError(
+                f"{description}: no batch held an image; let the sampler draw more of them, or take more steps"
+            )
+        final = float(taken[-max(1, len(taken) // 10) :].mean())
+        if not math.isfinite(final):
+            raise TrainingError(
+                f"{description}: the loss is not finite; lower learning_rate ({config.learning_rate:g})"
+            )
+        return TrainingLog(final, state.done, int(state.sizes.sum()), state.best.loss)
 
 
 def _kind_of(value: object) -> str:

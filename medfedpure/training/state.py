@@ -7,7 +7,7 @@ was, with the same result as one that was not.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,17 +58,19 @@ class WeightAverage:
 
 
 class Best:
-    """The weights with the lowest validation loss so far, and how many checks have passed since."""
+    """The best weights so far by what a task holds for best, their loss, and how many checks have passed since."""
 
     def __init__(self) -> None:
+        self.worth: tuple[float, ...] | None = None
         self.loss: float | None = None
         self.waited = 0
         self.tensors: dict[str, Tensor] = {}
 
-    def offer(self, loss: float, model: nn.Module) -> None:
-        """Keep the model's weights if its loss is lower; one that is not finite never is."""
-        if math.isfinite(loss) and (self.loss is None or loss < self.loss):
-            self.loss, self.waited, self.tensors = loss, 0, _floating(model)
+    def offer(self, worth: Sequence[float], loss: float, model: nn.Module) -> None:
+        """Keep the model's weights if they are worth more; with a number that is not finite they never are."""
+        numbers = tuple(worth)
+        if all(map(math.isfinite, numbers)) and (self.worth is None or numbers > self.worth):
+            self.worth, self.loss, self.waited, self.tensors = numbers, loss, 0, _floating(model)
         else:
             self.waited += 1
 
@@ -112,7 +114,7 @@ class TrainingState:
             "layout": layout_hash(self.model),
             "done": self.done,
             "updates": 0 if self.average is None else self.average.updates,
-            "best": self.best.loss,
+            "best": None if self.best.worth is None else [*self.best.worth, self.best.loss],
             "waited": self.best.waited,
         }
         with atomic_folder(folder) as work:
@@ -135,7 +137,10 @@ class TrainingState:
             )
         load_strictly(self.model, _section(tensors, "model"), "the model of the checkpoint")
         self.best.tensors = _section(tensors, "best")
-        self.best.loss, self.best.waited = found["best"], found["waited"]
+        self.best.waited = found["waited"]
+        if found["best"] is not None:
+            *worth, self.best.loss = found["best"]
+            self.best.worth = tuple(worth)
         if self.average is not None:
             self.average.updates = found["updates"]
             for key, value in _section(tensors, "average").items():

@@ -1,8 +1,9 @@
-"""The one loop and its adversarial tasks, as base classes receive them."""
+"""The one loop and what wraps tasks, as base classes receive them."""
 
 from __future__ import annotations
 
 from medfedpure.training.adversarial import AdversarialTask
+from medfedpure.training.group_positives import with_group_positives
 from medfedpure.training.loop import train
 
 
@@ -11,3 +12,4 @@ class LoopTrainer:
 
     train = staticmethod(train)
     against = staticmethod(AdversarialTask)
+    gathering = staticmethod(with_group_positives)

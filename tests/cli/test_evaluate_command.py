@@ -108,6 +108,20 @@ def test_interrupting_says_how_to_continue(defence, images, tmp_path, monkeypatc
     assert "the same command continues" in " ".join(result.output.split())
 
 
+@pytest.mark.parametrize(("options", "cascade"), [([], True), (["--each-attack-alone"], False)])
+def test_every_image_meets_every_attack_where_asked(defence, images, tmp_path, monkeypatch, options, cascade):
+    asked = []
+
+    def stopped(*arguments, **given):
+        asked.append(given["cascade"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medfedpure.evaluation.evaluate.evaluate", stopped)
+    command = ["evaluate", str(defence), "--data", str(images), "--report", str(tmp_path / "report"), *options]
+    CliRunner().invoke(app, command)
+    assert asked == [cascade]
+
+
 def test_a_run_brings_its_own_test_images_and_attackers(run_folder):
     subject = load_subject(run_folder, client="client_1")
     assert subject.data.fingerprint() == divide(RunConfig.parse(RUN))["client_1"]["test"].fingerprint()

@@ -139,7 +139,7 @@ def test_nothing_in_the_package_unpickles() -> None:
     root = Path(medfedpure.__file__).parent
     forbidden = re.compile(
         r"\bimport\s+(pickle|dill|cloudpickle|joblib|shelve|marshal)\b|\bfrom\s+(pickle|dill|cloudpickle|joblib|shelve)\b"
-        r"|\bpickle\.|torch\.load\b|torch\.save\b|allow_pickle\s*=\s*True|\byaml\.(unsafe_)?load\b|(?<![\w.])eval\(|\bexec\("
+        r"|\bpickle\.|torch\.load\b(?!\([^#]*weights_only=True)|torch\.save\b|allow_pickle\s*=\s*True|\byaml\.(unsafe_)?load\b|(?<![\w.])eval\(|\bexec\("
     )
     sources = sorted(root.rglob("*.py"))
     assert len(sources) > 20, f"only {len(sources)} files were looked at"

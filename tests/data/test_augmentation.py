@@ -5,7 +5,7 @@ import torch
 
 from medfedpure.core.settings import Augmentation
 from medfedpure.core.streams import Streams
-from medfedpure.data.augmentation import augment, robust_augmentation, turn
+from medfedpure.data.augmentation import augment, cut, rescan, robust_augmentation, turn
 from medfedpure.testing.setting import tiny_dataset
 
 DATA = tiny_dataset(64)
@@ -19,6 +19,7 @@ STILL = {"flip": False, "shift": 0}
         Augmentation(shift=3),
         Augmentation(**STILL, intensity=0.5, noise=0.02),
         Augmentation(**STILL, quarter_turns=True, rotation=15, stretch=0.2),
+        Augmentation(**STILL, gamma=0.4, brightness=0.25, cut_out=0.5),
         robust_augmentation(),
     ],
 )
@@ -87,3 +88,48 @@ def test_rician_noise_has_the_moments_of_its_formula() -> None:
     assert float((floor - 1).abs().mean()) < 0.1, "E x^2 of the dark is not 2 sigma^2"
     bright = square[..., 12:].mean() - (signal**2 + 2 * drawn.square().mean())
     assert abs(float(bright)) < 2e-3, "E x^2 of the bright is not its square + 2 sigma^2"
+
+
+def test_gamma_bends_values_by_as_much_as_is_asked_and_keeps_black_and_white() -> None:
+    ramp = torch.linspace(0, 1, 257)[None, None, None, :].expand(60, 1, 2, 257)
+    found = rescan(ramp, Augmentation(**STILL, gamma=0.4), Streams(3, torch.arange(60)))[:, 0, 0]
+    assert torch.equal(found[:, [0, -1]], ramp[:, 0, 0, [0, -1]])
+    exponents = found[:, 128].log() / ramp[0, 0, 0, 128].log()
+    torch.testing.assert_close(found[:, 1:], ramp[0, 0, 0, 1:] ** exponents[:, None])
+    assert float(exponents.log().abs().max()) <= 0.4 + 1e-5
+    assert float(exponents.log().min()) < -0.3 < 0.3 < float(exponents.log().max()), (
+        "the exponents do not fill their range"
+    )
+
+
+def test_brightness_scales_by_as_much_as_is_asked() -> None:
+    gray = torch.full((60, 1, 4, 4), 0.5)
+    found = rescan(gray, Augmentation(**STILL, brightness=0.25), Streams(3, torch.arange(60)))
+    factors = (found / 0.5).log()
+    assert float(factors.abs().max()) <= 0.25 + 1e-5
+    assert float(factors.std((1, 2, 3)).max()) < 1e-6, "not one factor for an image"
+    assert float(factors.min()) < -0.2 < 0.2 < float(factors.max())
+
+
+def test_a_square_is_cut_out_of_a_share_of_images() -> None:
+    white = torch.ones(400, 1, 40, 40)
+    found = cut(white, Augmentation(**STILL, cut_out=0.3, cut_size=0.18), Streams(3, torch.arange(400)))[:, 0] == 0
+    area = found.float().mean((1, 2))
+    hit = area > 0
+    assert 0.24 < float(hit.float().mean()) < 0.36
+    assert float(area.max()) <= 0.19
+    rows, columns = found[hit].any(2).sum(1), found[hit].any(1).sum(1)
+    assert torch.equal(rows * columns, found[hit].sum((1, 2))), "not a rectangle"
+    inside = (rows == columns) & (rows >= 11)
+    assert float(area[hit][inside].min()) > 0.07
+    assert float(inside.float().mean()) > 0.3
+    assert torch.equal(cut(white, Augmentation(**STILL), STREAMS), white)
+
+
+def test_attacks_find_their_way_through_every_variation() -> None:
+    how = Augmentation(rotation=10, intensity=0.3, gamma=0.4, brightness=0.2, cut_out=0.5)
+    images = torch.zeros(6, 1, 16, 16, requires_grad=True)
+    augment(images, how, STREAMS).sum().backward()
+    assert images.grad is not None
+    assert bool(images.grad.isfinite().all()), "black has no slope"
+    assert float(images.grad.abs().max()) < 50

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from medfedpure.core.errors import InputError
-from medfedpure.data.near_duplicates import near_duplicate_groups
+from medfedpure.data.near_duplicates import near_duplicate_groups, near_duplicates_in
 
 
 def pictures(count: int, *, size: int = 48, channels: int = 1, seed: int = 0) -> torch.Tensor:
@@ -127,3 +127,42 @@ def test_none_and_one(count):
 def test_wrong_input_is_named(images, options, text):
     with pytest.raises(InputError, match=text):
         near_duplicate_groups(images, **options)
+
+
+def test_a_copy_is_found_among_others_in_each_of_its_eight_versions():
+    images, strangers = pictures(20), pictures(5, seed=7)
+    for place in (0, 11, 19):
+        given = torch.cat([versions(images[place]), strangers])
+        assert near_duplicates_in(given, images).tolist() == [place] * 8 + [-1] * 5
+
+
+def test_pairs_are_those_of_the_groups():
+    images = pictures(30)
+    copies = (images[:12].float() * 0.7 + 20).byte()
+    given = torch.cat([copies, pictures(8, seed=3)])
+    groups = near_duplicate_groups(torch.cat([given, images]))
+    joined = (groups[:20, None] == groups[None, 20:]).any(1)
+    assert (near_duplicates_in(given, images) >= 0).tolist() == joined.tolist()
+    assert near_duplicates_in(given, images)[:12].tolist() == list(range(12))
+    assert near_duplicates_in(given, images, min_correlation=1.0).max() == -1, "noise of rounding is no equality"
+
+
+def test_images_of_another_size_depth_or_none_are_compared_too():
+    images = pictures(6)
+    deep = (images.int() * 257).to(torch.uint16)
+    large = functional.interpolate(images.float(), size=96, mode="bilinear").byte()
+    assert near_duplicates_in(deep, images).tolist() == list(range(6))
+    assert near_duplicates_in(large, images).tolist() == list(range(6))
+    assert near_duplicates_in(images, images[:0]).tolist() == [-1] * 6
+    assert near_duplicates_in(images[:0], images).tolist() == []
+    flat = torch.full((2, 1, 48, 48), 90, dtype=torch.uint8)
+    assert near_duplicates_in(flat, images).tolist() == [-1, -1]
+    assert near_duplicates_in(flat, torch.cat([images, flat])).tolist() == [6, 6]
+
+
+def test_what_is_no_image_or_no_correlation_is_refused_among_others():
+    images = pictures(2)
+    with pytest.raises(InputError, match="pixels must be uint8 or uint16"):
+        near_duplicates_in(images, images.float())
+    with pytest.raises(InputError, match=r"min_correlation must lie in \(0, 1\]; got 0"):
+        near_duplicates_in(images, images, min_correlation=0)

@@ -1,6 +1,7 @@
 """The ladder: figures by hand, resuming, and that every way to deceive oneself is named."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from medfedpure.core.results import Purification
 from medfedpure.defence.acceleration import Acceleration
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.evaluate import beside_itself, choose, evaluate
-from medfedpure.evaluation.ladder import Preset, rungs
+from medfedpure.evaluation.ladder import Preset, preset_of, rungs
 from medfedpure.evaluation.readings import Reading, read
 from medfedpure.evaluation.records import RungResult
 from medfedpure.evaluation.self_checks import clearly_more, compare, probe
 from medfedpure.figures.balanced import balanced
+from medfedpure.reporting.evaluation.summary import summarize
 from medfedpure.testing import tiny_classifier, tiny_dataset
 
 BRIEF = Preset("brief", 16, 8, 2, 1, 2, 2, 12, "for tests")
@@ -93,6 +95,39 @@ def test_every_rung_is_climbed_where_it_makes_sense():
     assert list(beside_itself(chain))[-1] == "chain (purify_flagged)"
 
 
+def test_the_suite_is_climbed_by_standard_and_headline():
+    for preset in ("standard", "headline"):
+        strength = preset_of(preset)
+        found = {
+            policy: {rung.name: rung for rung in rungs(chain_of(policy), strength, "linf", 0.05, {})}
+            for policy in ("none", "purify_flagged", "purify_all", "abstain")
+        }
+        assert "suite" not in found["abstain"], "it answers as its bare classifier, which is judged undefended"
+        bare, noisy = found["none"]["suite"].options, found["purify_all"]["suite"].options
+        assert (bare["version"], bare["eot"], bare["steps"]) == ("standard", 1, strength.steps)
+        assert (noisy["version"], noisy["eot"], noisy["steps"]) == ("rand", strength.eot, strength.steps)
+        assert list(found["purify_flagged"])[-4:] == ["suite", "joint", "orthogonal", "square"]
+    assert preset_of("headline").eot == 20
+    median = DefendedClassifier(tiny_classifier(), purifier=create("purifier", "median"), policy="purify_all")
+    still = {rung.name: rung for rung in rungs(median, preset_of("standard"), "linf", 0.05, {})}
+    assert still["suite"].options["version"] == "standard"
+    assert still["suite"].view(median).name.startswith("exact")
+    quick = [rung.name for rung in rungs(chain_of(), preset_of("quick"), "linf", 0.05, {})]
+    assert "suite" not in quick
+
+
+def test_the_suite_counts_and_its_parts_stand_in_the_threat():
+    arms = {"bare": DefendedClassifier(tiny_classifier(), policy="none"), "chain": chain_of()}
+    found = evaluate(arms, DATA, preset=replace(BRIEF, suite=True), eps=(0.05,))
+    for arm, parts in (("bare", "APGD-CE + APGD-margin + FAB"), ("chain", "APGD-CE + APGD-margin")):
+        own = {rung.rung: rung for rung in found[arm].rungs}
+        assert f"; parts: {parts}" in own["suite"].attack
+        line = summarize(found).line(arm, 0.05)
+        assert "suite" in line.attacks
+        assert f"auto_attack_suite (version {'standard' if arm == 'bare' else 'rand'}, steps 8" in line.threat
+        assert f"{parts}, EoT {1 if arm == 'bare' else BRIEF.eot})" in line.threat
+
+
 def test_a_killed_evaluation_goes_on_with_the_same_numbers(tmp_path):
     arms = {"undefended": DefendedClassifier(tiny_classifier(), policy="none"), "chain": chain_of()}
     whole = evaluate(arms, DATA, preset=BRIEF, eps=(0.05,))
@@ -132,7 +167,7 @@ def test_what_is_missing_is_said_and_the_rest_is_measured(monkeypatch):
             raise MissingExtraError("install it")
         return create(kind, name, *args, **options)
 
-    monkeypatch.setattr("medfedpure.evaluation.evaluate.create", without_art)
+    monkeypatch.setattr("medfedpure.evaluation.climb.create", without_art)
     bare = DefendedClassifier(tiny_classifier(), policy="none")
     result = evaluate({"bare": bare}, DATA, preset=BRIEF, eps=(0.05,)).arms[0]
     skipped = {rung.rung: rung.skipped for rung in result.rungs}
@@ -228,13 +263,15 @@ def test_a_purifier_that_clips_in_normalized_space_is_caught():
 
 def test_an_attack_that_overspends_does_not_count(monkeypatch):
     class Overspends:
+        learns_from_batch = False
+
         def __call__(self, view, images, labels, *, streams):
             return create("attack", "pgd_eot", eps=0.2, step=0.1)(view, images, labels, streams=streams)
 
     def planted(kind, name, *args, **options):
         return Overspends() if kind == "attack" and name == "pgd_eot" else create(kind, name, *args, **options)
 
-    monkeypatch.setattr("medfedpure.evaluation.evaluate.create", planted)
+    monkeypatch.setattr("medfedpure.evaluation.climb.create", planted)
     arm = evaluate({"it": DefendedClassifier(tiny_classifier(), policy="none")}, DATA, preset=BRIEF, eps=(0.05,)).arms[
         0
     ]

@@ -75,7 +75,9 @@ class Learned(Step):
 
 
 def climbed(chain, attack, **options):
-    found = evaluate({"it": chain}, DATA, preset=BRIEF, eps=(0.05,), extra_attacks={"mine": attack}, **options)
+    found = evaluate(
+        {"it": chain}, DATA, preset=BRIEF, eps=(0.05,), extra_attacks={"mine": attack}, cascade=False, **options
+    )
     return found, {rung.rung: rung for rung in found.arms[0].rungs if rung.rung.startswith("mine")}
 
 

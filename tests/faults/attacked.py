@@ -14,10 +14,13 @@ IMAGES, LABELS = DATA.images, MODEL(DATA.images).argmax(1)
 QUICK: dict[str, dict[str, object]] = {
     "adversarial_patch": {"steps": 3},
     "apgd": {"steps": 4},
+    "apgd_eot": {"steps": 4},
     "art": {},
     "auto_attack": {"steps": 3, "rounds": 1, "queries": 10},
+    "auto_attack_suite": {"steps": 3, "queries": 5},
     "carlini_wagner": {"steps": 3, "search_steps": 2},
     "deepfool": {"steps": 5},
+    "fab": {"steps": 5},
     "fgsm": {},
     "hfc": {"steps": 3},
     "hop_skip_jump": {"steps": 1, "queries": 10},

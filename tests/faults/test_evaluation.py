@@ -16,7 +16,6 @@ from medfedpure.core.errors import ConfigError, DataError, InputError, NotCalibr
 from medfedpure.core.registry import create
 from medfedpure.defence.calibration import Calibration
 from medfedpure.defence.chain import DefendedClassifier
-from medfedpure.evaluation import evaluate as module
 from medfedpure.evaluation.evaluate import choose, evaluate
 from medfedpure.evaluation.ladder import Preset, label
 from medfedpure.evaluation.store import digest_of, digest_of_network, folder_name
@@ -227,7 +226,7 @@ def test_a16_images_to_learn_from_are_part_of_the_setting(monkeypatch, tmp_path)
         monkeypatch.setattr(attack, "fit", told, raising=False)
         return attack
 
-    monkeypatch.setattr(module, "create", noted)
+    monkeypatch.setattr("medfedpure.evaluation.climb.create", noted)
     reference = tiny_dataset(16, seed=77)
     found = evaluate({"it": bare()}, DATA, preset=SHORT, eps=(0.05,), out=tmp_path, reference=reference)
     assert found.setting["reference"] == reference.fingerprint()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -130,7 +131,7 @@ def every_other_look(logits: Tensor, labels: Tensor, targets: Tensor | None) -> 
 @contextmanager
 def attacks_that_see(monkeypatch: pytest.MonkeyPatch, judge) -> Iterator[None]:
     with monkeypatch.context() as patched:
-        for name in ("gradient", "pgd_eot", "aware"):
+        for name in ("gradient", "aware", "fab"):
             patched.setattr(f"medfedpure.plugins.attacks.{name}.is_fooled", judge)
         yield
 
@@ -153,6 +154,34 @@ def test_a17_no_more_is_counted_than_was_foreseen(policy, stochastic, monkeypatc
         if judge is never:
             for kind in KINDS:
                 assert getattr(told, kind) <= 3 * rows[kind], f"{kind}: {getattr(told, kind)} for {rows[kind]}"
+
+
+@pytest.mark.parametrize("stochastic", [True, False], ids=["stochastic", "deterministic"])
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_a17_the_suite_is_foreseen_by_its_parts(classes, stochastic, monkeypatch) -> None:
+    """A17: which parts it has follows from the classes and the noise."""
+    bare, wide = made("none"), made("purify_all", stochastic=stochastic)
+    for chain in (bare, wide):
+        monkeypatch.setattr(chain, "classifier", Wider(chain.classifier, classes))
+    with attacks_that_see(monkeypatch, never):
+        preset = replace(SHORTEST, suite=True)
+        told, rows = told_and_counted(monkeypatch, {"bare": bare, "it": wide}, {}, {}, eps=(1e-4,), preset=preset)
+    for kind in KINDS:
+        assert 0 < rows[kind] <= getattr(told, kind), f"{kind}: {rows[kind]} of {getattr(told, kind)} foreseen"
+        assert getattr(told, kind) <= 3 * rows[kind], f"{kind}: {getattr(told, kind)} for {rows[kind]}"
+
+
+class Wider(nn.Module):
+    """The same answers, and further classes that are less likely."""
+
+    def __init__(self, model: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.model, self.classes = model, classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.model(images)
+        lower = [logits[:, :1] - 1 - place for place in range(self.classes - 2)]
+        return torch.cat((logits, *lower), 1)
 
 
 def test_a17_what_defences_share_is_foreseen_once(monkeypatch) -> None:

@@ -176,6 +176,23 @@ def test_equal_threats_share_a_letter_and_none_has_none(summary):
     assert "per image the worst of 3 attacks" in notes[1]
 
 
+def test_expected_robustness_is_the_mean_of_the_curve_and_stands_with_its_range(summary):
+    bare = [summary.line("undefended", eps) for eps in (None, 0.1, 0.2)]
+    clean, first, second = (line.balanced.value for line in bare)
+    assert bare[0].expected is None
+    assert bare[1].expected.value == pytest.approx((clean + first) / 2)
+    assert bare[2].expected.value == pytest.approx((clean + 2 * first + second) / 4)
+    lows = [line.balanced.low for line in bare]
+    assert bare[2].expected.low == pytest.approx((lows[0] + 2 * lows[1] + lows[2]) / 4)
+    assert summary.line(EVIL, 0.2).expected is None, "no attack of that size counted"
+    (note,) = [text for text in conditions(summary) if text.startswith("Expected:")]
+    assert "norm linf" in note
+    assert "eps 0 (benign), 0.1, 0.2" in note
+    assert "| expected |" in markdown(summary)
+    row = next(row for row in csv.DictReader(io.StringIO(summary_csv(summary))) if row["eps"] == "0.2")
+    assert float(row["expected"]) == pytest.approx(bare[2].expected.value)
+
+
 def test_majority_class_is_an_anchor(summary):
     assert (summary.anchor.balanced, summary.anchor.accuracy) == (0.5, 0.5)
     assert "majority class" in markdown(summary)

@@ -17,8 +17,9 @@ from medfedpure.core.settings import AdversarialTraining, Augmentation, Training
 from medfedpure.core.streams import Streams
 from medfedpure.testing import tiny_classifier, tiny_dataset
 from medfedpure.testing.checking import global_rng_untouched, module_unchanged
-from medfedpure.training.adversarial import AdversarialTask, harden, perturb
+from medfedpure.training.adversarial import AdversarialTask, harden
 from medfedpure.training.classification import ClassificationTask
+from medfedpure.training.crafting import chosen_of, perturb
 from medfedpure.training.loop import train
 from medfedpure.training.trainer import LoopTrainer
 
@@ -104,12 +105,28 @@ def test_the_share_is_of_images(share: float, attacked: int) -> None:
         assert not torch.equal(moved.nonzero()[:, 0], torch.arange(8)), "the first half of every batch is attacked"
 
 
-def test_the_task_trains_on_what_the_attack_made_and_is_measured_without() -> None:
+@pytest.mark.parametrize(("size", "share"), [(16, 0.02), (1, 0.5), (1, 0.25)])
+def test_a_share_that_rounds_to_none_is_one_image_of_some_batches(size: int, share: float) -> None:
+    given, settings = batch(size), ALL.model_copy(update={"share": share})
+    counts = [len(chosen_of(given, Streams(seed, given.ids), settings)) for seed in range(400)]
+    assert set(counts) == {0, 1}
+    assert sum(counts) / 400 == pytest.approx(share * size, abs=0.08)
+    assert not any(
+        len(chosen_of(given, Streams(seed, given.ids), settings.model_copy(update={"share": 0}))) for seed in range(400)
+    )
+
+
+def test_the_task_trains_on_what_the_attack_made_and_is_measured_with_and_without() -> None:
     model, given = tiny_classifier(), batch()
     task = AdversarialTask(TASK, ALL, TASK)
     attacked = replace(given, images=perturb(model, given, streams(given), ALL, TASK))
     torch.testing.assert_close(task.loss(model, given, streams(given)), TASK.loss(model, attacked, streams(given)))
-    assert task.metrics(model, tiny_dataset()) == TASK.metrics(model, tiny_dataset())
+    model.eval()
+    figures, benign = task.metrics(model, tiny_dataset()), TASK.metrics(model, tiny_dataset())
+    assert {key: figures.pop(key) for key in benign} == benign
+    assert figures.keys() == {"robust_balanced_accuracy", "robust_loss"}
+    assert figures["robust_balanced_accuracy"] < benign["balanced_accuracy"]
+    assert figures["robust_loss"] > benign["loss"]
     other = AdversarialTask(TASK, ALL.model_copy(update={"eps": 0.2}), TASK)
     assert task.recipe() != other.recipe(), "a checkpoint would go on with another attack"
 
@@ -183,3 +200,36 @@ def test_adversarial_training_raises_robust_accuracy(name: str) -> None:
             shared = strategy.aggregate(number, shared, updates)
         accuracy[share] = robust_accuracy(model, fragile(7), 10 / 255)
     assert accuracy[1.0] > accuracy[0.0] + 0.2, f"{name}: {accuracy}"
+
+
+def normalized() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def learned(task: ClassificationTask | AdversarialTask) -> nn.Module:
+    model = normalized()
+    train(model, task, fragile(1, 240), TrainingConfig(steps=120, batch_size=32, learning_rate=0.02), seed=2)
+    return model
+
+
+@pytest.fixture(scope="module")
+def undefended() -> float:
+    return robust_accuracy(learned(TASK), fragile(7), 10 / 255)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"share": 1.0, "method": "fast"},
+        {"share": 1.0, "method": "trades"},
+        {"share": 1.0, "method": "trades", "normalization": "dual"},
+        {"share": 1.0, "awp": 0.01, "awp_start": 0.5, "eps_full": 0.3},
+        {"share": 0.5, "normalization": "dual"},
+    ],
+    ids=lambda options: ", ".join(map(str, options.values())),
+)
+def test_every_method_raises_robust_accuracy_through_batchnorm(options: dict[str, Any], undefended: float) -> None:
+    settings = AdversarialTraining(**{"eps": "10/255", "step": "auto", "steps": 3, **options})
+    found = robust_accuracy(learned(AdversarialTask(TASK, settings, TASK)), fragile(7), 10 / 255)
+    assert found > undefended + 0.5

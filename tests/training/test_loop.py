@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medfedpure.core.dataset import Batch
-from medfedpure.core.errors import DataError, TrainingError
+from medfedpure.core.errors import ConfigError, DataError, TrainingError
 from medfedpure.core.progress import listening
 from medfedpure.core.settings import Augmentation, TrainingConfig
 from medfedpure.core.streams import Streams
@@ -80,6 +80,20 @@ def test_training_repeats_for_a_seed() -> None:
         states.append(model.state_dict())
     assert_equal(states[1], states[0], "equal seeds, other global random state")
     assert not torch.equal(states[0]["1.weight"], states[2]["1.weight"]), "the seed does nothing"
+
+
+@pytest.mark.parametrize("decay_all", [True, False])
+def test_a_model_of_which_nothing_can_be_trained_is_refused(decay_all: bool) -> None:
+    model = tiny_classifier().requires_grad_(False)
+    config = TrainingConfig(steps=2, batch_size=4, decay_all=decay_all)
+    with pytest.raises(TrainingError, match="requires_grad_"):
+        train(model, ClassificationTask(), tiny_dataset(), config, seed=0)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, 2.0, float("nan")])
+def test_a_smoothing_that_is_no_share_is_refused(smoothing: float) -> None:
+    with pytest.raises(ConfigError, match="label_smoothing"):
+        ClassificationTask(label_smoothing=smoothing)
 
 
 def test_the_global_random_state_is_untouched() -> None:

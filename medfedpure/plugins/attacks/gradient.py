@@ -19,22 +19,31 @@ from medfedpure.core.verdict import Watch, fooled, verdicts, without_gradient
 Loss = Literal["ce", "cw", "dlr"]
 
 
-class StepsConfig(Config):
-    """Budget and steps: what every gradient attack of ours has."""
+Goal = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""What is raised, `(N,)`, from logits `(N, K)`, labels `(N,)` and the classes aimed at `(N,)`, if any."""
+
+
+class BallConfig(Config):
+    """A budget."""
 
     norm: Literal["linf", "l2"] = Field("linf", description="in which the perturbation is bounded")
     eps: Radius = Field(
         0.015, description='largest perturbation of images in [0, 1]; "8/255" is accepted; at most 1 in linf'
     )
-    step: Radius = Field(0.003, description="size of one step, in the same norm")
-    steps: int = Field(20, ge=1, description="gradient steps of each start")
-    batch_size: int = Field(64, ge=1, description="rows at a time, every look a row")
 
     @model_validator(mode="after")
     def _within_the_range(self) -> Self:
-        if self.norm == "linf" and max(self.eps, self.step) > 1:
+        if self.norm == "linf" and max(self.eps, getattr(self, "step", 0.0)) > 1:
             raise ValueError("in linf no image in [0, 1] can change by more than 1")
         return self
+
+
+class StepsConfig(BallConfig):
+    """Budget and steps: what every gradient attack of fixed step has."""
+
+    step: Radius = Field(0.003, description="size of one step, in the same norm")
+    steps: int = Field(20, ge=1, description="gradient steps of each start")
+    batch_size: int = Field(64, ge=1, description="rows at a time, every look a row")
 
 
 class GradientConfig(StepsConfig):
@@ -127,20 +136,74 @@ def gradient_of(
     labels: Tensor,
     targets: Tensor | None,
     *,
-    loss: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    loss: Goal,
     eot: int,
     batch_size: int,
-) -> tuple[Tensor, Tensor]:
-    """The gradient `(N, C, H, W)` of the mean loss over `eot` looks, and the share of looks `(N,)` that are fooled."""
+    aims: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient `(N, C, H, W)` of the mean loss over `eot` looks; of these the share that is fooled, and the mean.
+
+    Args:
+        view: what is attacked.
+        images: `(N, C, H, W)` in [0, 1].
+        labels: `(N,)` int64.
+        targets: `(N,)` int64, who is fooled only where these are reached; None = by any wrong class.
+        loss: what is raised.
+        eot: looks at each image.
+        batch_size: rows at a time.
+        aims: `(N,)` int64, classes that the loss is handed in place of the targets.
+    """
     leaf = images.detach().requires_grad_(True)
-    total, fooled = torch.zeros_like(images), images.new_zeros(len(images))
-    for count, rows, (own, wanted) in looks(leaf, eot, batch_size, labels, targets):
+    total, share, mean = torch.zeros_like(images), images.new_zeros(len(images)), images.new_zeros(len(images))
+    aimed = targets if aims is None else aims
+    for count, rows, (own, wanted, toward) in looks(leaf, eot, batch_size, labels, targets, aimed):
         logits = view(rows)
-        total += slope(loss(logits, own, wanted), leaf, view)
-        fooled += is_fooled(logits.detach(), own, wanted).to(fooled).unflatten(0, (-1, count)).sum(1)
+        values = loss(logits, own, toward)
+        total += slope(values, leaf, view)
+        _add(share, is_fooled(logits.detach(), own, wanted), count)
+        _add(mean, values.detach(), count)
     if view.watch is not None:
-        view.watch.slopes(total, fooled >= eot)
-    return total / eot, fooled / eot
+        view.watch.slopes(total, share >= eot)
+    return total / eot, share / eot, mean / eot
+
+
+@torch.no_grad()
+def judged(
+    view: ThreatView,
+    images: Tensor,
+    labels: Tensor,
+    targets: Tensor | None,
+    *,
+    loss: Goal,
+    eot: int,
+    batch_size: int,
+    aims: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The share of `eot` looks `(N,)` that is fooled, and their mean loss `(N,)`: as `gradient_of`, without one."""
+    share, mean = images.new_zeros(len(images)), images.new_zeros(len(images))
+    aimed = targets if aims is None else aims
+    for count, rows, (own, wanted, toward) in looks(images, eot, batch_size, labels, targets, aimed):
+        logits = view(rows)
+        _add(share, is_fooled(logits, own, wanted), count)
+        _add(mean, loss(logits, own, toward), count)
+    return share / eot, mean / eot
+
+
+def _add(total: Tensor, values: Tensor, count: int) -> None:
+    total += values.to(total).unflatten(0, (-1, count)).sum(1)
+
+
+def most_likely(logits: Tensor, labels: Tensor, classes: int) -> list[Tensor]:
+    """Of each image the other classes, the most likely first: at most so many tensors `(N,)` int64.
+
+    Args:
+        logits: `(N, K)`.
+        labels: `(N,)` int64.
+        classes: at most so many.
+    """
+    own = functional.one_hot(labels, logits.shape[1]).bool()
+    others = logits.masked_fill(own, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    return list(others[:, : min(classes, logits.shape[1] - 1)].T)
 
 
 def slope(values: Tensor, leaf: Tensor, view: ThreatView, *, again: bool = False) -> Tensor:

@@ -20,8 +20,7 @@ from medfedpure.plugins.attacks.gradient import (
     GradientConfig,
     Loss,
     gradient_of,
-    is_fooled,
-    looks,
+    judged,
     loss_of,
     random_start,
 )
@@ -112,7 +111,7 @@ class PGDEoT(Attack):
         reached, active = images.new_zeros(len(images)), torch.arange(len(images), device=images.device)
         current, gathered, streak = start, torch.zeros_like(start), torch.zeros_like(labels)
         for _ in range(c.steps):
-            gradient, fooled = gradient_of(
+            gradient, fooled, _ = gradient_of(
                 view,
                 current,
                 labels,
@@ -156,14 +155,16 @@ class PGDEoT(Attack):
         self, view: ThreatView, images: Tensor, labels: Tensor, targets: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The share of fooled looks `(N,)`, and the mean of the loss squeezed into (0, 1); no gradient is taken."""
-        c, share, squeezed = self.config, images.new_zeros(len(images)), images.new_zeros(len(images))
-        with torch.no_grad():
-            for count, rows, (own, wanted) in looks(images, c.eot, c.batch_size, labels, targets):
-                logits = view(rows)
-                counted = is_fooled(logits, own, wanted), torch.sigmoid(loss_of(c.loss, logits, own, wanted))
-                for total, values in zip((share, squeezed), counted, strict=True):
-                    total += values.to(total).unflatten(0, (-1, count)).sum(1)
-        return share / c.eot, squeezed / c.eot
+        c = self.config
+        return judged(
+            view,
+            images,
+            labels,
+            targets,
+            loss=lambda logits, own, wanted: torch.sigmoid(loss_of(c.loss, logits, own, wanted)),
+            eot=c.eot,
+            batch_size=c.batch_size,
+        )
 
 
 def _keep_best(found: Tensor, reached: Tensor, active: Tensor, current: Tensor, fooled: Tensor, streak: Tensor) -> None:

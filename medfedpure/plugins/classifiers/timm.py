@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import timm
 from pydantic import Field, field_validator
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 
 from medfedpure.core.classifier import Classifier
 from medfedpure.core.config import Config
+from medfedpure.core.disk.weights import Origin
 from medfedpure.core.errors import ConfigError
-from medfedpure.models.timm_classifier import TimmClassifier
+from medfedpure.models.imagenet import imagenet_weights
+from medfedpure.models.timm_classifier import InputSize, TimmClassifier
 
 # fmt: off
 OPTIONS = frozenset((
@@ -39,6 +42,10 @@ class TimmConfig(Config):
         default_factory=dict, description="shapes, rates and layers by name, passed on to timm.create_model"
     )
     set_image_size: bool = Field(False, description="pass img_size, which vision transformers need")
+    input_size: InputSize = Field(None, description="pixels to which the network resizes its images; none: their own")
+    imagenet_input: bool = Field(
+        False, description="grey repeated to three channels, normalized as the model's published weights want it"
+    )
 
     @field_validator("options")
     @classmethod
@@ -67,9 +74,10 @@ def _check_plain(name: str, value: Any, depth: int = 0) -> None:
 
 
 class Timm(Classifier):
-    """Untrained weights; normalization is a layer of the network."""
+    """Untrained unless `weights` says otherwise; size and normalization are layers of the network."""
 
     Config = TimmConfig
+    weights_prefix: ClassVar[str] = "backbone."
 
     def build(self, *, in_channels: int, num_classes: int, image_size: int) -> nn.Module:
         """`(N, C, H, W)` in [0, 1] to logits `(N, K)`.
@@ -81,8 +89,26 @@ class Timm(Classifier):
         if config.model not in timm.list_models():
             near = ", ".join(timm.list_models(f"*{config.model}*")[:5]) or "see timm.list_models()"
             raise ConfigError(f"timm knows no model named {config.model!r}; nearest: {near}")
-        size = {"img_size": image_size} if config.set_image_size else {}
-        return TimmClassifier(config.model, in_channels, num_classes, **size, **config.options)
+        size: dict[str, Any] = {"img_size": config.input_size or image_size} if config.set_image_size else {}
+        return TimmClassifier(
+            config.model,
+            in_channels,
+            num_classes,
+            input_size=config.input_size,
+            imagenet_input=config.imagenet_input,
+            **size,
+            **config.options,
+        )
+
+    def imagenet_weights(self) -> tuple[Mapping[str, Tensor], Origin]:
+        """From a package that carries the model's, else from timm's hub.
+
+        Raises:
+            ConfigError: the configuration has not `imagenet_input`.
+        """
+        if not self.config.imagenet_input:
+            raise ConfigError("ImageNet weights want their own input: set imagenet_input=true in the configuration")
+        return imagenet_weights(self.config.model, self.config.options)
 
     def features(self, model: nn.Module, images: Tensor) -> Tensor:
         """`(N, F)`, timm's pre-logits."""

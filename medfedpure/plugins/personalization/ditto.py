@@ -15,6 +15,7 @@ from medfedpure.core.personalization import (
     PersonalizationStrategy,
     StrategyConfig,
     Tensors,
+    kept_beside,
     load_merged,
     train_round,
 )
@@ -70,4 +71,5 @@ class Ditto(PersonalizationStrategy):
 
 
 def _as_personal(model: nn.Module) -> Tensors:
-    return {_PERSONAL + key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
+    whole = {**model.state_dict(), **kept_beside(model)}
+    return {_PERSONAL + key: value.detach().cpu().clone() for key, value in whole.items()}

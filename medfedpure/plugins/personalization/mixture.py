@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from medfedpure.core.classifier import ClassifierModel
@@ -65,6 +65,15 @@ class MixtureConfig(StrategyConfig):
         "then sees; or its images alone, as in the papers, which keeps the weights to the client",
     )
 
+    @model_validator(mode="after")
+    def _check_method(self) -> Self:
+        if self.adversarial.method == "trades" and not self.gate:
+            raise ValueError(
+                'adversarial.method "trades" parts the answers of one classifier, and without a gate every expert is '
+                'trained by its own: set gate to true, or take "pgd" or "fast"'
+            )
+        return self
+
 
 class MixtureOfExperts(PersonalizationStrategy):
     """The experts travel; mixture weights or gate are the client's own and survive rounds. For classifiers only."""
@@ -102,12 +111,15 @@ class MixtureOfExperts(PersonalizationStrategy):
             image_size=base.image_size,
             class_names=base.class_names,
         )
+        model.origin = base.origin
         for own in mixture_of(model).experts:
             own.load_state_dict(base.network.state_dict())
         return model.to(device)
 
     def initial_shared(self, make_model: Callable[[], nn.Module], seed: int) -> Tensors:
         """The first expert as `make_model()` gives it, the others drawn anew: equal experts would stay equal.
+
+        Where the model starts from published weights, all experts do, and their heads are drawn anew.
 
         Raises:
             FederationError: the weights of a module that no plugin built cannot be drawn anew.
@@ -191,8 +203,9 @@ class MixtureOfExperts(PersonalizationStrategy):
         return found
 
     def _as_trained(self, model: nn.Module, r: ClientRound) -> list[Batch]:
-        """The client's images in order, with their share of adversarial examples."""
-        device, settings = device_of(model), self.adversarial(r)
+        """The client's images in order, with their share of adversarial examples, by several steps at any method."""
+        device, now = device_of(model), r.window()[0] / r.training.steps
+        settings = self.adversarial(r).at(now).model_copy(update={"method": "pgd"})
         seed = derive_seed(r.seed, r.round, "expectation")
         return [
             harden(model, batch.to(device), Streams(seed, batch.ids), settings, r.task)
@@ -234,6 +247,11 @@ class ExpertsTask(WrappedTask):
         self.classification = inner
         self.ids, order = data.ids.sort()
         self.responsible = responsible[order.to(responsible.device)]
+
+    @property
+    def classifies(self) -> bool:
+        """No: it asks the experts, each for its own answer."""
+        return False
 
     def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
         """(1/N) sum_i sum_k q_ik l_k(x_i, y_i)."""
@@ -278,8 +296,17 @@ class GateTask(WrappedTask):
 def _drawn_anew(base: nn.Module, seed: int) -> nn.Module:
     """A network as `base`, its weights drawn from the seed."""
     if isinstance(base, ClassifierModel):
-        shape = {"in_channels": base.in_channels, "num_classes": base.num_classes, "image_size": base.image_size}
-        return base.architecture.create_model(**shape, class_names=base.class_names, seed=seed).network
+        shape: dict[str, Any] = {
+            "in_channels": base.in_channels,
+            "num_classes": base.num_classes,
+            "image_size": base.image_size,
+        }
+        drawn = base.architecture.create_model(**shape, class_names=base.class_names, seed=seed, weights=None).network
+        if base.origin is not None:
+            own = base.architecture.unfilled_keys(base.network)
+            published = {key: value for key, value in base.network.state_dict().items() if key not in own}
+            drawn.load_state_dict(published, strict=False)
+        return drawn
     with isolated_rng(seed):
         for part in base.modules():
             reset: Callable[[], None] | None = getattr(part, "reset_parameters", None)

@@ -111,7 +111,7 @@ class DDPM(DiffusionPurifier):
         """The same network and depths, in at most so many DDIM steps: what a cheaper attacker differentiates."""
         assert self.network is not None
         sampling = {**self.config.sampling.model_dump(), "sampler": "ddim"}
-        short = DDPM(self.config, sampling=sampling).adopt(self.network, (self.channels, 1, 1))
+        short = type(self)(self.config, sampling=sampling).adopt(self.network, (self.channels, 1, 1))
         short.depth = replace(self.depth, steps=min(steps, self.depth.steps))
         return short
 
@@ -151,7 +151,7 @@ class DDPM(DiffusionPurifier):
             data: benign images with labels, of no other part.
             attack: crafted here on the bare classifier.
             classifier: images to logits.
-            depths: up to the deepest timestep that the network was trained for; by default every 20th.
+            depths: up to the deepest timestep that the network was trained for; by default every 20th to t_max.
             steps: numbers of network evaluations.
             clean_drop: in balanced accuracy, in [0, 1].
             margin: likewise.
@@ -168,9 +168,9 @@ class DDPM(DiffusionPurifier):
         """
         self.check_fitted()
         if depths is None:
-            depths = [*range(20, math.ceil(self.deepest()), 20), self.deepest()]
+            depths = [*range(20, math.ceil(self.config.t_max), 20), self.config.t_max]
         if not depths or not 0 < min(depths) <= max(depths) <= self.deepest():
-            raise InputError(f"depths above 0 and up to t_max = {self.deepest():g} are wanted; got {tuple(depths)}")
+            raise InputError(f"depths above 0 and up to {self.deepest():g} are wanted; got {tuple(depths)}")
         if not steps or min(steps) < 1 or not 0 <= margin <= mild_margin:
             raise InputError(
                 f"steps >= 1 and 0 <= margin <= mild_margin are wanted; got {steps}, {margin}, {mild_margin}"

@@ -290,6 +290,12 @@ class DiffusionTask(Task):
         fields = self.purifier.config.model_dump(mode="json", include={"schedule", "objective"})
         return {**fields, "deepest": self.purifier.deepest()}
 
+    def predict(self, model: nn.Module, noisy: Tensor, timestep: Tensor, batch: Batch, streams: Streams) -> Tensor:
+        """The noise in images `(N, C, H, W)` in [-1, 1] at timesteps `(N,)`; of the batch nothing else is told."""
+        del batch, streams
+        predicted: Tensor = model(noisy, timestep)
+        return predicted
+
     def loss(self, model: nn.Module, batch: Batch, streams: Streams) -> Tensor:
         """Mean squared error of the predicted noise on one batch."""
         config, diffusion = self.purifier.config, self.purifier.diffusion
@@ -297,7 +303,7 @@ class DiffusionTask(Task):
         share = streams.uniform((1,), stage="timestep", like=clean).squeeze(1)
         timestep = sample_timesteps(diffusion, share, config.deepest(), config.objective.timestep_sampling)
         noise = streams.normal(clean.shape[1:], stage="noise", like=clean)
-        predicted: Tensor = model(diffusion.add_noise(clean, noise, timestep), timestep)
+        predicted = self.predict(model, diffusion.add_noise(clean, noise, timestep), timestep, batch, streams)
         errors = (predicted - noise).square().flatten(1).mean(1)
         if config.objective.weighting == "min_snr":
             snr = diffusion.log_snr(timestep).exp()

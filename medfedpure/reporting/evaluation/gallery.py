@@ -87,23 +87,30 @@ def make_gallery(
         kept = None if rung is None else store.load(arm.name, label(rung.rung, rung.norm, rung.eps))
         if rung is None or rung.reading is None or kept is None or "images" not in kept[1]:
             continue
-        chosen = _choose(arm.clean, rung.reading, benign.labels, rows)
-        attacked = kept[1]["images"][chosen]
+        met = rung.reading.own(torch.arange(len(benign)))
+        picked = _choose(arm.clean.right(benign.labels)[met], rung.reading, benign.labels[met], rows)
+        attacked, chosen = kept[1]["images"][picked], met[picked]
         seen = None
         if chain is not None:
             seed = derive_seed(derive_seed(evaluation.setting["seed"], arm.name, "read"), "draw", 0)
             moved = attacked.to(device_of(chain))
             seen = on_cpu(chain.predict(moved, ids=benign.ids[chosen], seed=seed, explain=True))
-        places = chosen.tolist()
+        places = zip(chosen.tolist(), picked.tolist(), strict=True)
         made = [_row(place, number, benign, attacked[number], arm, rung, seen) for number, place in enumerate(places)]
         return Gallery(arm.name, threat([rung]), made)
     return None
 
 
-def _choose(clean: Reading, attacked: Reading, labels: Tensor, rows: int) -> Tensor:
-    """Failures beside successes: by turns read correctly, fooled, refused; first those that were right before."""
+def _choose(before: Tensor, attacked: Reading, labels: Tensor, rows: int) -> Tensor:
+    """Failures beside successes: by turns read correctly, fooled, refused; first those that were right before.
+
+    Args:
+        before: `(M,)` bool, of the images that were attacked.
+        attacked: what was said of them.
+        labels: `(M,)` int64.
+        rows: how many are chosen.
+    """
     right, fooled = attacked.right(labels), attacked.fooled(labels)
-    before = clean.right(labels)
     flagged = torch.tensor(attacked.flagged)
     kinds = (before & right & flagged, before & fooled, before & right & ~flagged, before & ~right & ~fooled, ~before)
     queues = [kind.nonzero().squeeze(1).tolist() for kind in kinds]
@@ -116,7 +123,7 @@ def _choose(clean: Reading, attacked: Reading, labels: Tensor, rows: int) -> Ten
 
 
 def _row(
-    place: int,
+    places: tuple[int, int],
     number: int,
     benign: ImageDataset,
     attacked: Tensor,
@@ -124,7 +131,9 @@ def _row(
     rung: RungResult,
     seen: Prediction | None,
 ) -> Row:
+    """One image, by its place among all and among those attacked."""
     assert rung.reading is not None
+    place, met = places
     image = benign.pixels[place].float() / benign.top
     change = attacked - image
     factor = max((f for f in _FACTORS if f * float(change.abs().max()) <= 0.5), default=1)
@@ -143,13 +152,13 @@ def _row(
     if seen is not None:
         bare = int(seen.bare_logits[number].argmax())
         remarks.append(Remark(f"attacked, bare classifier: {names[bare]}", bare == truth))
-    for what, reading in (("benign", arm.clean), ("attacked", rung.reading)):
-        said = reading.verdicts[0][place]
+    for what, reading, at in (("benign", arm.clean, place), ("attacked", rung.reading, met)):
+        said = reading.verdicts[0][at]
         word = "refused" if said == ABSTAINED else names[said]
-        mark = ", flagged" if reading.flagged[place] else ""
+        mark = ", flagged" if reading.flagged[at] else ""
         remarks.append(Remark(f"{what}, defended: {word}{mark}", None if said == ABSTAINED else said == truth))
     if rung.distance:
-        remarks.append(Remark(f"{rung.norm} distance {rung.distance[place]:.3g}"))
+        remarks.append(Remark(f"{rung.norm} distance {rung.distance[met]:.3g}"))
     return Row(pictures, remarks)
 
 

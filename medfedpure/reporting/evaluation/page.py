@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from medfedpure.evaluation.records import ArmResult, Evaluation, RungRow, TransferResult, beaten
 from medfedpure.evaluation.tally import Figure
 from medfedpure.reporting import charts
@@ -79,7 +81,7 @@ def page(evaluation: Evaluation, *, summary: Summary | None = None, gallery: Gal
         "detections": [
             block for arm in reversed(evaluation.arms) for eps in found.eps if (block := _detection(found, arm, eps))
         ],
-        "matrices": [matrix for eps in found.eps if (matrix := _matrix(found, eps))],
+        "matrices": [matrix for eps in found.eps if (matrix := _matrix(evaluation, eps))],
         "pairs": [pairs for eps in found.eps if (pairs := _pairs(evaluation.transfers, eps))],
         "gallery": gallery,
         "costs": _costs(found),
@@ -153,16 +155,19 @@ def _detection(summary: Summary, arm: ArmResult, eps: float) -> Detection | None
     return Detection(arm.name, eps, chart, attacks, control)
 
 
-def _matrix(summary: Summary, eps: float) -> Matrix | None:
-    own, arms = "its own bare classifier", list(dict.fromkeys(line.arm for line in summary.lines))
+def _matrix(evaluation: Evaluation, eps: float) -> Matrix | None:
+    """Shares of the images that met every attack."""
+    own, labels = "its own bare classifier", torch.tensor(evaluation.labels)
     shares: dict[str, dict[str, float]] = {}
-    for row in summary.rungs:
-        if row.eps == eps and row.role == "counted" and row.kind == "replayed" and row.fooled is not None:
-            name = row.rung.removeprefix("transfer from ") if row.rung != "static" else own
-            shares.setdefault(name, {})[row.arm] = row.fooled / row.images
+    for arm in evaluation.arms:
+        for rung in counted(arm, eps):
+            if rung.kind == "replayed" and rung.reading is not None:
+                name = rung.rung.removeprefix("transfer from ") if rung.rung != "static" else own
+                fell = rung.reading.fooled(rung.reading.own(labels))[: evaluation.met_by_all]
+                shares.setdefault(name, {})[arm.name] = float(fell.double().mean())
     if not set(shares) - {own}:
         return None
-    return Matrix(eps, [(name, [found.get(arm) for arm in arms]) for name, found in shares.items()])
+    return Matrix(eps, [(name, [found.get(arm.name) for arm in evaluation.arms]) for name, found in shares.items()])
 
 
 def _pairs(transfers: Sequence[TransferResult], eps: float) -> Pairs | None:

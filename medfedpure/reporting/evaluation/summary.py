@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from medfedpure.core.config import Record
-from medfedpure.evaluation.readings import Count
+from medfedpure.evaluation.readings import Count, Reading
 from medfedpure.evaluation.records import ArmResult, Evaluation, RungResult, RungRow, role
 from medfedpure.evaluation.tally import Figure, Tally, share
 from medfedpure.figures.balanced import balanced, balanced_difference
+from medfedpure.figures.expected import expected_robustness
 from medfedpure.reporting.evaluation.threat import gradient_mode, threat
 
 UNDEFENDED = "undefended"
@@ -30,8 +31,11 @@ class Line(Record):
         coverage: share of images that are not refused.
         flagged, purified, nfe, ms: means, over attacks where there are several.
         difference: balanced accuracy less the undefended one's, paired.
+        expected: mean balanced accuracy over all sizes from 0 to eps (`figures.expected`), by the sizes that were
+            measured; low and high are the same of the ends of the intervals at each size.
         attacks, kinds, modes: that count.
-        weakest, weakest_right: the attack that leaves fewest right, and how many.
+        weakest, weakest_right, weakest_of: the attack that leaves fewest right, how many, and of how many: all images,
+            or in a cascade those that met every attack.
         threat: what must stand beside the figures.
     """
 
@@ -56,11 +60,13 @@ class Line(Record):
     nfe: float | None
     ms: float | None
     difference: Figure | None
+    expected: Figure | None = None
     attacks: list[str]
     kinds: list[str]
     modes: list[str]
     weakest: str
     weakest_right: int | None
+    weakest_of: int
     threat: str
 
 
@@ -92,6 +98,7 @@ class Summary(Record):
     Attributes:
         positive: the classes that are a finding; several, or none that is known, where there are more than two.
         rounded: the precision of defences that do not compute in float32.
+        met_by_all: of a cascade: the first so many images met every attack; None where all did.
         seeds: the seed in words, or that there are several.
     """
 
@@ -115,6 +122,7 @@ class Summary(Record):
     gradients: int
     seconds: float
     peak_memory_mb: float | None
+    met_by_all: int | None
     versions: dict[str, str]
     setting: dict[str, Any]
 
@@ -146,7 +154,7 @@ def summarize(evaluation: Evaluation, *, headline: str | None = None) -> Summary
         headline=own.name,
         reference=UNDEFENDED if UNDEFENDED in names else None,
         anchor=_anchor(counter.labels, evaluation.class_names, counter.findings.tolist()),
-        lines=[counter.line(arm, eps) for eps in (None, *evaluation.eps) for arm in evaluation.arms],
+        lines=_expecting([counter.line(arm, eps) for eps in (None, *evaluation.eps) for arm in evaluation.arms]),
         rivals=[found for eps in evaluation.eps for found in counter.rival(own, evaluation.arms, eps)],
         rungs=evaluation.attacks(counter),
         unreliable={arm.name: arm.unreliable for arm in evaluation.arms if arm.unreliable},
@@ -154,6 +162,7 @@ def summarize(evaluation: Evaluation, *, headline: str | None = None) -> Summary
         gradients=evaluation.gradients,
         seconds=evaluation.seconds,
         peak_memory_mb=evaluation.peak_memory_mb,
+        met_by_all=evaluation.met_by_all,
         versions=evaluation.versions,
         setting=evaluation.setting,
     )
@@ -165,8 +174,18 @@ def _seeds(setting: dict[str, Any]) -> str:
 
 
 def counted(arm: ArmResult, eps: float) -> list[RungResult]:
-    """The attacks of one eps that a worst case is taken over."""
+    """The attacks of one eps that count."""
     return [rung for rung in arm.rungs if rung.eps == eps and role(rung) == "counted"]
+
+
+def worst_of(arm: ArmResult, eps: float) -> list[Reading]:
+    """What a worst case is taken over: the attacks of this eps, and of smaller ones, whose changes are allowed too.
+
+    Nothing where no attack of this eps counts.
+    """
+    if not counted(arm, eps):
+        return []
+    return [rung.reading for rung in arm.rungs if rung.eps <= eps and role(rung) == "counted" and rung.reading]
 
 
 class _Counter(Tally):
@@ -176,14 +195,16 @@ class _Counter(Tally):
         own = evaluation.tally()
         super().__init__(evaluation.labels, evaluation.groups, own.findings.tolist())
         self.names = evaluation.class_names
+        self.common = len(self.labels) if evaluation.met_by_all is None else evaluation.met_by_all
         self.bare = next((arm for arm in evaluation.arms if arm.name == UNDEFENDED), None)
 
     def line(self, arm: ArmResult, eps: float | None) -> Line:
         """A defence on benign images, or in the worst case of an eps."""
         attacks = [] if eps is None else counted(arm, eps)
-        readings = [arm.clean] if eps is None else [rung.reading for rung in attacks if rung.reading is not None]
+        own = [arm.clean] if eps is None else [rung.reading for rung in attacks if rung.reading is not None]
+        readings = own if eps is None else worst_of(arm, eps)
         right, fooled = self.right(readings), self.fooled(readings)
-        alone = [int(self.right([reading]).sum()) for reading in readings]
+        alone = [int(self.right([reading])[: self.common].sum()) for reading in own]
         worst = min(range(len(attacks)), key=lambda place: alone[place], default=None)
         figures = {count: self.figure(self.right(readings, count)) if readings else None for count in _COUNTS}
         sensitivity, specificity = self.recalls(readings)
@@ -204,16 +225,17 @@ class _Counter(Tally):
             recalls={name: share(right[self.labels == place].tolist()) for place, name in enumerate(self.names)},
             ece=arm.clean.ece if eps is None else None,
             coverage=float((right | fooled).double().mean()),
-            flagged=_mean([share(reading.flagged) for reading in readings]),
-            purified=_mean([share(reading.purified) for reading in readings]),
-            nfe=_mean([reading.nfe for reading in readings]),
-            ms=_mean([reading.ms for reading in readings]),
+            flagged=_mean([share(reading.flagged) for reading in own]),
+            purified=_mean([share(reading.purified) for reading in own]),
+            nfe=_mean([reading.nfe for reading in own]),
+            ms=_mean([reading.ms for reading in own]),
             difference=self.gain(arm, right, eps) if readings else None,
             attacks=[attack.rung for attack in attacks],
             kinds=list(dict.fromkeys(attack.kind for attack in attacks)),
             modes=list(dict.fromkeys(gradient_mode(attack) for attack in attacks)),
             weakest="" if worst is None else attacks[worst].rung,
             weakest_right=None if worst is None else alone[worst],
+            weakest_of=self.common,
             threat="no attack" if eps is None else threat(attacks),
         )
 
@@ -221,8 +243,7 @@ class _Counter(Tally):
         """Balanced accuracy less that of the undefended classifier, paired."""
         if self.bare is None or arm is self.bare:
             return None
-        attacks = [] if eps is None else counted(self.bare, eps)
-        readings = [self.bare.clean] if eps is None else [rung.reading for rung in attacks if rung.reading is not None]
+        readings = [self.bare.clean] if eps is None else worst_of(self.bare, eps)
         return self.difference(right, self.right(readings)) if readings else None
 
     def rival(self, own: ArmResult, arms: Sequence[ArmResult], eps: float) -> list[Rival]:
@@ -237,8 +258,8 @@ class _Counter(Tally):
         return [Rival(eps=eps, arm=name, right=int(others[name].sum()), gain=gain)]
 
     def worst(self, arm: ArmResult, eps: float) -> Tensor | None:
-        """`(N,)` bool, right under every counted attack of an eps; None where there is none."""
-        readings = [rung.reading for rung in counted(arm, eps) if rung.reading is not None]
+        """`(N,)` bool, right in the worst case of an eps; None where no attack of it counts."""
+        readings = worst_of(arm, eps)
         return self.right(readings) if readings else None
 
     def difference(self, one: Tensor, other: Tensor) -> Figure:
@@ -249,6 +270,25 @@ class _Counter(Tally):
             value = balanced(one, self.labels) - balanced(other, self.labels)
             self.known[key] = Figure(value=value, low=low, high=high)
         return self.known[key]
+
+
+def _expecting(lines: Sequence[Line]) -> list[Line]:
+    """The lines, each with the mean of its defence's curve up to its eps, where every smaller size has a figure."""
+    found = []
+    for line in lines:
+        own = sorted((other for other in lines if other.arm == line.arm), key=lambda other: other.eps or 0.0)
+        curve = [(other.eps or 0.0, other.balanced) for other in own if (other.eps or 0.0) <= (line.eps or 0.0)]
+        found.append(line.model_copy(update={"expected": _expected(curve)}) if line.eps else line)
+    return found
+
+
+def _expected(curve: Sequence[tuple[float, Figure | None]]) -> Figure | None:
+    sizes, figures = [size for size, _ in curve], [figure for _, figure in curve if figure is not None]
+    if len(figures) < len(curve):
+        return None
+    lows, highs = ([getattr(figure, end) for figure in figures] for end in ("low", "high"))
+    low, high = (None if None in ends else expected_robustness(sizes, ends) for ends in (lows, highs))
+    return Figure(value=expected_robustness(sizes, [figure.value for figure in figures]), low=low, high=high)
 
 
 def _anchor(labels: Tensor, names: Sequence[str], findings: Sequence[int]) -> Anchor:

@@ -63,6 +63,8 @@ def columns(summary: Summary) -> list[Column]:
         found.append(Column("majority of N", lambda line: _drawn(line, line.majority_of_draws)))
     if summary.reference is not None:
         found.append(Column("difference", lambda line: figure(line.difference, signed=True)))
+    if len(summary.eps) > 1:
+        found.append(Column("expected", lambda line: figure(line.expected)))
     return [
         *found,
         Column("flagged", lambda line: _share(line.flagged)),
@@ -186,8 +188,10 @@ def _by_attack(summary: Summary) -> list[str]:
     faced = Counter(row.arm for row in shown)
     in_turn = sorted(shown, key=lambda row: (KINDS.index(row.kind), -faced[row.arm]))
     heads = list(dict.fromkeys(row.rung for row in in_turn))
+    whole = summary.met_by_all is None
+    count = f"Right of {summary.images} under each attack alone" if whole else "Right of those that met each attack"
     lines = [
-        f"Right of {summary.images} under each attack alone, norm {summary.norm}, settings as above, in one draw; in "
+        f"{count}, norm {summary.norm}, settings as above, in one draw; in "
         "brackets the share that was flagged. A dash: that attacker makes no sense there, or failed.",
         "",
         "| eps | defence | " + " | ".join(map(_cell, heads)) + " |",
@@ -197,15 +201,16 @@ def _by_attack(summary: Summary) -> list[str]:
         for arm in dict.fromkeys(row.arm for row in shown):
             own = {row.rung: row for row in shown if (row.arm, row.eps) == (arm, eps)}
             detects = summary.line(arm, eps).policy in ("purify_flagged", "abstain")
-            cells = [_alone(own.get(head), detects) for head in heads]
+            cells = [_alone(own.get(head), detects, whole) for head in heads]
             lines.append(f"| {eps:.4g} | {_cell(arm)} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _alone(row: RungRow | None, detects: bool) -> str:
+def _alone(row: RungRow | None, detects: bool, whole: bool) -> str:
     if row is None:
         return "-"
-    return f"{row.right} ({_share(row.flagged)})" if detects else str(row.right)
+    count = str(row.right) if whole else f"{row.right}/{row.images}"
+    return f"{count} ({_share(row.flagged)})" if detects else count
 
 
 def results_csv(summary: Summary) -> str:

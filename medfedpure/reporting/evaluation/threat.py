@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from medfedpure.evaluation.records import RungResult
 
 # What decides no strength that a reader compares; the words of the attack itself, in the list of attacks, hold all.
-_LEFT_OUT = ("norm", "eps", "eot", "batch_size", "early_stop", "random_start", "first_share", "step", "loss", "slack")
-_NONE = ("", "momentum 0", "rounds 1", "weight 1", "patience 1")
+_LEFT_OUT = (
+    "norm", "eps", "eot", "batch_size", "early_stop", "random_start", "first_share", "step", "loss", "slack", "rho",
+)  # fmt: skip
+_NONE = ("", "momentum 0", "rounds 1", "weight 1", "patience 1", "queries 0", "target_classes 0")
 
 
 def threat(attacks: Sequence[RungResult]) -> str:
@@ -32,7 +34,10 @@ def gradient_mode(attack: RungResult) -> str:
 
 
 def _settings(attack: RungResult) -> str:
-    name, _, listed = attack.attack.partition(":")
+    """Name, settings and parts; what else was noticed while it ran stands in the list of attacks."""
+    said, *noticed = attack.attack.split("; ")
+    name, _, listed = said.partition(":")
     parts = [part.strip() for part in listed.split(",")]
     kept = [part for part in parts if part not in _NONE and part.split(" ")[0] not in _LEFT_OUT]
+    kept += [text.removeprefix("parts: ") for text in noticed if text.startswith("parts: ")]
     return f"{name} ({', '.join([*kept, f'EoT {attack.eot}'])})"

@@ -101,7 +101,7 @@ def weakest_point(summary: Summary, eps: float) -> str:
     line = summary.line(summary.headline, eps)
     if not line.attacks:
         return line.threat
-    text = f"the attack {line.weakest!r} alone leaves {line.weakest_right} of {line.images} images read correctly."
+    text = f"the attack {line.weakest!r} alone leaves {line.weakest_right} of {line.weakest_of} images read correctly."
     if line.sensitivity is not None:
         before = summary.line(summary.headline, None).sensitivity
         text += f" Sensitivity for {found(summary)}: {line.sensitivity:.2f} in the worst case, {before:.2f} without."
@@ -148,6 +148,20 @@ def footnotes(summary: Summary) -> list[str]:
         if summary.positive
         else "No class is named as no finding, so there is no sensitivity; recall: the share of a class that is right.",
     ]
+    if len(summary.eps) > 1:
+        lines.append("What falls at a smaller eps counts as fallen at a larger one: the same change is allowed there.")
+        sizes = ", ".join(f"{eps:.4g}" for eps in sorted(summary.eps))
+        lines.append(
+            "Expected: expected robustness, the mean balanced accuracy over all sizes from 0 to that eps (norm "
+            f"{summary.norm}), by the trapezoidal rule over eps 0 (benign), {sizes}, each the worst case of the "
+            "threats above, and straight between two sizes. In brackets the same of the ends of the intervals."
+        )
+    if summary.met_by_all is not None:
+        lines.append(
+            "Cascade: an image meets no further attack once none can change its count. The first "
+            f"{summary.met_by_all} images met every attack, and attacks are compared on these. All else of a single "
+            "attack (right, flagged, AUROC, NFE) is of the images that met it, most of which resisted the ones before."
+        )
     if draws > 1:
         lines.append(
             f"Worst / majority of N: {draws} draws of the noise of a stochastic defence for each image; right in every "

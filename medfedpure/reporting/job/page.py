@@ -11,7 +11,14 @@ from typing import Any
 from medfedpure.core.storage import write_bytes
 from medfedpure.job.records import ClientResult, RunResult
 from medfedpure.reporting.job.rounds import curves, last_figures
-from medfedpure.reporting.job.table import cells, conditions, strategy_cells, strategy_conditions
+from medfedpure.reporting.job.table import (
+    cells,
+    choice_cells,
+    choice_conditions,
+    conditions,
+    strategy_cells,
+    strategy_conditions,
+)
 from medfedpure.reporting.job.words import baseline, caveats, guessing, of_chance, of_client, verdict
 from medfedpure.reporting.rendering import render
 
@@ -37,6 +44,8 @@ def write_run_page(result: RunResult, folder: Path) -> None:
     """
     own = result.strategies[0]
     tables = []
+    if result.choice is not None:
+        tables.append(Table("How the policy was chosen", choice_cells(result), choice_conditions(result)))
     if len(result.strategies) > 1:
         notes = strategy_conditions(result)
         tables.append(Table("Against other ways of training the classifier", strategy_cells(result), notes, words=2))

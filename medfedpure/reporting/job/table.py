@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from medfedpure.defence.recipe import Choice
 from medfedpure.job.records import RunResult, flatten
 
 ROWS: tuple[tuple[str, str], ...] = (
@@ -70,6 +71,38 @@ def strategy_conditions(result: RunResult) -> list[str]:
     ]
 
 
+def choice_of(result: RunResult) -> Choice | None:
+    """How the recipe "robust" came to the policy; None where another recipe did."""
+    return None if result.choice is None else Choice.read(result.choice, "these results")
+
+
+def choice_cells(result: RunResult) -> list[list[str]]:
+    """Policies that were tried: header, then a row for each; empty where none was chosen."""
+    choice = choice_of(result)
+    if choice is None:
+        return []
+    table = [["policy", "clean", "static", "attacked through it", "worst case", "95 % interval", "ms an image"]]
+    for arm in choice.arms:
+        held = "-" if arm.low is None or arm.high is None else f"{arm.low:.3f} to {arm.high:.3f}"
+        shares = [f"{share:.3f}" for share in (arm.clean, arm.static, arm.knowing, arm.worst)]
+        table.append([arm.policy, *shares, held, f"{1000 * arm.seconds:.3g}"])
+    return table
+
+
+def choice_conditions(result: RunResult) -> list[str]:
+    """What must stand beside the choice of a policy; empty where none was chosen."""
+    choice = choice_of(result)
+    if choice is None:
+        return []
+    return [
+        f"{choice.policy} is taken: the best worst case, of equal ones the cheapest, over {choice.images} images of "
+        "the tune parts of all clients, one of each group; the best of several there looks better than it is",
+        f"balanced accuracy against {choice.truth}; {choice.attack}",
+        "worst case = read rightly unattacked, under the static attack and as attacked through every policy",
+        *(f"{arm.policy}: {arm.view}" for arm in choice.arms),
+    ]
+
+
 def conditions(result: RunResult) -> list[str]:
     """What must stand beside the numbers."""
     lines = [
@@ -88,6 +121,9 @@ def markdown(result: RunResult) -> str:
     if len(result.strategies) > 1:
         lines += ["", *markdown_table(strategy_cells(result)), ""]
         lines += [f"- {line}" for line in strategy_conditions(result)]
+    if result.choice is not None:
+        lines += ["", *markdown_table(choice_cells(result)), ""]
+        lines += [f"- {line}" for line in choice_conditions(result)]
     return "\n".join(lines) + "\n"
 
 

@@ -6,6 +6,7 @@ from medfedpure.evaluation.tally import Figure
 from medfedpure.figures.balanced import chance_level
 from medfedpure.job.gain import gain_over_best, shown
 from medfedpure.job.records import ClientResult, RunResult
+from medfedpure.reporting.job.table import choice_of
 
 _NAMES = {"bare": "the undefended classifier", "majority": "the majority class"}
 
@@ -53,6 +54,19 @@ def caveats(result: RunResult) -> list[str]:
         f"On benign images the defence reads {mean['defended.clean_balanced_accuracy']:.1%}, "
         f"{100 * clean:+.1f} points beside the undefended classifier, and flags {mean['flagged_benign']:.1%} of them.",
     ]
+    if result.policy == "abstain":
+        lines.append(
+            "What the defence flags it refuses, and here a refusal counts as an error, on attacked and benign images: "
+            f"{mean['flagged_attacked']:.1%} of the attacked ones are refused."
+        )
+    choice = choice_of(result)
+    if choice is not None:
+        worst = next(arm.worst for arm in choice.arms if arm.policy == choice.policy)
+        lines.append(
+            f"The policy {choice.policy} was chosen on {choice.images} images of the clients' tune parts, where its "
+            f"worst case is {worst:.1%}, the best of {len(choice.arms)} policies that were attacked by who knows them."
+        )
+        lines += [choice.weakness() + "."] if choice.weakness() else []
     knowing = mean.get("bpda_robust_balanced_accuracy")
     if knowing is not None:
         lines.append(

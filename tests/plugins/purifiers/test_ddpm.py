@@ -162,7 +162,7 @@ def test_tuning_is_saved(tmp_path):
     with torch.no_grad():
         assert float(loaded(images(1), 1.0).timestep) == purifier.depth.t_max
     for wrong, text in (
-        ({"depths": (200,)}, "up to t_max = 100"),
+        ({"depths": (200,)}, "above 0 and up to 100 are wanted"),
         ({"steps": (0,)}, "steps >= 1"),
         ({"margin": 0.3}, "margin <= mild_margin"),
     ):

@@ -1,0 +1,296 @@
+"""The flagship on one grouped fold: `python -m benchmarks.flagship --data FOLDER UNIT...`
+
+Every unit takes about an hour or less on one core. It keeps what it trained under --out, its figures as one JSON file
+under --results, and is not done twice. Without a unit the list is printed, with what is done.
+
+The images are those of the folder at --size px, and eps is in these pixels. Split `fold_0`: five folds by
+near-duplicate group, fold 0 is tested, the rest are groups to train, to choose on and to calibrate. Split `leaking`:
+the paper's random 80/20 split, whose test images have near-duplicates in the training part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import medfedpure
+from benchmarks.folds import progress
+from medfedpure.core.classifier import ClassifierModel
+from medfedpure.core.dataset import ImageDataset
+from medfedpure.core.detector import ScoreContext
+from medfedpure.core.purifier import Purifier
+from medfedpure.core.settings import AdversarialTraining, Augmentation, GroupPositives, TrainingConfig
+from medfedpure.core.storage import write_json
+from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.defence.calibration import Calibration
+from medfedpure.defence.chain import DefendedClassifier
+from medfedpure.evaluation.evaluate import choose, evaluate
+from medfedpure.evaluation.versions import versions
+from medfedpure.figures.balanced import balanced, balanced_interval
+from medfedpure.reporting.evaluation.summary import summarize
+from medfedpure.training.adversarial import AdversarialTask
+from medfedpure.training.classification import ClassificationTask
+from medfedpure.training.group_positives import with_group_positives
+from medfedpure.training.loop import train
+
+EPS = 0.015
+PAPER = {"norm": "linf", "eps": EPS, "step": 0.003, "steps": 7, "random_starts": 0}
+"""The paper's attack, on the bare classifier."""
+SHARES = {"train": 0.75, "validation": 0.08, "calibrate": 0.17}
+"""Of the images outside the test part."""
+AUGMENTATION = Augmentation(quarter_turns=True, shift=8, rotation=20, stretch=0.18, intensity=0.3)
+TRAINING = TrainingConfig(
+    steps=500, batch_size=48, learning_rate=5e-4, weight_decay=0.02, ema=0.99, sampling="balanced", checks=10
+)
+DENOISER: dict[str, Any] = {
+    "t_max": 150,
+    "model": {"widths": [96, 192], "unshuffle": 8},
+    "training": {"steps": 1500, "batch_size": 16, "learning_rate": 1e-3, "ema": 0.995},
+}
+PGD5 = AdversarialTraining(share=1.0, eps=EPS, step=0.0075, steps=5)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one classifier is trained.
+
+    Attributes:
+        start: the recipe whose weights it starts from; "" = ImageNet.
+        adversarial: with a share of 0 it is trained plainly.
+        steps: of 48 images.
+        positives: group positives; off while their weight is 0.
+    """
+
+    start: str = ""
+    adversarial: AdversarialTraining = field(default_factory=AdversarialTraining)
+    steps: int = 500
+    positives: GroupPositives = field(default_factory=GroupPositives)
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "plain": Recipe(),
+    "robust": Recipe("plain", PGD5, 450),
+    "fast": Recipe("plain", AdversarialTraining(share=1.0, eps=EPS, method="fast"), 450),
+    "trades": Recipe("plain", AdversarialTraining(share=1.0, eps=EPS, step=0.0075, steps=5, method="trades"), 450),
+    "awp": Recipe("plain", PGD5.model_copy(update={"awp": 0.005, "awp_start": 0.25}), 450),
+    "schedule": Recipe("plain", PGD5.model_copy(update={"eps_zero": 0.25, "eps_full": 0.75}), 450),
+    "group_positives": Recipe("plain", PGD5, 450, GroupPositives(weight=0.5)),
+}
+ARMS: Mapping[str, tuple[str, str]] = {
+    **{name: (name, "none") for name in RECIPES},
+    "chain": ("plain", "purify_flagged"),
+    "purify_all": ("plain", "purify_all"),
+    "robust_chain": ("robust", "purify_flagged"),
+    "robust_purify_all": ("robust", "purify_all"),
+}
+"""By name: whose classifier, and the policy around it."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The data of one split, and where things are kept."""
+
+    parts: Mapping[str, ImageDataset]
+    out: Path
+    seed: int
+    say: Callable[[str], None]
+
+    def classifier(self, name: str) -> ClassifierModel:
+        """Trained once."""
+        if not (self.out / name).exists():
+            self._train(name)
+        return ClassifierModel.load(self.out / name)
+
+    def purifier(self) -> Purifier:
+        """Trained once."""
+        folder = self.out / "denoiser"
+        if not folder.exists():
+            made: Any = medfedpure.create("purifier", "ddpm", **DENOISER)
+            context = ScoreContext(checkpoint=self.out / "denoiser_checkpoint")
+            made.fit(self.parts["train"], context=context, seed=self.seed).save(folder)
+        return Purifier.load(folder)
+
+    def arm(self, name: str) -> DefendedClassifier:
+        """A defence, its threshold set at 5 % on groups that nothing was trained on."""
+        reader, policy = ARMS[name]
+        classifier = self.classifier(reader)
+        if policy == "none":
+            return DefendedClassifier(classifier, policy="none")
+        purifier = self.purifier()
+        if policy == "purify_all":
+            return DefendedClassifier(classifier, purifier=purifier, policy="purify_all")
+        detector = medfedpure.create("detector", "denoising_disagreement", timestep=40, steps=3)
+        detector.fit(self.parts["train"], context=ScoreContext(classifier, classifier.features, purifier))
+        chain = DefendedClassifier(classifier, detector=detector, purifier=purifier, policy="purify_flagged")
+        chain.calibration = Calibration.fit(chain.score_benign(self.parts["calibrate"], seed=self.seed), 0.05)
+        return chain
+
+    def clean(self, chain: DefendedClassifier) -> dict[str, Any]:
+        """Balanced accuracy of all test images; the interval is that of their groups."""
+        test = self.parts["test"]
+        return counted(chain.predict(test, seed=self.seed).labels, test)
+
+    def paper(self, chain: DefendedClassifier) -> dict[str, Any]:
+        """The paper's attack on the bare classifier, replayed on the defence, one image of each group."""
+        few = choose(self.parts["test"], 100, self.seed)
+        attack = medfedpure.create("attack", "pgd", **PAPER)
+        found = attack(chain.classifier, few.images, few.labels, streams=Streams(self.seed, few.ids))
+        answer = chain.predict(found.images, ids=few.ids, seed=self.seed)
+        flagged = answer.flagged
+        benign = chain.predict(few, seed=self.seed)
+        return {
+            "attack": found.description,
+            "gradient": "of the bare classifier (static), one draw, EoT 1",
+            "robust": counted(answer.labels, few),
+            "clean": counted(benign.labels, few),
+            "flagged_attacked": None if flagged is None else float(flagged.double().mean()),
+            "flagged_benign": None if benign.flagged is None else float(benign.flagged.double().mean()),
+        }
+
+    def worst(self, name: str, chain: DefendedClassifier, preset: str) -> dict[str, Any]:
+        """The ladder at eps .015: its worst case, and every attack."""
+        test = self.parts["test"]
+        found = evaluate(
+            {name: chain},
+            test,
+            preset=preset,
+            eps=EPS,
+            out=self.out / "evaluations" / name,
+            seed=self.seed,
+            say=self.say,
+        )
+        summary = summarize(found)
+        keep = {"lines", "rungs", "images", "groups", "note", "unreliable", "gradients", "seconds", "versions"}
+        return summary.model_dump(mode="json", include=keep)
+
+    def _train(self, name: str) -> None:
+        recipe, data = RECIPES[name], self.parts["train"]
+        channels, size, _ = data.image_shape
+        model: ClassifierModel = medfedpure.create("classifier", "efficientnet_lite0").create_model(
+            in_channels=channels,
+            num_classes=data.num_classes,
+            image_size=size,
+            class_names=data.class_names,
+            seed=self.seed,
+            weights=None if recipe.start else "imagenet",
+        )
+        if recipe.start:
+            start = self.classifier(recipe.start)
+            model.load_state_dict(start.state_dict())
+            model.origin = start.origin
+        plain = ClassificationTask(AUGMENTATION, label_smoothing=0.1)
+        learned = (
+            with_group_positives(plain, recipe.positives, data, balanced=True) if recipe.positives.weight else plain
+        )
+        task = AdversarialTask(learned, recipe.adversarial, plain) if recipe.adversarial.share else learned
+        config = TRAINING.model_copy(update={"steps": recipe.steps})
+
+        def told(kept: torch.nn.Module) -> None:
+            figures = plain.metrics(kept, self.parts["validation"])
+            self.say(f"{name}: validation loss {figures['loss']:.3f}, balanced {figures['balanced_accuracy']:.3f}")
+
+        began = time.perf_counter()
+        train(
+            model,
+            task,
+            data,
+            config,
+            seed=derive_seed(self.seed, "flagship", name),
+            description=name,
+            checkpoint=self.out / f"{name}_checkpoint",
+            on_check=told,
+        )
+        self.say(f"{name}: trained, {time.perf_counter() - began:.0f} s since it was last begun")
+        model.eval().save(self.out / name)
+
+
+def counted(answers: torch.Tensor, data: ImageDataset) -> dict[str, Any]:
+    """Right ones, balanced accuracy and its 95 % interval over groups."""
+    right = answers.cpu() == data.labels
+    low, high = balanced_interval(right, data.labels, data.groups)
+    return {
+        "right": int(right.sum()),
+        "images": len(data),
+        "groups": data.num_groups,
+        "balanced": balanced(right, data.labels),
+        "low": low,
+        "high": high,
+    }
+
+
+def divided(data: ImageDataset, seed: int) -> dict[str, ImageDataset]:
+    """Fold 0 of five by group as the test part, and the parts of the rest."""
+    folds = data.split({f"fold{place}": 0.2 for place in range(5)}, seed=seed)
+    test = folds.pop("fold0")
+    rest = ImageDataset.concatenate(list(folds.values()))
+    return {**rest.split(SHARES, seed=derive_seed(seed, "parts", 0)), "test": test}
+
+
+def leaking(data: ImageDataset, seed: int) -> dict[str, ImageDataset]:
+    """The paper's random split: test images have near-duplicates in the training part."""
+    alone = replace(data, groups=torch.arange(len(data)))
+    return alone.split({"train": 0.72, "validation": 0.03, "calibrate": 0.05, "test": 0.2}, seed=seed)
+
+
+SPLITS: Mapping[str, Callable[[ImageDataset, int], dict[str, ImageDataset]]] = {"fold_0": divided, "leaking": leaking}
+
+
+def main() -> None:
+    """Do the units that are named and are not done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("units", nargs="*", metavar="UNIT", help=", ".join(ARMS))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--split", choices=sorted(SPLITS), default="fold_0")
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--preset", default="", help="of the ladder; without one, clean and the paper's attack only")
+    parser.add_argument("--out", type=Path, default=Path("runs", "flagship"))
+    parser.add_argument("--results", type=Path, default=Path("benchmarks", "results", "flagship"))
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    unknown = sorted(set(given.units) - set(ARMS))
+    if unknown:
+        raise SystemExit(f"no unit is named {', '.join(unknown)}; the units are {', '.join(ARMS)}")
+    where = f"{given.split}_{given.size}"
+    if not given.units:
+        for name in ARMS:
+            done = [path.stem for path in sorted((given.results / where).glob(f"{name}.*json"))]
+            print(f"{name}: {', '.join(done) or 'not measured'}")
+        return
+    say = progress()
+    options = {"root": given.data, "image_size": given.size, "channels": 1}
+    data = medfedpure.create("dataset", "image_folder", **options).read()
+    bench = Bench(SPLITS[given.split](data, given.seed), given.out / where, given.seed, say)
+    dealt = {name: [len(part), part.num_groups] for name, part in bench.parts.items()}
+    say(", ".join(f"{images} images of {groups} groups to {name}" for name, (images, groups) in dealt.items()))
+    for name in given.units:
+        path = given.results / where / f"{name}.{given.preset or 'static'}.json"
+        if path.exists():
+            say(f"{path} is there")
+            continue
+        chain = bench.arm(name)
+        document: dict[str, Any] = {
+            "unit": name,
+            "split": given.split,
+            "size": given.size,
+            "parts": dealt,
+            "classifier": str(ARMS[name][0]),
+            "policy": ARMS[name][1],
+            "clean": bench.clean(chain),
+            "paper": bench.paper(chain),
+            "versions": versions(),
+        }
+        say(f"{name}: clean {document['clean']['balanced']:.3f}, paper {document['paper']['robust']['balanced']:.3f}")
+        if given.preset:
+            document["ladder"] = bench.worst(name, chain, given.preset)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, document)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The flagship's fold over three clients: `python -m benchmarks.flagship_federated --data FOLDER UNIT...`
+
+A unit is a strategy, plain or robust: fedavg_plain, fedavg_robust, fedper_plain, ... All clients together take as many
+steps as the pooled training of `benchmarks.flagship`, from ImageNet weights; robust ones with eps rising from 0. Every
+client's model is tested on the whole test part of the fold. Units keep their rounds under --out and go on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import medfedpure
+from benchmarks.flagship import AUGMENTATION, EPS, PGD5, SPLITS, TRAINING, Bench
+from benchmarks.folds import progress
+from medfedpure.core.classifier import ClassifierModel
+from medfedpure.core.storage import write_json
+from medfedpure.core.streams import derive_seed
+from medfedpure.defence.chain import DefendedClassifier
+from medfedpure.evaluation.versions import versions
+from medfedpure.federation import Site, federate
+from medfedpure.training.classification import ClassificationTask
+
+CLIENTS, ROUNDS, STEPS = 3, 5, {"plain": 170, "robust": 370}
+STRATEGIES = ("fedavg", "fedper", "fedrep", "mixture", "local")
+UNITS = tuple(f"{strategy}_{kind}" for strategy in STRATEGIES for kind in STEPS)
+ROBUST = PGD5.model_copy(update={"eps_zero": 0.2, "eps_full": 0.5})
+
+
+def trained(bench: Bench, unit: str) -> dict[str, ClassifierModel]:
+    """Every client's model."""
+    folder = bench.out / unit
+    if not folder.exists():
+        strategy, kind = unit.split("_")
+        data = bench.parts["train"]
+        channels, size, _ = data.image_shape
+        architecture = medfedpure.create("classifier", "efficientnet_lite0")
+
+        def make_model() -> ClassifierModel:
+            model: ClassifierModel = architecture.create_model(
+                in_channels=channels,
+                num_classes=data.num_classes,
+                image_size=size,
+                class_names=data.class_names,
+                seed=bench.seed,
+            )
+            return model
+
+        sites = [Site(f"client_{place}", own) for place, own in enumerate(data.partition(CLIENTS, seed=bench.seed))]
+        config: dict[str, Any] = {"adversarial": ROBUST} if kind == "robust" else {}
+        result = federate(
+            sites,
+            make_model=make_model,
+            task=ClassificationTask(AUGMENTATION, label_smoothing=0.1),
+            strategy=medfedpure.create("personalization", strategy, config),
+            training=TRAINING.model_copy(update={"steps": STEPS[kind], "ema": 0.98}),
+            rounds=ROUNDS,
+            seed=derive_seed(bench.seed, "flagship", unit),
+            state_dir=bench.out / f"{unit}_state",
+            checkpoint=bench.out / f"{unit}_checkpoint",
+            name=unit,
+        )
+        for client, model in result.models.items():
+            model.save(folder / client)  # type: ignore[operator]
+    return {path.name: ClassifierModel.load(path) for path in sorted(folder.iterdir())}
+
+
+def main() -> None:
+    """Do the units that are named and are not done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("units", nargs="*", metavar="UNIT", help=", ".join(UNITS))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--preset", default="", help="of the ladder; without one, clean and the paper's attack only")
+    parser.add_argument("--out", type=Path, default=Path("runs", "flagship"))
+    parser.add_argument("--results", type=Path, default=Path("benchmarks", "results", "flagship"))
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    unknown = sorted(set(given.units) - set(UNITS))
+    if unknown:
+        raise SystemExit(f"no unit is named {', '.join(unknown)}; the units are {', '.join(UNITS)}")
+    say = progress()
+    options = {"root": given.data, "image_size": given.size, "channels": 1}
+    data = medfedpure.create("dataset", "image_folder", **options).read()
+    where = f"fold_0_{given.size}"
+    bench = Bench(SPLITS["fold_0"](data, given.seed), given.out / where, given.seed, say)
+    for unit in given.units:
+        path = given.results / f"federated_{where}" / f"{unit}.{given.preset or 'static'}.json"
+        if path.exists():
+            say(f"{path} is there")
+            continue
+        clients: dict[str, Any] = {}
+        for client, model in trained(bench, unit).items():
+            chain = DefendedClassifier(model, policy="none")
+            clients[client] = {"clean": bench.clean(chain), "paper": bench.paper(chain)}
+            if given.preset:
+                clients[client]["ladder"] = bench.worst(f"{unit}_{client}", chain, given.preset)
+            say(f"{unit}, {client}: clean {clients[client]['clean']['balanced']:.3f}")
+        setting = {"unit": unit, "rounds": ROUNDS, "steps": STEPS[unit.split("_")[1]], "eps": EPS, "size": given.size}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {**setting, "clients": clients, "versions": versions()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The tables of `benchmarks.flagship`: `python -m benchmarks.flagship_table` writes them into their page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "flagship"
+PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "flagship.md"
+_MARK = re.compile(r"(<!-- table: (\w+) -->).*?<!-- end -->", re.S)
+WORDS: Mapping[str, str] = {
+    "plain": "undefended",
+    "robust": "adversarially trained, PGD",
+    "fast": "adversarially trained, `fast`",
+    "trades": "adversarially trained, TRADES",
+    "awp": "adversarially trained, PGD with AWP",
+    "schedule": "adversarially trained, PGD, eps rising",
+    "group_positives": "adversarially trained, PGD, group positives",
+    "chain": "undefended + gated chain",
+    "purify_all": "undefended + purify all",
+    "robust_chain": "adversarially trained, PGD + gated chain",
+    "robust_purify_all": "adversarially trained, PGD + purify all",
+}
+
+
+def table(split: str, folder: Path = RESULTS) -> str:
+    """One row a unit that was measured, in percent; the conditions below."""
+    documents = read(split, folder)
+    lines = [
+        "| defence | clean, all test images | clean | paper's attack | worst case of the ladder |",
+        "|---|---|---|---|---|",
+    ]
+    for name, words in WORDS.items():
+        if name in documents:
+            found = documents[name]
+            cells = [words, _figure(found["clean"]), _figure(found["paper"]["clean"])]
+            cells += [_figure(found["paper"]["robust"]), _worst(found.get("ladder"))]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_conditions(documents)])
+
+
+def read(split: str, folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """What was measured of a split, by unit; of two presets the one with a ladder."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((folder / split).glob("*.json")):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if "ladder" in document or document["unit"] not in found:
+            found[document["unit"]] = document
+    return found
+
+
+def _figure(counted: Mapping[str, Any]) -> str:
+    return f"{100 * counted['balanced']:.1f} ({100 * counted['low']:.1f} to {100 * counted['high']:.1f})"
+
+
+def _line(ladder: Mapping[str, Any]) -> Mapping[str, Any]:
+    lines: Sequence[Mapping[str, Any]] = ladder["lines"]
+    return next(line for line in lines if line["eps"] is not None)
+
+
+def _worst(ladder: Mapping[str, Any] | None) -> str:
+    if ladder is None:
+        return "not measured"
+    line = _line(ladder)
+    balanced, unreliable = line["balanced"], " UNRELIABLE" if ladder["unreliable"] else ""
+    low, high = 100 * balanced["low"], 100 * balanced["high"]
+    return f"{100 * balanced['value']:.1f} ({low:.1f} to {high:.1f}){unreliable}"
+
+
+def _conditions(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    if not documents:
+        return ["Nothing is measured yet."]
+    first = next(iter(documents.values()))
+    parts = {name: f"{images} of {groups} groups to {name}" for name, (images, groups) in first["parts"].items()}
+    paper = first["paper"]
+    lines = [
+        f"Balanced accuracy in percent, its 95 % interval over near-duplicate groups. Images of {first['size']} px, "
+        f"read at {max(first['size'], 128)} px: {', '.join(parts.values())}. All columns but the first: one test image "
+        f"of each group, {paper['clean']['images']} images.",
+        "",
+        f"- Paper's attack: {paper['attack']}; {paper['gradient']}.",
+    ]
+    for name, found in documents.items():
+        if "ladder" in found:
+            ladder = found["ladder"]
+            lines.append(f"- Worst case, {WORDS[name]}: {_line(ladder)['threat']}. {ladder['note'].capitalize()}.")
+    return lines
+
+
+def page_with_tables(page: str, folder: Path = RESULTS) -> str:
+    """The page with what was measured after each mark `<!-- table: SPLIT -->`, up to `<!-- end -->`."""
+    return _MARK.sub(lambda mark: f"{mark[1]}\n\n{table(mark[2], folder)}\n\n<!-- end -->", page)
+
+
+def main() -> None:
+    """Write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    given = parser.parse_args()
+    drawn = page_with_tables(given.page.read_text(encoding="utf-8"), given.results)
+    given.page.write_text(drawn, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
