@@ -87,7 +87,7 @@ def _conditions(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for name, found in documents.items():
         if "ladder" in found:
             ladder = found["ladder"]
-            lines.append(f"- Worst case, {WORDS[name]}: {_line(ladder)['threat']}. {ladder['note'].capitalize()}.")
+            lines.append(f"- Worst case, {WORDS[name]}: {_line(ladder)['threat']}; {ladder['note']}.")
     return lines
 
 

@@ -43,8 +43,8 @@ class AdversarialTraining(Config):
     """How many adversarial examples a batch holds, how they are made, and what is learned of them.
 
     Raises:
-        ConfigError: a method that must start at random and does not, two sets of BatchNorm of which one would see no
-            image, or a schedule that ends before it begins.
+        ConfigError: options of an attack and a share of 0, a method that must start at random and does not, two sets of
+            BatchNorm of which one would see no image, or a schedule that ends before it begins.
     """
 
     share: float = Field(0.0, ge=0, le=1, description="share of each batch that is attacked; 0 = none")
@@ -71,6 +71,8 @@ class AdversarialTraining(Config):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        if not self.share and (self.method != "pgd" or self.awp or self.normalization != "shared"):
+            raise ValueError("share is 0, so no image is attacked and these options do nothing: set share, as to 1")
         if self.method != "pgd" and not self.random_start:
             raise ValueError(f'method "{self.method}" starts at a random point: leave random_start true')
         if self.eps_full < self.eps_zero:

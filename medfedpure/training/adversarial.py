@@ -4,10 +4,11 @@
     trades      min_w  E  L(w; x) + beta KL(p(x) || p(x + d))    the divergence of a share of each batch
 
 pgd: Madry et al. 2018, arXiv 1706.06083. trades: Zhang et al. 2019, arXiv 1901.08573. fast: Wong et al. 2020, arXiv
-2001.03994; one step may be learned by heart, and several steps then fool what one no longer does. So every 20 steps
-some images are attacked by both. Where the several leave less than half of what the one leaves, an `OneStepWarning`
-says so, and the training goes on with several steps, to its end (Li et al. 2020, "Towards understanding fast
-adversarial training", arXiv 2006.03089, do so for a while).
+2001.03994; one step may be learned by heart, and several steps then fool what one no longer does. So every 20 steps,
+from a fifth of the training on (a network that is not robust yet may fall to several steps and not to one), some
+images are attacked by both. Where the several leave less than half of what the one leaves, an `OneStepWarning` says
+so, and the training goes on with several steps, to its end (Li et al. 2020, "Towards understanding fast adversarial
+training", arXiv 2006.03089, do so for a while).
 
 **Augmentation comes first.** A classifier's images are attacked as they are shown to it: turned and stretched after the
 attack, a perturbation would be smoothed by the interpolation, and the network would train against a weaker one than eps
@@ -56,7 +57,7 @@ from medfedpure.training.crafting import (
 )
 from medfedpure.training.second_set import SecondSet, installed, statistics_untouched
 
-_WATCH_EVERY, _WATCHED = 20, 32
+_WATCH_EVERY, _WATCHED, _WATCH_FROM = 20, 32, 0.2
 _ROBUST, _UNDER_ATTACK = "robust_balanced_accuracy", "robust_loss"
 
 
@@ -215,7 +216,8 @@ class AdversarialTask(WrappedTask):
             several = settings.model_copy(update={"method": "pgd"})
             if not self._added.several_steps:
                 moved = perturb(model, victims, streams, settings, self.objective)
-                if self._step % _WATCH_EVERY or not self._learned_by_heart(model, victims, moved, streams, several):
+                watched = self._step % _WATCH_EVERY == 0 and self._progress >= _WATCH_FROM
+                if not watched or not self._learned_by_heart(model, victims, moved, streams, several):
                     return moved
                 self._added.several_steps = True
             return perturb(model, victims, streams, several, self.objective)
