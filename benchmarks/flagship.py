@@ -171,15 +171,7 @@ class Bench:
 
     def _train(self, name: str) -> None:
         recipe, data = RECIPES[name], self.parts["train"]
-        channels, size, _ = data.image_shape
-        model: ClassifierModel = medfedpure.create("classifier", "efficientnet_lite0").create_model(
-            in_channels=channels,
-            num_classes=data.num_classes,
-            image_size=size,
-            class_names=data.class_names,
-            seed=self.seed,
-            weights=None if recipe.start else "imagenet",
-        )
+        model = built(data, self.seed, None if recipe.start else "imagenet")
         if recipe.start:
             start = self.classifier(recipe.start)
             model.load_state_dict(start.state_dict())
@@ -208,6 +200,26 @@ class Bench:
         )
         self.say(f"{name}: trained, {time.perf_counter() - began:.0f} s since it was last begun")
         model.eval().save(self.out / name)
+
+
+def built(data: ImageDataset, seed: int, weights: str | None = "imagenet") -> ClassifierModel:
+    """A network for these images."""
+    channels, size, _ = data.image_shape
+    model: ClassifierModel = medfedpure.create("classifier", "efficientnet_lite0").create_model(
+        in_channels=channels,
+        num_classes=data.num_classes,
+        image_size=size,
+        class_names=data.class_names,
+        seed=seed,
+        weights=weights,
+    )
+    return model
+
+
+def opened(folder: Path, size: int) -> ImageDataset:
+    """The images of a folder."""
+    data: ImageDataset = medfedpure.create("dataset", "image_folder", root=folder, image_size=size, channels=1).read()
+    return data
 
 
 def counted(answers: torch.Tensor, data: ImageDataset) -> dict[str, Any]:
@@ -263,8 +275,7 @@ def main() -> None:
             print(f"{name}: {', '.join(done) or 'not measured'}")
         return
     say = progress()
-    options = {"root": given.data, "image_size": given.size, "channels": 1}
-    data = medfedpure.create("dataset", "image_folder", **options).read()
+    data = opened(given.data, given.size)
     bench = Bench(SPLITS[given.split](data, given.seed), given.out / where, given.seed, say)
     dealt = {name: [len(part), part.num_groups] for name, part in bench.parts.items()}
     say(", ".join(f"{images} images of {groups} groups to {name}" for name, (images, groups) in dealt.items()))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import medfedpure
-from benchmarks.flagship import AUGMENTATION, EPS, PGD5, SPLITS, TRAINING, Bench
+from benchmarks.flagship import AUGMENTATION, EPS, PGD5, SPLITS, TRAINING, Bench, built, opened
 from benchmarks.folds import progress
 from medfedpure.core.classifier import ClassifierModel
 from medfedpure.core.storage import write_json
@@ -34,24 +34,11 @@ def trained(bench: Bench, unit: str) -> dict[str, ClassifierModel]:
     if not folder.exists():
         strategy, kind = unit.split("_")
         data = bench.parts["train"]
-        channels, size, _ = data.image_shape
-        architecture = medfedpure.create("classifier", "efficientnet_lite0")
-
-        def make_model() -> ClassifierModel:
-            model: ClassifierModel = architecture.create_model(
-                in_channels=channels,
-                num_classes=data.num_classes,
-                image_size=size,
-                class_names=data.class_names,
-                seed=bench.seed,
-            )
-            return model
-
         sites = [Site(f"client_{place}", own) for place, own in enumerate(data.partition(CLIENTS, seed=bench.seed))]
         config: dict[str, Any] = {"adversarial": ROBUST} if kind == "robust" else {}
         result = federate(
             sites,
-            make_model=make_model,
+            make_model=lambda: built(data, bench.seed),
             task=ClassificationTask(AUGMENTATION, label_smoothing=0.1),
             strategy=medfedpure.create("personalization", strategy, config),
             training=TRAINING.model_copy(update={"steps": STEPS[kind], "ema": 0.98}),
@@ -81,8 +68,7 @@ def main() -> None:
     if unknown:
         raise SystemExit(f"no unit is named {', '.join(unknown)}; the units are {', '.join(UNITS)}")
     say = progress()
-    options = {"root": given.data, "image_size": given.size, "channels": 1}
-    data = medfedpure.create("dataset", "image_folder", **options).read()
+    data = opened(given.data, given.size)
     where = f"fold_0_{given.size}"
     bench = Bench(SPLITS["fold_0"](data, given.seed), given.out / where, given.seed, say)
     for unit in given.units:

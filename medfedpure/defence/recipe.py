@@ -21,7 +21,6 @@ _DETECTORS: Mapping[Recipe, str] = {"paper": "compose", "robust": "compose", "fa
 _FAST: Mapping[str, Any] = {"bits": ()}
 """The median filter alone: one pass, where fewer bits cost another and detect no more (benchmarks/recipes.py)."""
 _PURIFIER = "ddpm"
-_ALLOWED: Mapping[Recipe, tuple[Policy, ...]] = {"fast": ("abstain", "none")}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -52,7 +53,7 @@ def imagenet_weights(model: str, options: Mapping[str, Any]) -> tuple[dict[str, 
     """Tensors in timm's names, and where they are from.
 
     Args:
-        model: a name known to timm.
+        model: a name known to timm. A package's weights are read and checked once in a process: do not change them.
         options: that the network is built with.
 
     Raises:
@@ -94,6 +95,7 @@ def _file_of(package: WeightsPackage) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+@lru_cache(maxsize=2)  # a federation builds a model for every client in every round
 def _from_package(package: WeightsPackage, path: Path, model: str) -> tuple[dict[str, Tensor], Origin]:
     weights, digest = read_weights(path)
     if digest != package.sha256:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import timm
 import torch
@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medfedpure.core.classifier import Classifier
 from medfedpure.core.errors import ConfigError
 from medfedpure.models.small_cnn import Normalize
 
@@ -27,7 +28,7 @@ class TimmClassifier(nn.Module):
             that a perturbation stays bounded in the images' own pixels and gradients flow through; None leaves them.
         imagenet_input: as published weights want it: grey is repeated to three channels, and these are normalized by
             the mean and standard deviation that timm states for the model.
-        channels_last: convolve in that memory format; twice as fast on CPUs where convolutions are depthwise.
+        channels_last: convolve in that memory format; faster on CPUs where convolutions are depthwise.
         **options: of timm's model.
 
     Raises:
@@ -88,3 +89,19 @@ class TimmClassifier(nn.Module):
             images = images.expand(-1, 3, -1, -1)
         images = self.normalize(images)
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+
+
+class TimmArchitecture(Classifier):
+    """What architectures around a timm model share; they write `build`, which gives a `TimmClassifier`."""
+
+    weights_prefix: ClassVar[str] = "backbone."
+
+    def features(self, model: nn.Module, images: Tensor) -> Tensor:
+        """`(N, F)`, timm's pre-logits."""
+        assert isinstance(model, TimmClassifier)
+        return model.features(images)
+
+    def head_keys(self, model: nn.Module) -> frozenset[str]:
+        """Keys of timm's classifier layers: distilled transformers have two."""
+        assert isinstance(model, TimmClassifier)
+        return model.head_keys()

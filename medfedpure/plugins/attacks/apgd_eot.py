@@ -16,10 +16,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from medfedpure.core.attack import Attack, ThreatView, project, step_along, without_parameter_gradients
+from medfedpure.core.attack import ThreatView, project, step_along
 from medfedpure.core.streams import Streams
 from medfedpure.plugins.attacks.gradient import (
     BallConfig,
+    InPortions,
     Loss,
     gradient_of,
     judged,
@@ -107,35 +108,10 @@ class _Best:
         self.images[at], self.rank[at], self.loss[at] = points[better], rank[better], loss[better]
 
 
-class APGDEoT(Attack):
+class APGDEoT(InPortions):
     """White-box on any view; untargeted unless targets are given."""
 
     Config = APGDEoTConfig
-    uses = "gradients"
-    supports_mask = True
-    supports_targets = True
-
-    def generate(
-        self,
-        view: ThreatView,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        mask: Tensor | None = None,
-        targets: Tensor | None = None,
-        streams: Streams,
-    ) -> Tensor:
-        """Adversarial images `(N, C, H, W)` within the budget; the best of all starts for each image.
-
-        Raises:
-            ConfigError: "dlr" with too few classes.
-        """
-        found = images.clone()
-        with without_parameter_gradients(view):
-            for rows in torch.arange(len(images), device=images.device).split(self.config.batch_size):
-                limit, wanted = (None if item is None else item[rows] for item in (mask, targets))
-                found[rows] = self._all_starts(view, images[rows], labels[rows], limit, wanted, streams.select(rows))
-        return found
 
     def _all_starts(
         self,

@@ -15,9 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from medfedpure.core.attack import Attack, Norm, ThreatView, length, project, without_parameter_gradients
+from medfedpure.core.attack import Norm, ThreatView, length, project
 from medfedpure.core.streams import Streams
-from medfedpure.plugins.attacks.gradient import BallConfig, is_fooled, most_likely, random_start, slope
+from medfedpure.plugins.attacks.gradient import BallConfig, InPortions, is_fooled, most_likely, random_start, slope
 
 
 class FABConfig(BallConfig):
@@ -34,34 +34,13 @@ class FABConfig(BallConfig):
     batch_size: int = Field(64, ge=1, description="images at a time")
 
 
-class FAB(Attack):
+class FAB(InPortions):
     """White-box, for views without noise; it looks for the nearest boundary, and what lies beyond eps is projected.
 
     An image that is misread already comes back as it was.
     """
 
     Config = FABConfig
-    uses = "gradients"
-    supports_mask = True
-    supports_targets = True
-
-    def generate(
-        self,
-        view: ThreatView,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        mask: Tensor | None = None,
-        targets: Tensor | None = None,
-        streams: Streams,
-    ) -> Tensor:
-        """Adversarial images `(N, C, H, W)` within the budget."""
-        found = images.clone()
-        with without_parameter_gradients(view):
-            for rows in torch.arange(len(images), device=images.device).split(self.config.batch_size):
-                limit, wanted = (None if item is None else item[rows] for item in (mask, targets))
-                found[rows] = self._all_starts(view, images[rows], labels[rows], limit, wanted, streams.select(rows))
-        return found
 
     def _all_starts(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Self
 
@@ -10,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from medfedpure.core.attack import Norm, ThreatView, unit
+from medfedpure.core.attack import Attack, Norm, ThreatView, unit, without_parameter_gradients
 from medfedpure.core.config import Config, Radius
 from medfedpure.core.errors import ConfigError, MissingRequirementError
 from medfedpure.core.streams import Streams
@@ -53,6 +54,49 @@ class GradientConfig(StepsConfig):
     patience: int = Field(
         1, ge=1, description="steps in a row whose every look has fallen before an image leaves; more for noisy views"
     )
+
+
+class InPortions(Attack):
+    """A white-box attack on any view that takes `batch_size` images at a time; one method to write: `_all_starts`."""
+
+    uses = "gradients"
+    supports_mask = True
+    supports_targets = True
+
+    def generate(
+        self,
+        view: ThreatView,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        mask: Tensor | None = None,
+        targets: Tensor | None = None,
+        streams: Streams,
+    ) -> Tensor:
+        """Adversarial images `(N, C, H, W)` within the budget; the best of all starts for each image.
+
+        Raises:
+            ConfigError: the loss "dlr" with too few classes.
+        """
+        found = images.clone()
+        with without_parameter_gradients(view):
+            for rows in torch.arange(len(images), device=images.device).split(self.config.batch_size):
+                limit, wanted = (None if item is None else item[rows] for item in (mask, targets))
+                found[rows] = self._all_starts(view, images[rows], labels[rows], limit, wanted, streams.select(rows))
+        return found
+
+    @abstractmethod
+    def _all_starts(
+        self,
+        view: ThreatView,
+        images: Tensor,
+        labels: Tensor,
+        mask: Tensor | None,
+        targets: Tensor | None,
+        streams: Streams,
+    ) -> Tensor:
+        """The same of one portion."""
+        raise NotImplementedError
 
 
 def loss_of(kind: Loss, logits: Tensor, labels: Tensor, targets: Tensor | None, watch: Watch | None = None) -> Tensor:

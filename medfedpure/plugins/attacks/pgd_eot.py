@@ -14,10 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from medfedpure.core.attack import Attack, ThreatView, project, step_along, without_parameter_gradients
+from medfedpure.core.attack import ThreatView, project, step_along
 from medfedpure.core.streams import Streams
 from medfedpure.plugins.attacks.gradient import (
     GradientConfig,
+    InPortions,
     Loss,
     gradient_of,
     judged,
@@ -36,31 +37,10 @@ class PGDEoTConfig(GradientConfig):
     early_stop: bool = Field(True, description="an image leaves when it has fallen, see patience")
 
 
-class PGDEoT(Attack):
+class PGDEoT(InPortions):
     """White-box on any view; untargeted unless targets are given."""
 
     Config = PGDEoTConfig
-    uses = "gradients"
-    supports_mask = True
-    supports_targets = True
-
-    def generate(
-        self,
-        view: ThreatView,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        mask: Tensor | None = None,
-        targets: Tensor | None = None,
-        streams: Streams,
-    ) -> Tensor:
-        """Adversarial images `(N, C, H, W)` within the budget; the best of all starts for each image."""
-        found = images.clone()
-        with without_parameter_gradients(view):
-            for rows in torch.arange(len(images), device=images.device).split(self.config.batch_size):
-                limit, wanted = (None if item is None else item[rows] for item in (mask, targets))
-                found[rows] = self._all_starts(view, images[rows], labels[rows], limit, wanted, streams.select(rows))
-        return found
 
     def _all_starts(
         self,

