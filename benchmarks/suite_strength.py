@@ -1,8 +1,8 @@
 """Our APGD and FAB beside the code of their authors: `python -m benchmarks.suite_strength`.
 
-It wants pyautoattack 0.2.0 (`pip install --no-deps pyautoattack==0.2.0`), best in an environment that may be thrown away,
-because that package seeds global generators. Printed are images of 200 that are still read correctly, ours / theirs;
-about two minutes on one core.
+It wants pyautoattack 0.2.0 (`pip install --no-deps pyautoattack==0.2.0`), best in an environment that may be thrown
+away, because that package seeds global generators. Printed are images of 200 that are still read correctly, ours /
+theirs; about two minutes on one core.
 """
 
 from __future__ import annotations
