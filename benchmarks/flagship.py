@@ -28,6 +28,7 @@ from medfedpure.core.purifier import Purifier
 from medfedpure.core.settings import AdversarialTraining, Augmentation, GroupPositives, TrainingConfig
 from medfedpure.core.storage import write_json
 from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.data.synthetic import augment_with_samples
 from medfedpure.defence.calibration import Calibration
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.evaluate import choose, evaluate
@@ -53,6 +54,11 @@ DENOISER: dict[str, Any] = {
     "model": {"widths": [96, 192], "unshuffle": 8},
     "training": {"steps": 1500, "batch_size": 16, "learning_rate": 1e-3, "ema": 0.995},
 }
+GENERATOR: dict[str, Any] = {
+    "generation": {"classes": 2},
+    "model": {"widths": [96, 192], "unshuffle": 8},
+    "training": {"steps": 2500, "batch_size": 16, "learning_rate": 1e-3, "ema": 0.995},
+}
 PGD5 = AdversarialTraining(share=1.0, eps=EPS, step=0.0075, steps=5)
 
 
@@ -65,29 +71,35 @@ class Recipe:
         adversarial: with a share of 0 it is trained plainly.
         steps: of 48 images.
         positives: group positives; off while their weight is 0.
+        samples: images that a diffusion model drew, as a share of the training images.
     """
 
     start: str = ""
     adversarial: AdversarialTraining = field(default_factory=AdversarialTraining)
     steps: int = 500
     positives: GroupPositives = field(default_factory=GroupPositives)
+    samples: float = 0.0
 
 
 RECIPES: Mapping[str, Recipe] = {
     "plain": Recipe(),
     "robust": Recipe("plain", PGD5, 450),
-    "fast": Recipe("plain", AdversarialTraining(share=1.0, eps=EPS, method="fast"), 450),
-    "trades": Recipe("plain", AdversarialTraining(share=1.0, eps=EPS, step=0.0075, steps=5, method="trades"), 450),
-    "awp": Recipe("plain", PGD5.model_copy(update={"awp": 0.005, "awp_start": 0.25}), 450),
+    "robust_long": Recipe("robust", PGD5, 700),
     "schedule": Recipe("plain", PGD5.model_copy(update={"eps_zero": 0.25, "eps_full": 0.75}), 450),
-    "group_positives": Recipe("plain", PGD5, 450, GroupPositives(weight=0.5)),
+    "more_pgd": Recipe("robust", PGD5, 150),
+    "more_fast": Recipe("robust", AdversarialTraining(share=1.0, eps=EPS, method="fast"), 150),
+    "more_trades": Recipe("robust", PGD5.model_copy(update={"method": "trades"}), 150),
+    "more_awp": Recipe("robust", PGD5.model_copy(update={"awp": 0.005}), 150),
+    "more_group_positives": Recipe("robust", PGD5, 150, GroupPositives(weight=0.5)),
+    "more_samples": Recipe("robust", PGD5, 150, samples=0.3),
 }
+"""What is named more_ goes on from `robust` by 150 steps, so that methods are compared on a network that is robust."""
 ARMS: Mapping[str, tuple[str, str]] = {
     **{name: (name, "none") for name in RECIPES},
     "chain": ("plain", "purify_flagged"),
     "purify_all": ("plain", "purify_all"),
-    "robust_chain": ("robust", "purify_flagged"),
-    "robust_purify_all": ("robust", "purify_all"),
+    "robust_chain": ("robust_long", "purify_flagged"),
+    "robust_purify_all": ("robust_long", "purify_all"),
 }
 """By name: whose classifier, and the policy around it."""
 
@@ -115,6 +127,18 @@ class Bench:
             context = ScoreContext(checkpoint=self.out / "denoiser_checkpoint")
             made.fit(self.parts["train"], context=context, seed=self.seed).save(folder)
         return Purifier.load(folder)
+
+    def with_samples(self, share: float) -> ImageDataset:
+        """The training images and, after them, those that a class-conditional diffusion model of them draws."""
+        folder, held_out = self.out / "generator", {k: v for k, v in self.parts.items() if k != "train"}
+        if not folder.exists():
+            made: Any = medfedpure.create("purifier", "class_ddpm", **GENERATOR)
+            context = ScoreContext(checkpoint=self.out / "generator_checkpoint")
+            made.fit(self.parts["train"], context=context, seed=self.seed).save(folder)
+        sampler: Any = Purifier.load(folder)
+        data, report = augment_with_samples(self.parts["train"], sampler, share=share, against=held_out, seed=self.seed)
+        self.say(report.describe())
+        return data
 
     def arm(self, name: str) -> DefendedClassifier:
         """A defence, its threshold set at 5 % on groups that nothing was trained on."""
@@ -170,7 +194,8 @@ class Bench:
         return summary.model_dump(mode="json", include=keep)
 
     def _train(self, name: str) -> None:
-        recipe, data = RECIPES[name], self.parts["train"]
+        recipe = RECIPES[name]
+        data = self.with_samples(recipe.samples) if recipe.samples else self.parts["train"]
         model = built(data, self.seed, None if recipe.start else "imagenet")
         if recipe.start:
             start = self.classifier(recipe.start)
@@ -265,6 +290,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("benchmarks", "results", "flagship"))
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    medfedpure.keep_freed_memory()
     unknown = sorted(set(given.units) - set(ARMS))
     if unknown:
         raise SystemExit(f"no unit is named {', '.join(unknown)}; the units are {', '.join(ARMS)}")

@@ -1,8 +1,9 @@
 """The flagship's fold over three clients: `python -m benchmarks.flagship_federated --data FOLDER UNIT...`
 
 A unit is a strategy, plain or robust: fedavg_plain, fedavg_robust, fedper_plain, ... All clients together take as many
-steps as the pooled training of `benchmarks.flagship`, from ImageNet weights; robust ones with eps rising from 0. Every
-client's model is tested on the whole test part of the fold. Units keep their rounds under --out and go on from there.
+steps as the pooled training of `benchmarks.flagship` that has the same name: plain from ImageNet weights, robust from
+the network that `fedavg_plain` gave all of them, as the pooled one starts from `plain`. Every client's model is tested
+on the whole test part of the fold. Units keep their rounds under --out and go on from there.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from medfedpure.evaluation.versions import versions
 from medfedpure.federation import Site, federate
 from medfedpure.training.classification import ClassificationTask
 
-CLIENTS, ROUNDS, STEPS = 3, 5, {"plain": 170, "robust": 370}
+CLIENTS, ROUNDS, STEPS = 3, 5, {"plain": 170, "robust": 150}
 STRATEGIES = ("fedavg", "fedper", "fedrep", "mixture", "local")
 UNITS = tuple(f"{strategy}_{kind}" for strategy in STRATEGIES for kind in STEPS)
-ROBUST = PGD5.model_copy(update={"eps_zero": 0.2, "eps_full": 0.5})
+START = "fedavg_plain"
 
 
 def trained(bench: Bench, unit: str) -> dict[str, ClassifierModel]:
@@ -35,10 +36,19 @@ def trained(bench: Bench, unit: str) -> dict[str, ClassifierModel]:
         strategy, kind = unit.split("_")
         data = bench.parts["train"]
         sites = [Site(f"client_{place}", own) for place, own in enumerate(data.partition(CLIENTS, seed=bench.seed))]
-        config: dict[str, Any] = {"adversarial": ROBUST} if kind == "robust" else {}
+        config: dict[str, Any] = {"adversarial": PGD5} if kind == "robust" else {}
+        start = trained(bench, START)["client_0"] if kind == "robust" else None
+
+        def made() -> ClassifierModel:
+            model = built(data, bench.seed, None if start else "imagenet")
+            if start is not None:
+                model.load_state_dict(start.state_dict())
+                model.origin = start.origin
+            return model
+
         result = federate(
             sites,
-            make_model=lambda: built(data, bench.seed),
+            make_model=made,
             task=ClassificationTask(AUGMENTATION, label_smoothing=0.1),
             strategy=medfedpure.create("personalization", strategy, config),
             training=TRAINING.model_copy(update={"steps": STEPS[kind], "ema": 0.98}),
@@ -64,6 +74,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("benchmarks", "results", "flagship"))
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    medfedpure.keep_freed_memory()
     unknown = sorted(set(given.units) - set(UNITS))
     if unknown:
         raise SystemExit(f"no unit is named {', '.join(unknown)}; the units are {', '.join(UNITS)}")

@@ -96,6 +96,7 @@ _PUBLIC = {
     "evaluate": "medfedpure.evaluation.evaluate",
     "exact_view": "medfedpure.evaluation.views",
     "hookimpl": "medfedpure.core.registry",
+    "keep_freed_memory": "medfedpure.training.allocator",
     "mix": "medfedpure.defence.mix",
     "registry": "medfedpure.core.registry",
     "static_view": "medfedpure.evaluation.views",
@@ -211,5 +212,6 @@ if TYPE_CHECKING:
     from medfedpure.figures.metrics import classification_figures as classification_figures
     from medfedpure.figures.metrics import true_positive_rate as true_positive_rate
     from medfedpure.plugins.attacks.art import to_art as to_art
+    from medfedpure.training.allocator import keep_freed_memory as keep_freed_memory
     from medfedpure.training.classification import ClassificationTask as ClassificationTask
     from medfedpure.training.loop import train as train

@@ -35,7 +35,7 @@ def idle_cores() -> int:
 
 
 def use_threads(asked: int | None, recorded: int | None = None) -> int:
-    """Tell torch how many threads to compute with, and return it.
+    """Tell torch how many threads to compute with, and return it; freed memory stays with the process from now on.
 
     Args:
         asked: by the option.
@@ -46,11 +46,14 @@ def use_threads(asked: int | None, recorded: int | None = None) -> int:
     """
     import torch
 
+    from medfedpure.training.allocator import keep_freed_memory
+
     if asked is not None and recorded is not None and asked != recorded:
         raise ConfigError(
             f"what is continued was computed with {recorded} threads, and {asked} may round differently: leave out "
             "--threads, or write into another folder"
         )
+    keep_freed_memory()
     chosen = asked or recorded or idle_cores()
     torch.set_num_threads(chosen)
     return chosen

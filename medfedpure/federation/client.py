@@ -22,6 +22,7 @@ from medfedpure.core.task import Task
 from medfedpure.federation import messages
 from medfedpure.federation.records import Site
 from medfedpure.federation.state import PrivateStore
+from medfedpure.training.allocator import keep_freed_memory
 from medfedpure.training.trainer import LoopTrainer
 
 _LOG = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ def client_seed(seed: int, client_id: str, round: int) -> int:
 @contextmanager
 def working(threads: int, seed: int) -> Iterator[None]:
     """So many torch threads and a seeded global generator inside the block; both restored after it."""
+    keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
