@@ -15,21 +15,33 @@ _MARK = re.compile(r"(<!-- table: (\w+) -->).*?<!-- end -->", re.S)
 WORDS: Mapping[str, str] = {
     "plain": "undefended",
     "robust": "adversarially trained, PGD",
-    "fast": "adversarially trained, `fast`",
-    "trades": "adversarially trained, TRADES",
-    "awp": "adversarially trained, PGD with AWP",
+    "robust_long": "adversarially trained, PGD, long",
     "schedule": "adversarially trained, PGD, eps rising",
-    "group_positives": "adversarially trained, PGD, group positives",
+    "more_pgd": "adversarially trained, then 150 steps of PGD",
+    "more_fast": "adversarially trained, then 150 steps of `fast`",
+    "more_trades": "adversarially trained, then 150 steps of TRADES",
+    "more_awp": "adversarially trained, then 150 steps of PGD with AWP",
+    "more_group_positives": "adversarially trained, then 150 steps of PGD with group positives",
+    "more_samples": "adversarially trained, then 150 steps of PGD with 30 % synthetic images",
     "chain": "undefended + gated chain",
     "purify_all": "undefended + purify all",
-    "robust_chain": "adversarially trained, PGD + gated chain",
-    "robust_purify_all": "adversarially trained, PGD + purify all",
+    "robust_chain": "adversarially trained, PGD, long + gated chain",
+    "robust_purify_all": "adversarially trained, PGD, long + purify all",
+}
+STRATEGIES: Mapping[str, str] = {
+    "fedavg": "FedAvg",
+    "fedper": "FedPer",
+    "fedrep": "FedRep",
+    "mixture": "mixture",
+    "local": "alone",
 }
 
 
 def table(split: str, folder: Path = RESULTS) -> str:
     """One row a unit that was measured, in percent; the conditions below."""
     documents = read(split, folder)
+    if split.startswith("federated_"):
+        return _federated(documents)
     lines = [
         "| defence | clean, all test images | clean | paper's attack | worst case of the ladder |",
         "|---|---|---|---|---|",
@@ -51,6 +63,47 @@ def read(split: str, folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
         if "ladder" in document or document["unit"] not in found:
             found[document["unit"]] = document
     return found
+
+
+def _federated(documents: Mapping[str, Mapping[str, Any]]) -> str:
+    """One row a unit: the mean of its clients, and the least and the most of them."""
+    lines = ["| strategy | training | clean | paper's attack | worst case of the ladder |", "|---|---|---|---|---|"]
+    for strategy in STRATEGIES:
+        for kind in ("plain", "robust"):
+            if (found := documents.get(f"{strategy}_{kind}")) is None:
+                continue
+            clients = list(found["clients"].values())
+            cells = [STRATEGIES[strategy], kind, _spread([one["clean"]["balanced"] for one in clients])]
+            cells.append(_spread([one["paper"]["robust"]["balanced"] for one in clients]))
+            ladders = [_line(one["ladder"])["balanced"]["value"] for one in clients if "ladder" in one]
+            cells.append(_spread(ladders) if ladders else "not measured")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_federated_conditions(documents)])
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = sum(values) / len(values)
+    return f"{100 * mean:.1f} ({100 * min(values):.1f} to {100 * max(values):.1f})"
+
+
+def _federated_conditions(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    if not documents:
+        return ["Nothing is measured yet."]
+    clients = list(next(iter(documents.values()))["clients"].values())
+    clean, paper = clients[0]["clean"], clients[0]["paper"]
+    steps = ", ".join(f"{found['unit']} {found['steps']}" for found in documents.values())
+    lines = [
+        f"Balanced accuracy in percent: mean of the {len(clients)} clients, in brackets the least and the most of "
+        f"them. Clean: all {clean['images']} test images; the rest: one image of each of {paper['clean']['groups']} "
+        f"groups. {next(iter(documents.values()))['rounds']} rounds; steps of a client: {steps}.",
+        "",
+        f"- Paper's attack: {paper['attack']}; {paper['gradient']}.",
+    ]
+    for name, found in documents.items():
+        one = next(iter(found["clients"].values()))
+        if "ladder" in one:
+            lines.append(f"- Worst case, {name}: {_line(one['ladder'])['threat']}; {one['ladder']['note']}.")
+    return lines
 
 
 def _figure(counted: Mapping[str, Any]) -> str:
