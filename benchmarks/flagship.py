@@ -54,6 +54,7 @@ DENOISER: dict[str, Any] = {
     "model": {"widths": [96, 192], "unshuffle": 8},
     "training": {"steps": 1500, "batch_size": 16, "learning_rate": 1e-3, "ema": 0.995},
 }
+DISTILLATION = {"eps": EPS, "training": {"steps": 600, "batch_size": 16, "learning_rate": 5e-4, "ema": 0.99}}
 GENERATOR: dict[str, Any] = {
     "generation": {"classes": 2},
     "model": {"widths": [96, 192], "unshuffle": 8},
@@ -100,8 +101,10 @@ ARMS: Mapping[str, tuple[str, str]] = {
     "purify_all": ("plain", "purify_all"),
     "robust_chain": ("robust_long", "purify_flagged"),
     "robust_purify_all": ("robust_long", "purify_all"),
+    "one_step": ("plain", "one_step"),
+    "robust_one_step": ("robust_long", "one_step"),
 }
-"""By name: whose classifier, and the policy around it."""
+"""By name: whose classifier, and the policy around it; one_step purifies all by the distilled purifier."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,17 @@ class Bench:
             made.fit(self.parts["train"], context=context, seed=self.seed).save(folder)
         return Purifier.load(folder)
 
+    def one_step(self) -> Purifier:
+        """The purifier, distilled once."""
+        folder = self.out / "one_step"
+        if not folder.exists():
+            made: Any = medfedpure.create("purifier", "one_step", **DENOISER, distillation=DISTILLATION)
+            teacher: Any = self.purifier()
+            made.adopt(teacher.network, self.parts["train"].image_shape)
+            context = ScoreContext(checkpoint=self.out / "one_step_checkpoint")
+            made.finish_fit(self.parts["train"], context=context, seed=self.seed).save(folder)
+        return Purifier.load(folder)
+
     def with_samples(self, share: float) -> ImageDataset:
         """The training images and, after them, those that a class-conditional diffusion model of them draws."""
         folder, held_out = self.out / "generator", {k: v for k, v in self.parts.items() if k != "train"}
@@ -146,8 +160,8 @@ class Bench:
         classifier = self.classifier(reader)
         if policy == "none":
             return DefendedClassifier(classifier, policy="none")
-        purifier = self.purifier()
-        if policy == "purify_all":
+        purifier = self.one_step() if policy == "one_step" else self.purifier()
+        if policy in ("purify_all", "one_step"):
             return DefendedClassifier(classifier, purifier=purifier, policy="purify_all")
         detector = medfedpure.create("detector", "denoising_disagreement", timestep=40, steps=3)
         detector.fit(self.parts["train"], context=ScoreContext(classifier, classifier.features, purifier))

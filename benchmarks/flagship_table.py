@@ -27,6 +27,8 @@ WORDS: Mapping[str, str] = {
     "purify_all": "undefended + purify all",
     "robust_chain": "adversarially trained, PGD, long + gated chain",
     "robust_purify_all": "adversarially trained, PGD, long + purify all",
+    "one_step": "undefended + one_step, all",
+    "robust_one_step": "adversarially trained, PGD, long + one_step, all",
 }
 STRATEGIES: Mapping[str, str] = {
     "fedavg": "FedAvg",

@@ -65,6 +65,12 @@ SMALL_CONFIGS: Mapping[tuple[str, str], Mapping[str, Any] | Callable[[Path], Map
         "sampling": {"num_inference_steps": 2},
         "training": TINY_TRAINING,
     },
+    ("purifier", "one_step"): {
+        "model": {"widths": (8, 16)},
+        "sampling": {"num_inference_steps": 2},
+        "training": TINY_TRAINING,
+        "distillation": {"training": TINY_TRAINING},
+    },
     ("attack", "apgd"): {"steps": 10},
     ("attack", "apgd_eot"): {"steps": 10},
     ("attack", "auto_attack"): {"eps": 0.1, "steps": 10, "rounds": 1, "queries": 20},
@@ -101,6 +107,13 @@ PRACTICE_CONFIGS: Mapping[tuple[str, str], Mapping[str, Any]] = {
         "t_max": 120,
         "objective": {"timestep_sampling": "log_snr"},
         "training": _LEARNS_FAST,
+    },
+    ("purifier", "one_step"): {
+        "model": {"widths": (8, 16)},
+        "t_min": 100,
+        "t_max": 120,
+        "training": _LEARNS_FAST,
+        "distillation": {"training": _LEARNS_FAST},
     },
     ("purifier", "diffpure"): {"model": {"widths": (8, 16)}, "timestep": 60, "training": _LEARNS_FAST},
 }

@@ -104,6 +104,13 @@ def medfedpure_plugins() -> Iterable[Plugin]:
         ),
         Plugin(
             "purifier",
+            "one_step",
+            f"{_HERE}.purifiers.one_step:OneStep",
+            "ddpm distilled into one evaluation without noise",
+            extra="diffusion",
+        ),
+        Plugin(
+            "purifier",
             "diffpure",
             f"{_HERE}.purifiers.diffpure:DiffPure",
             "diffusion at one fixed depth, step by step (Nie 2022), the anchor",

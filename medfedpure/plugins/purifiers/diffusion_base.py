@@ -213,9 +213,13 @@ class DiffusionPurifier(Purifier):
         """The network, and images in [-1, 1] of its dtype."""
         self.check_fitted()
         assert self.network is not None
+        return self.network, self._scaled_for(self.network, images)
+
+    def _scaled_for(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Images in [-1, 1] of the dtype of a network of as many channels as this purifier's."""
         if images.shape[1] != self.channels:
             raise InputError(f"this purifier was fitted on {self.channels} channels; got {tuple(images.shape)}")
-        return self.network, images.to(next(self.network.parameters()).dtype) * 2 - 1
+        return images.to(next(network.parameters()).dtype) * 2 - 1
 
     def clean(
         self,
