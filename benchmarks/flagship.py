@@ -51,8 +51,8 @@ TRAINING = TrainingConfig(
 )
 DENOISER: dict[str, Any] = {
     "t_max": 150,
-    "model": {"widths": [96, 192], "unshuffle": 8},
-    "training": {"steps": 1500, "batch_size": 16, "learning_rate": 1e-3, "ema": 0.995},
+    "model": {"widths": [64, 128], "unshuffle": 4},
+    "training": {"steps": 1500, "batch_size": 32, "learning_rate": 1e-3, "ema": 0.995},
 }
 DISTILLATION = {"eps": EPS, "training": {"steps": 600, "batch_size": 16, "learning_rate": 5e-4, "ema": 0.99}}
 GENERATOR: dict[str, Any] = {
@@ -86,6 +86,7 @@ RECIPES: Mapping[str, Recipe] = {
     "plain": Recipe(),
     "robust": Recipe("plain", PGD5, 450),
     "robust_long": Recipe("robust", PGD5, 700),
+    "fast": Recipe("plain", AdversarialTraining(share=1.0, eps=EPS, method="fast"), 450),
     "schedule": Recipe("plain", PGD5.model_copy(update={"eps_zero": 0.25, "eps_full": 0.75}), 450),
     "more_pgd": Recipe("robust", PGD5, 150),
     "more_fast": Recipe("robust", AdversarialTraining(share=1.0, eps=EPS, method="fast"), 150),
@@ -163,7 +164,7 @@ class Bench:
         purifier = self.one_step() if policy == "one_step" else self.purifier()
         if policy in ("purify_all", "one_step"):
             return DefendedClassifier(classifier, purifier=purifier, policy="purify_all")
-        detector = medfedpure.create("detector", "denoising_disagreement", timestep=40, steps=3)
+        detector = medfedpure.create("detector", "compose")
         detector.fit(self.parts["train"], context=ScoreContext(classifier, classifier.features, purifier))
         chain = DefendedClassifier(classifier, detector=detector, purifier=purifier, policy="purify_flagged")
         chain.calibration = Calibration.fit(chain.score_benign(self.parts["calibrate"], seed=self.seed), 0.05)

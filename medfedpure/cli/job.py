@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,8 @@ from rich.table import Table
 from medfedpure.cli.options import Settings, Threads
 from medfedpure.cli.shown import Terminal, echo_json
 from medfedpure.cli.threads import use_threads
+from medfedpure.core.errors import ConfigError
+from medfedpure.job.enough import check_folder
 
 if TYPE_CHECKING:
     from medfedpure.job.config import RunConfig
@@ -23,10 +26,24 @@ _Json = Annotated[bool, typer.Option("--json", help="Print results.json instead 
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that the folder holds, at the end.")]
 _Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:0; default: the configuration's.")]
 
+RECIPES = ("paper", "robust", "fast")
+"""Written out, for what knows them imports torch; a test compares."""
+
+
+def known_recipe(name: str | None) -> str | None:
+    """The name, refused before anything heavy is imported. Raises ConfigError where no recipe has it."""
+    if name is None or name in RECIPES:
+        return name
+    near = difflib.get_close_matches(name.lower(), RECIPES, n=1)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"no recipe is named {name!r}.{guess} The recipes are {', '.join(RECIPES)}")
+
+
 _Recipe = Annotated[
     str | None,
     typer.Option(
         "--recipe",
+        callback=known_recipe,
         help="paper: what is flagged is purified. robust: the best of three policies, each attacked by who knows it. "
         "fast: no purifier, what is flagged is refused. Default: the configuration's, paper.",
     ),
@@ -40,8 +57,6 @@ _TAKES = {
 }
 """By quick and compare."""
 
-_CHEAP = ["detector.plugin=feature_squeezing", "detector.config={bits = []}"]
-
 
 def demo(
     data: Annotated[
@@ -53,7 +68,11 @@ def demo(
         bool, typer.Option("--compare", help="Beside FedAvg and local training too; takes about half as long again.")
     ] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A minute instead of minutes: less is trained, so figures are lower.")
+        bool,
+        typer.Option(
+            "--quick",
+            help="Less is trained, so figures are lower: a minute on phantoms; with --data longer, told soon.",
+        ),
     ] = False,
     recipe: _Recipe = None,
     settings: Settings = None,
@@ -67,12 +86,12 @@ def demo(
 
     What another demo left in the folder is replaced; any other run only with --overwrite.
     """
+    if data is not None:
+        check_folder(data)
     from medfedpure.job.presets import demo_config, is_demo
 
-    config = demo_config(data, seed, compare=compare, quick=quick)
-    if recipe == "fast":  # the demo's own detector borrows the purifier's network
-        config = config.with_settings(_CHEAP)
-    config = config.with_settings([*_recipe(recipe), *(settings or [])])
+    config = demo_config(data, seed, compare=compare, quick=quick, recipe=recipe).with_settings(settings or [])
+    _check_recipe(recipe, config)
     takes = "How long is told soon" if data is not None or settings or recipe else _TAKES[quick, compare]
     _run(_with(config, threads, device), out, overwrite or is_demo(out), quiet, as_json, takes)
 
@@ -91,12 +110,16 @@ def run(
     """Run the whole job from one validated file."""
     from medfedpure.job.config import RunConfig
 
-    chosen = RunConfig.from_toml(config).with_settings([*_recipe(recipe), *(settings or [])])
+    asked = [] if recipe is None else [f"defence.recipe={recipe}"]
+    chosen = RunConfig.from_toml(config).with_settings([*asked, *(settings or [])])
+    _check_recipe(recipe, chosen)
     _run(_with(chosen, threads, device), out, overwrite, quiet, as_json)
 
 
-def _recipe(name: str | None) -> list[str]:
-    return [] if name is None else [f"defence.recipe={name}"]
+def _check_recipe(asked: str | None, config: RunConfig) -> None:
+    """Raise ConfigError where --recipe and --set name two."""
+    if asked is not None and config.defence.recipe != asked:
+        raise ConfigError(f"--recipe says {asked!r}, and --set {config.defence.recipe!r}: leave one of them out")
 
 
 def _with(config: RunConfig, threads: int | None, device: str | None) -> RunConfig:
@@ -114,6 +137,8 @@ def _run(
     from medfedpure.reporting.job.page import write_run_page
     from medfedpure.reporting.job.picture import save_gallery
 
+    if config.data.plugin == "image_folder" and "root" in config.data.config:
+        check_folder(Path(config.data.config["root"]))
     use_threads(config.threads)
     talk = Terminal(stderr=as_json, quiet=quiet)
     for line in () if quiet else _foreword(config, out, takes):

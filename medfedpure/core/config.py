@@ -63,7 +63,12 @@ def _shown(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _parse_fraction(value: object) -> object:
+def parse_fraction(value: object) -> object:
+    """The number that a text such as "8/255" says; what is no text as it is.
+
+    Raises:
+        ValueError: a text that says no number.
+    """
     if isinstance(value, str):
         try:
             return float(Fraction(value.replace(" ", "")))
@@ -72,8 +77,8 @@ def _parse_fraction(value: object) -> object:
     return value
 
 
-Eps = Annotated[float, BeforeValidator(_parse_fraction), Field(ge=0.0, le=1.0)]
+Eps = Annotated[float, BeforeValidator(parse_fraction), Field(ge=0.0, le=1.0)]
 """A perturbation size in [0, 1] image units; the text "8/255" is accepted."""
 
-Radius = Annotated[float, BeforeValidator(_parse_fraction), Field(ge=0.0, allow_inf_nan=False)]
+Radius = Annotated[float, BeforeValidator(parse_fraction), Field(ge=0.0, allow_inf_nan=False)]
 """A perturbation size of images in [0, 1], by a norm: 1 is the most in linf, and l2 has room for more."""

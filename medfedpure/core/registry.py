@@ -218,7 +218,13 @@ class Registry:
                     f"pip install '{record.distribution}[{record.extra}]'"
                 ) from error
             who = f"the {kind} {name!r} of {record.distribution}"
-            raise PluginLoadError(f"{who} cannot be imported: {words_of(error)}") from error
+            said = words_of(error)
+            if "torchvision::" in said:  # what one of its own operators says that is not there
+                said += (
+                    ": torch and torchvision are of different builds, install both together from one index "
+                    "(docs/how-to/install.md)"
+                )
+            raise PluginLoadError(f"{who} cannot be imported: {said}") from error
         base = _import(BASES[kind])
         if not (isinstance(target, type) and issubclass(target, base)):
             raise PluginLoadError(f"{record.target} is registered as a {kind} but does not derive from {base.__name__}")

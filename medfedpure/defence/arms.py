@@ -3,7 +3,8 @@
 A static attack fools the bare classifier. A knowing one goes through the very chain, by its exact gradient, and where a
 part has none with the identity for the purifier's (BPDA). Both raise the margin of logits and go on after success; of
 chains that draw noise the knowing one averages looks (EoT, Athalye et al. 2018). What was made against one policy is
-replayed on the others, so that none looks strong because a part of it has no gradient.
+replayed on the others, so that none looks strong because a part of it has no gradient. Where a classifier names a
+network to attack in its place, as a mix does, every attack is made on that as well.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from medfedpure.core.attack import Attack, Norm, ThreatView
 from medfedpure.core.dataset import ImageDataset
-from medfedpure.core.errors import MedFedPureError, MissingRequirementError
+from medfedpure.core.errors import ConfigError, InputError, MedFedPureError, MissingRequirementError
 from medfedpure.core.progress import track
 from medfedpure.core.registry import create
 from medfedpure.core.results import device_of
@@ -27,7 +28,7 @@ from medfedpure.core.verdict import verdicts_of
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.defence.policy import Policy
 from medfedpure.defence.recipe import ARMS, Arm, Choice, best_of
-from medfedpure.defence.views import bpda_view, exact_view, is_stochastic
+from medfedpure.defence.views import bpda_view, exact_view, is_stochastic, member_view, stand_in_of
 from medfedpure.figures.balanced import balanced, balanced_interval
 
 EPS = 8 / 255
@@ -49,24 +50,32 @@ class Subject:
 
 
 def choose_policy(
-    subjects: Sequence[Subject], *, eps: float = EPS, norm: Norm = "linf", steps: int = STEPS, seed: int = 0
+    subjects: Sequence[Subject], *, eps: float | str = EPS, norm: Norm = "linf", steps: int = STEPS, seed: int = 0
 ) -> Choice:
     """The policy of the highest worst-case balanced accuracy over all subjects' images together.
 
-    Where images are labelled in the classifier's classes, labels are the truth; elsewhere the bare classifier's
+    Where all images are labelled in the classifier's classes, labels are the truth; otherwise the bare classifier's
     verdicts on the unattacked images.
 
     Args:
         subjects: one, or all clients of a run.
-        eps: how far images are attacked, in [0, 1] units of a pixel.
+        eps: how far images are attacked, above 0, in [0, 1] units of a pixel; "8/255" is accepted.
         norm: "linf" or "l2".
         steps: of each attack.
         seed: of the choice of images and of all noise.
 
     Raises:
         MissingRequirementError: a classifier without gradients.
+        ConfigError: norm, eps or steps out of range.
+        InputError: no subject.
     """
-    tried = [_Tried.of(one, settings(eps, norm, steps), derive_seed(seed, "arms", n)) for n, one in enumerate(subjects)]
+    if not subjects:
+        raise InputError("a policy is chosen on the images of one defence or more; got none")
+    labelled = all(bool(one.chain.facts_of(one.images).class_names) for one in subjects)
+    tried = [
+        _Tried.of(one, labelled, settings(eps, norm, steps), derive_seed(seed, "arms", n))
+        for n, one in enumerate(subjects)
+    ]
     labels = torch.cat([one.labels for one in tried])
     # No two clients share a group; numbers are made anew, for each client may count its own from 0.
     groups = torch.arange(len(labels))
@@ -77,7 +86,7 @@ def choose_policy(
     found = [_arm(policy, view, tried, labels, groups) for policy, view in arms]
     guessing = 1 / max(2, len(labels.unique()))
     attack: Attack = create("attack", "pgd_eot", settings(eps, norm, steps))
-    truth = "labels" if all(one.labelled for one in tried) else "the classifier's verdicts on the unattacked images"
+    truth = "labels" if labelled else "the classifier's verdicts on the unattacked images"
     told = attack.describe().replace("eot 1, ", "")
     return Choice(best_of(found, guessing), len(labels), truth, guessing, told, tuple(found))
 
@@ -101,19 +110,21 @@ def _arm(policy: Policy, view: str, tried: Sequence[_Tried], labels: Tensor, gro
     )
 
 
-def settings(eps: float = EPS, norm: Norm = "linf", steps: int = STEPS) -> dict[str, Any]:
-    """The configuration of the attack that both kinds use."""
-    return {
-        "norm": norm,
-        "eps": eps,
-        "step": min(2.5 * eps / max(steps, 1), eps),
-        "steps": steps,
-        "loss": "cw",
-        "early_stop": False,
-    }
+def settings(eps: float | str = EPS, norm: Norm = "linf", steps: int = STEPS) -> dict[str, Any]:
+    """The configuration of the attack that both kinds use, and `mix` as well; eps may be "8/255".
+
+    Raises:
+        ConfigError: norm, eps or steps out of range; an eps of 0, which attacks nothing.
+    """
+    asked = {"norm": norm, "eps": eps, "steps": steps}
+    found = create("attack", "pgd_eot", asked).config
+    if not found.eps > 0:
+        raise ConfigError(f"eps > 0 is wanted, for nothing is attacked within 0; got {eps!r}")
+    step = min(2.5 * found.eps / found.steps, found.eps)
+    return {**asked, "eps": found.eps, "step": step, "loss": "cw", "early_stop": False}
 
 
-def check_attackable(model: nn.Module, data: ImageDataset, *, eps: float = EPS) -> None:
+def check_attackable(model: nn.Module, data: ImageDataset, *, eps: float | str = EPS) -> None:
     """Make sure that a classifier can be attacked by its gradient, by one step at two images.
 
     Raises:
@@ -147,44 +158,50 @@ class _Tried:
     chain: DefendedClassifier
     data: ImageDataset
     labels: Tensor
-    labelled: bool
     attack: dict[str, Any]
     seed: int
-    images: dict[str, Tensor] = field(default_factory=dict)
+    images: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, subject: Subject, attack: dict[str, Any], seed: int) -> _Tried:
+    def of(cls, subject: Subject, labelled: bool, attack: dict[str, Any], seed: int) -> _Tried:
         chain, data = subject.chain, subject.images.one_per_group(derive_seed(seed, "images"))
-        labelled = bool(chain.facts_of(data).class_names)
         labels = data.labels if labelled else _verdicts(chain.classifier, data)
-        found = cls(chain, data, labels, labelled, attack, seed)
-        view = ThreatView(chain.classifier, of=chain, name="static: attacker ignores the defence")
-        found.images.update(clean=data.images, static=found._attacked(view, 1))
+        found = cls(chain, data, labels, attack, seed)
+        views = [ThreatView(chain.classifier, of=chain, name="static: attacker ignores the defence")]
+        if stand_in_of(chain.classifier) is not None:
+            views.append(member_view(_with(chain, "none")))
+        found.images.update(clean=[data.images], static=[found._attacked(view, 1) for view in views])
         return found
 
     def attack_through(self, policy: Policy) -> str:
         """Add images made by who knows this policy; in words, what he saw."""
         if policy == "none":  # who knows it attacks the bare classifier
             self.images[policy] = self.images["static"]
-            return "the static attack knows it, EoT 1"
+            return f"the static attack knows it{self._and_member()}, EoT 1"
         arm = _with(self.chain, policy)
         try:
             view = exact_view(arm)
         except MissingRequirementError:
             view = bpda_view(arm)
         looks = LOOKS if is_stochastic(arm) else 1
+        views = [view] if stand_in_of(arm.classifier) is None else [view, member_view(arm)]
         with arm.noise_sequence(derive_seed(self.seed, "looks", policy)):
-            self.images[policy] = self._attacked(view, looks)
-        return f"{view.name}, EoT {looks}"
+            self.images[policy] = [self._attacked(view, looks) for view in views]
+        return f"{view.name}{self._and_member()}, EoT {looks}"
+
+    def _and_member(self) -> str:
+        return "" if stand_in_of(self.chain.classifier) is None else ", and the same on the network in its place"
 
     def under(self, policy: Policy) -> _Read:
         """Read all images under a policy."""
         arm, right, seconds = _with(self.chain, policy), {}, 0.0
-        for what, images in self.images.items():
-            start = time.perf_counter()
-            found = arm.predict(images, self.data.ids, seed=derive_seed(self.seed, what), batch_size=_TOGETHER)
-            right[what] = found.labels.cpu() == self.labels
-            seconds += time.perf_counter() - start if what == "clean" else 0.0
+        for what, kinds in self.images.items():
+            right[what] = torch.ones_like(self.labels, dtype=torch.bool)
+            for images in kinds:
+                start = time.perf_counter()
+                found = arm.predict(images, self.data.ids, seed=derive_seed(self.seed, what), batch_size=_TOGETHER)
+                right[what] &= found.labels.cpu() == self.labels
+                seconds += time.perf_counter() - start if what == "clean" else 0.0
         return _Read(right, seconds)
 
     def _attacked(self, view: ThreatView, looks: int) -> Tensor:

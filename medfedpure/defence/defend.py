@@ -57,7 +57,7 @@ def defend(
     detector_config: Mapping[str, Any] | None = None,
     purifier_config: Mapping[str, Any] | None = None,
     policy: Policy | None = None,
-    eps: float = EPS,
+    eps: float | str = EPS,
     calibrate_share: float = 0.3,
     check_share: float = 0.1,
     budget: Budget = "standard",
@@ -83,7 +83,8 @@ def defend(
         detector_config: the detector's configuration.
         purifier_config: the purifier's configuration.
         policy: what happens to images; by default the recipe says.
-        eps: how far the recipe "robust" attacks, in linf, in [0, 1] units of a pixel.
+        eps: how far the recipe "robust" attacks, in linf, above 0, in [0, 1] units of a pixel; "8/255" is accepted.
+            Another than the usual one is refused by other recipes, for it would do nothing.
         calibrate_share: share of the images that is held out for the threshold.
         check_share: share of the images that is held out for the own check, of 10 to 64 images; 0 = no check.
         budget: "quick" trains a part for about a minute at 64 px, "standard" as the part says, "thorough" four times as
@@ -116,6 +117,11 @@ def defend(
     plan = plan_of(recipe, detector=detector, purifier=purifier, policy=policy)
     if plan.purifier is None and purifier_config is not None:
         raise ConfigError(f"the recipe {recipe!r} fits no purifier, and purifier_config was given: leave it out")
+    if recipe != "robust" and eps != EPS:
+        raise ConfigError(
+            f"eps is how far the recipe 'robust' attacks, and the recipe is {recipe!r}: leave it out; who attacks this "
+            "defence later, as medfedpure.evaluate, has an eps of his own"
+        )
     data = benign if isinstance(benign, ImageDataset) else from_tensor(benign)
     check_recorded(data, "calibration")
     bare = DefendedClassifier(model, policy="none")
@@ -131,9 +137,9 @@ def defend(
     )
     chosen: Policy = plan.policy or "purify_flagged"
     DefendedClassifier(model, detector=watcher.to(device), purifier=cleaner, policy=chosen)
+    logits = bare.predict(data.select(torch.arange(min(2, len(data))))).logits
     if plan.policy is None:
         check_attackable(model, data, eps=eps)
-    logits = bare.predict(data.select(torch.arange(min(2, len(data))))).logits
     facts = _facts(data, benign, class_names, logits.shape[1])
     parts = _divided(data, calibrate_share, check_share, target_fpr, seed, choosing=plan.policy is None)
     if isinstance(benign, ImageDataset) and not class_names:
@@ -211,6 +217,11 @@ def _counted(data: ImageDataset) -> str:
 
 def _remedy(budget: Budget, parts: Sequence[Detector | Purifier]) -> str:
     """What to do about a defence that is worth little."""
+    if not any(isinstance(part, Purifier) for part in parts):
+        return (
+            "This recipe restores nothing: take the recipe 'paper' or 'robust', or another detector: `medfedpure "
+            "plugins detector` lists them"
+        )
     if not any(part.needs_fit for part in parts):
         return "Choose another detector or purifier, for these learn nothing: `medfedpure plugins` lists them"
     trained = any(isinstance(getattr(part.config, "training", None), TrainingConfig) for part in parts)

@@ -31,6 +31,8 @@ from medfedpure.core.registry import create
 from medfedpure.core.results import device_of
 from medfedpure.core.streams import Streams, derive_seed
 from medfedpure.core.verdict import as_they_answer, verdicts
+from medfedpure.data.synthetic import check_recorded
+from medfedpure.defence.arms import settings as margin_settings
 from medfedpure.figures.balanced import balanced
 
 SCALES = (0.05, 0.15, 0.5, 1.5, 5.0, 15.0, 50.0)
@@ -48,7 +50,7 @@ def mix(
     plain: ClassifierModel,
     validation: ImageDataset,
     *,
-    eps: float = 0.015,
+    eps: float | str = 0.015,
     norm: Norm = "linf",
     steps: int = 20,
     beta: float = 0.985,
@@ -65,7 +67,7 @@ def mix(
         robust: trained adversarially.
         plain: trained on clean images; of equal channels, size and classes.
         validation: labelled images of neither training, in the same classes; one image of each group is used.
-        eps: how far images are attacked, in [0, 1] units of a pixel.
+        eps: how far images are attacked, above 0, in [0, 1] units of a pixel; "8/255" is accepted.
         norm: "linf" or "l2".
         steps: of the attack, PGD on the margin of logits with two starts.
         beta: share of the robust classifier's right answers under attack that must stand, in (0, 1].
@@ -78,30 +80,29 @@ def mix(
 
     Raises:
         InputError: classifiers of different classes, size or channels; a robust one that reads no attacked image.
-        DataError: validation images that are not theirs.
-        ConfigError: beta, eps or steps out of range.
+        DataError: validation images that are not theirs, lack a class, or were drawn by a model.
+        ConfigError: beta, eps, steps or temperature out of range.
 
     Example:
         ``both = medfedpure.mix(robust, plain, parts["validation"], eps=8 / 255)``, then
         ``medfedpure.defend(both, benign)``.
     """
-    if not 0 < beta <= 1:
-        raise ConfigError(f"beta is a share in (0, 1]; got {beta}")
+    if not isinstance(beta, int | float) or not 0 < beta <= 1:
+        raise ConfigError(f"beta is a share in (0, 1]; got {beta!r}")
     _check_members(robust, plain)
     _check_images(robust, validation)
     own = validation.select(validation.ids.argsort(stable=True)).one_per_group(derive_seed(seed, "mix"))
-    settings = {"norm": norm, "eps": eps, "step": min(2.5 * eps / max(steps, 1), eps), "steps": steps, "loss": "cw"}
-    attack: Attack = create("attack", "pgd_eot", {**settings, "restarts": RESTARTS, "early_stop": False})
-    seen = _Seen.of(robust, plain, own, attack, derive_seed(seed, "mix attack"))
+    attack: Attack = create("attack", "pgd_eot", margin_settings(eps, norm, steps) | {"restarts": RESTARTS})
     base = {
         "robust": robust.architecture.name,
         "robust_config": robust.architecture.config.model_dump(mode="json"),
         "plain": plain.architecture.name,
         "plain_config": plain.architecture.config.model_dump(mode="json"),
         "temperature": temperature,
-        "unit": _unit(seen),
     }
-    found = _chosen(base, seen, beta)
+    create("classifier", "mixed", base)  # refuses before anything is attacked
+    seen = _Seen.of(robust, plain, own, attack, derive_seed(seed, "mix attack"))
+    found = _chosen({**base, "unit": _unit(seen)}, seen, beta)
     joined = _joined(found, robust, plain)
     both = _attacked(joined, own, attack, derive_seed(seed, "mix attack"))
     clean = joined.architecture.mixed(seen.robust, seen.plain)  # type: ignore[attr-defined]
@@ -285,7 +286,12 @@ def _check_members(robust: Any, plain: Any) -> None:
         )
 
 
-def _check_images(model: ClassifierModel, data: ImageDataset) -> None:
+def _check_images(model: ClassifierModel, data: Any) -> None:
+    if not isinstance(data, ImageDataset):
+        raise InputError(
+            f"the validation images must be an ImageDataset, with labels and groups; got a {type(data).__name__}: read "
+            "them like the training images, or keep a part of those back by data.split"
+        )
     wanted = (model.in_channels, model.image_size, model.image_size)
     if data.image_shape != wanted or data.class_names != model.class_names:
         raise DataError(
@@ -294,3 +300,10 @@ def _check_images(model: ClassifierModel, data: ImageDataset) -> None:
         )
     if not len(data):
         raise DataError(f"{data.name} holds no image: bring labelled ones that neither classifier was trained on")
+    missing = [name for place, name in enumerate(data.class_names) if not bool((data.labels == place).any())]
+    if missing:
+        raise DataError(
+            f"{data.name} holds no image of {', '.join(missing)}, so that nothing would be kept there: bring images of "
+            "every class"
+        )
+    check_recorded(data, "validation")

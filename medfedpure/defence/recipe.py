@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from typing import Any, Literal, Self, get_args
 
 from medfedpure.core.component import check_types
@@ -55,6 +56,9 @@ def plan_of(
         ConfigError: no such recipe, or one that contradicts what was said.
     """
     settled = policy_of(recipe, policy)
+    for kind, name in (("detector", detector), ("purifier", purifier)):
+        if name is not None and not name:
+            raise ConfigError(f"the {kind} has an empty name: leave it out, and the recipe's is taken")
     if recipe == "fast" and purifier is not None:
         raise ConfigError(
             f"the recipe 'fast' fits no purifier, and the purifier {purifier!r} was given: leave it out, or take the "
@@ -75,7 +79,9 @@ def policy_of(recipe: Recipe, policy: Policy | None) -> Policy | None:
         ConfigError: no such recipe or policy, or one that contradicts the other.
     """
     if recipe not in get_args(Recipe):
-        raise ConfigError(f"no recipe is named {recipe!r}; the recipes are {', '.join(get_args(Recipe))}")
+        near = get_close_matches(str(recipe).lower(), get_args(Recipe), n=1)
+        guess = f"; did you mean {near[0]!r}" if near else ""
+        raise ConfigError(f"no recipe is named {recipe!r}{guess}; the recipes are {', '.join(get_args(Recipe))}")
     if policy is not None and policy not in get_args(Policy):
         raise ConfigError(f"no policy is named {policy!r}; the policies are {', '.join(get_args(Policy))}")
     if recipe == "robust":

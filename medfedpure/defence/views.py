@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medfedpure.core.attack import Sight, ThreatView
 from medfedpure.core.errors import InputError, MissingRequirementError
@@ -84,6 +84,57 @@ def exact_view(defended: DefendedClassifier, *, bandwidth: float = 1.0) -> Threa
         stochastic=is_stochastic(defended),
         score=score_of(defended, sight),
         threshold=threshold_of(defended),
+    )
+
+
+@runtime_checkable
+class HasStandIn(Protocol):
+    """A classifier whose own gradient says too little: what is made on `stand_in` must be replayed on it as well."""
+
+    @property
+    def stand_in(self) -> nn.Module:
+        """Images `(N, C, H, W)` to logits `(N, K)` over the same classes."""
+
+
+def stand_in_of(classifier: nn.Module) -> nn.Module | None:
+    """What an attacker of a classifier, or of the network in a plugin's model, attacks beside it; mostly None."""
+    parts = (classifier, getattr(classifier, "network", None))
+    return next((part.stand_in for part in parts if isinstance(part, HasStandIn)), None)
+
+
+def member_view(defended: DefendedClassifier) -> ThreatView:
+    """What the stand-in of the classifier of `defended` says: of images, or where the policy purifies of clean ones.
+
+    The gradient is that of stand-in and purifier (the identity's where the purifier has none), without detector and
+    gate. Of a vote, one draw.
+
+    Raises:
+        MissingRequirementError: the classifier has none.
+    """
+    member = stand_in_of(defended.classifier)
+    if member is None:
+        raise MissingRequirementError("the classifier names no network to attack in its place")
+    if defended.policy not in ("purify_flagged", "purify_all"):
+        return ThreatView(member, of=defended, name="member: crafted on the network that stands for the classifier")
+    purifier = defended.purifier
+    exact = purifier is not None and purifier.differentiable
+
+    def predict(images: Tensor) -> Tensor:
+        if exact:
+            seen = defended.read(images)
+        else:
+            with torch.no_grad():
+                change = defended.read(images) - images
+            seen = images + change
+        logits: Tensor = member(seen)
+        return logits
+
+    how = "exact gradient of the purifier" if exact else "identity gradient through the purifier"
+    return ThreatView(
+        predict,
+        of=defended,
+        name=f"member: the network that stands for the classifier, {how}",
+        stochastic=is_stochastic(defended),
     )
 
 

@@ -6,12 +6,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import torch
+from pydantic import BeforeValidator, TypeAdapter
 from torch import nn
 
 from medfedpure.core.attack import Attack, Norm
+from medfedpure.core.config import parse_fraction
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import ConfigError, DataError, InputError
 from medfedpure.core.registry import create
@@ -30,6 +32,7 @@ from medfedpure.evaluation.store import Store, digest_of, digest_of_attack, dige
 from medfedpure.evaluation.versions import versions
 
 EPS = (0.015, 8 / 255)
+_SIZE: TypeAdapter[float] = TypeAdapter(Annotated[float, BeforeValidator(parse_fraction)])
 
 
 def evaluate(
@@ -37,7 +40,7 @@ def evaluate(
     data: ImageDataset,
     *,
     preset: str | Preset = "quick",
-    eps: float | Sequence[float] | None = None,
+    eps: float | str | Sequence[float | str] | None = None,
     norm: Norm = "linf",
     attackers: Mapping[str, nn.Module] | None = None,
     federation: Victims | None = None,
@@ -58,7 +61,8 @@ def evaluate(
         arms: defences by name, calibrated; one alone is evaluated beside itself undefended.
         data: labelled benign images that nothing was trained, tuned or calibrated on.
         preset: "quick", "standard" or "headline": how hard the attackers try.
-        eps: perturbation sizes of images in [0, 1], one or several; by default 0.015 and 8/255 in linf, none in l2.
+        eps: perturbation sizes of images in [0, 1], one or several, "8/255" is accepted; by default 0.015 and 8/255 in
+            linf, none in l2.
         norm: "linf" or "l2".
         attackers: other models by name, to craft transfer attacks on.
         federation: every client's defence and test images: attacks crafted on each classifier are replayed on each.
@@ -85,7 +89,11 @@ def evaluate(
     if not isinstance(data, ImageDataset):
         raise InputError(f"the images must be an ImageDataset, with labels and groups; got a {type(data).__name__}")
     check_recorded(data, "test")
-    sizes = sizes_of(norm, [eps] if isinstance(eps, int | float) else eps)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size is a whole number from 1; got {batch_size!r}")
+    if extra_attacks is not None and not isinstance(extra_attacks, Mapping):
+        raise ConfigError(f"extra_attacks names attacks, as {{name: attack}}; got a {type(extra_attacks).__name__}")
+    sizes = sizes_of(norm, [eps] if isinstance(eps, int | float | str) else eps)
     chosen = choose(data, strength.images, seed)
     attacks, extra = dict(attackers or {}), dict(extra_attacks or {})
     check_attacks(extra)
@@ -153,7 +161,7 @@ def evaluate(
     )
 
 
-def sizes_of(norm: str, eps: Sequence[float] | None) -> list[float]:
+def sizes_of(norm: str, eps: Sequence[float | str] | None) -> list[float]:
     """Different perturbation sizes of images in [0, 1], in the order given; the usual ones where none are.
 
     Raises:
@@ -163,7 +171,10 @@ def sizes_of(norm: str, eps: Sequence[float] | None) -> list[float]:
         raise ConfigError(f"the norms are {', '.join(get_args(Norm))}; got {norm!r}")
     if eps is None and norm != "linf":
         raise ConfigError(f"eps is wanted in {norm}: the usual sizes are those of linf, and next to nothing here")
-    sizes = list(dict.fromkeys(float(value) for value in (EPS if eps is None else eps)))
+    try:
+        sizes = list(dict.fromkeys(float(_SIZE.validate_python(value)) for value in (EPS if eps is None else eps)))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f'eps is a number, a fraction such as "8/255", or several of them; got {eps!r}') from error
     if not sizes or not all(0 < size <= (1 if norm == "linf" else sys.float_info.max) for size in sizes):
         raise ConfigError(f"a finite eps > 0 is wanted, and eps <= 1 in linf, of images in [0, 1]; got {sizes}")
     return sizes

@@ -42,7 +42,8 @@ def extra_rungs(
         chain: the defence.
         preset: how hard the others try, and how many looks a stochastic chain gets.
         norm: "linf" or "l2".
-        eps: perturbation size; the attack is built again with it, all else of its configuration as it is.
+        eps: perturbation size; the attack is built again with it, and with looks where the chain is stochastic, all
+            else of its configuration as it is: never with fewer looks than it has.
         attacks: by name.
         fitted_here: reference images will fit them.
 
@@ -53,21 +54,24 @@ def extra_rungs(
     found = []
     for name, attack in attacks.items():
         absent = _why_not(attack, norm, eps, fitted_here)
+        own = looks if absent else _looks_of(attack, norm, eps, looks)
         plans: list[tuple[str, Kind, View, Sees, int]] = [("static", "replayed", static_view, "classifier", 1)]
         if (view := _strongest(attack, chain)) is not None:
             kind: Kind = "black-box" if attack.uses == "verdicts" else "white-box"
-            plans.append(("strongest", kind, _looked(view, attack, looks), "whole", looks))
+            seen = view if own or attack.uses == "verdicts" else _looked(view, looks)
+            plans.append(("strongest", kind, seen, "whole", own or looks))
         for what, kind, seen, sees, eot in plans:
             options = {"eot": eot}
-            make = _maker(attack, norm, eps, eot)
+            make = _maker(attack, norm, eps, eot if own else None)
             found.append(Rung(f"{name} ({what})", kind, seen, sees, attack.name, options, norm, eps, absent, make))
     return found
 
 
-def at_budget(attack: Attack, norm: Norm, eps: float, eot: int = 1) -> Attack:
-    """The same attack, as fitted as it is, at a norm, eps and number of looks, where its configuration has them."""
+def at_budget(attack: Attack, norm: Norm, eps: float, eot: int | None = None) -> Attack:
+    """The same attack, as fitted as it is, at a norm, eps and looks (None: its own), where it has such settings."""
     fields = type(attack).Config.model_fields
-    asked = {key: value for key, value in {"norm": norm, "eps": eps, "eot": eot}.items() if key in fields}
+    given = {"norm": norm, "eps": eps, "eot": eot}
+    asked = {key: value for key, value in given.items() if key in fields and value is not None}
     fresh = type(attack)({**attack.config.model_dump(), **asked})
     fresh.plugin_name = attack.plugin_name
     if attack.fitted:
@@ -126,10 +130,21 @@ def _first_of(attack: Attack, chain: DefendedClassifier) -> ThreatView:
     raise MissingRequirementError("; ".join(dict.fromkeys(reasons)))
 
 
-def _looked(view: View, attack: Attack, looks: int) -> View:
+def _looks_of(attack: Attack, norm: Norm, eps: float, looks: int) -> int | None:
+    """How many looks an attack takes by itself, its own or these if they are more; None where it takes one."""
+    if "eot" not in type(attack).Config.model_fields:
+        return None
+    wanted = max(looks, attack.config.eot) if looks > 1 else 1
+    try:
+        at_budget(attack, norm, eps, wanted)
+    except ConfigError:  # such as of the suite's standard version
+        return None
+    return wanted
+
+
+def _looked(view: View, looks: int) -> View:
     """A view that is averaged for an attack that takes no looks of its own."""
-    own = "eot" in type(attack).Config.model_fields or attack.uses == "verdicts"
-    if own or looks == 1:
+    if looks == 1:
         return view
 
     def seen(chain: DefendedClassifier) -> ThreatView:
@@ -139,5 +154,5 @@ def _looked(view: View, attack: Attack, looks: int) -> View:
     return seen
 
 
-def _maker(attack: Attack, norm: Norm, eps: float, eot: int) -> Callable[[], Attack]:
+def _maker(attack: Attack, norm: Norm, eps: float, eot: int | None) -> Callable[[], Attack]:
     return lambda: at_budget(attack, norm, eps, eot)

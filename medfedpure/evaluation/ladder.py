@@ -15,6 +15,7 @@ from torch import nn
 from medfedpure.core.attack import Attack, Norm, Shortenable, ThreatView
 from medfedpure.core.errors import ConfigError
 from medfedpure.defence.chain import DefendedClassifier
+from medfedpure.defence.views import member_view, stand_in_of
 from medfedpure.evaluation.views import (
     bpda_view,
     detector_view,
@@ -41,6 +42,9 @@ PROBED = 8
 SUITE = "auto_attack_suite"
 """The plugin behind the rung of that name."""
 
+MEMBER = "member"
+"""The rungs of a classifier that names a network to attack in its place, such as a mix its robust one."""
+
 PATIENCE = 5
 """Steps in a row whose every look must have fallen before an image leaves: one may have been lucky."""
 
@@ -59,6 +63,9 @@ class Preset:
         checked: images of the self-checks.
         note: what stands beside every number.
         suite: whether APGD and FAB, one after the other, are a rung; of a stochastic chain APGD with these looks.
+
+    Raises:
+        ConfigError: fewer than two images, or a number below 1.
     """
 
     name: str
@@ -72,6 +79,13 @@ class Preset:
     note: str
     suite: bool = False
 
+    def __post_init__(self) -> None:
+        least = {"images": 2, "steps": 1, "eot": 1, "restarts": 1, "draws": 1, "queries": 1, "checked": 1}
+        few = {name: getattr(self, name) for name in least if not _whole(getattr(self, name), least[name])}
+        if few:
+            told = ", ".join(f"{name}={value!r} (from {least[name]})" for name, value in few.items())
+            raise ConfigError(f"a preset wants whole numbers that leave something to do; got {told}")
+
     def describe(self) -> str:
         """One line."""
         starts = "1 start" if self.restarts == 1 else f"{self.restarts} starts"
@@ -79,6 +93,10 @@ class Preset:
             f"{self.name}: {self.steps} steps, {starts}, EoT {self.eot}, {'APGD and FAB, ' if self.suite else ''}"
             f"{self.queries} black-box tries, {self.draws} draws; {self.note}"
         )
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 PRESETS = {
@@ -145,6 +163,9 @@ def rungs(
     eot = preset.eot if is_stochastic(chain) else 1
     patient = replayed_options(preset, norm, eps)
     found = [Rung("static", "replayed", static_view, "classifier", "pgd_eot", patient, norm, eps)]
+    member = stand_in_of(chain.classifier)
+    if member is not None:
+        found.append(Rung(MEMBER, "replayed", _bare_member, "classifier", "pgd_eot", patient, norm, eps))
     for name, model in attackers.items():
         view = _transfer(model, name)
         found.append(Rung(f"transfer from {name}", "replayed", view, "classifier", "pgd_eot", patient, norm, eps))
@@ -154,8 +175,11 @@ def rungs(
         if isinstance(chain.purifier, Shortenable) and preset.name != "quick":
             found.append(Rung("surrogate", "white-box", _surrogate, "whole", "pgd_eot", through, norm, eps))
         found.append(Rung("exact", "white-box", exact_view, "whole", "pgd_eot", through, norm, eps))
+        if member is not None:
+            found.append(Rung(f"{MEMBER}, purified", "white-box", member_view, "whole", "pgd_eot", through, norm, eps))
     if preset.suite and chain.policy != "abstain":  # that answers as its bare classifier, which is judged undefended
-        found.append(_suite(chain, preset, norm, eps, eot))
+        # first where it can be: it lets an image go once it has fallen, and a replayed attack goes on
+        found.insert(0 if chain.policy == "none" else len(found), _suite(chain, preset, norm, eps, eot))
     aware = {key: value for key, value in through.items() if key != "loss"}
     aware["early_stop"] = True
     if chain.detector is not None and chain.policy == "purify_flagged":
@@ -181,14 +205,24 @@ def checks(chain: DefendedClassifier, preset: Preset, norm: Norm, eps: float) ->
     sees: Sees = "whole" if purifies else "classifier"
     eot = preset.eot if stochastic else 1
 
-    def made(suffix: str, radius: float, *, steps: int = preset.steps, looks: int = eot, seen: View = view) -> Rung:
+    def made(
+        suffix: str,
+        radius: float,
+        *,
+        steps: int = preset.steps,
+        looks: int = eot,
+        seen: View = view,
+        random_start: bool = False,
+    ) -> Rung:
         options = {**_pgd(preset, norm, radius, looks), "steps": steps, "step": _step(norm, radius, steps)}
+        options["random_start"] = random_start
         return Rung(f"{name}, {suffix}", "white-box", seen, sees, "pgd_eot", options, norm, radius)
 
     found = [
         made("half eps", eps / 2),
-        made("double eps", min(2 * eps, LARGE[norm])),
-        made("large eps", LARGE[norm], steps=max(preset.steps, 40)),
+        made("double eps", max(min(2 * eps, LARGE[norm]), eps)),
+        # from the image itself the way into a ball that large may end where a network answers alike everywhere
+        made("large eps", max(LARGE[norm], eps), steps=max(preset.steps, 40), random_start=True),
         made("a quarter of the steps", eps, steps=max(preset.steps // 4, 1)),
     ]
     if stochastic and eot > 1:
@@ -241,6 +275,10 @@ def _step(norm: Norm, eps: float, steps: int) -> float:
 
 def _transfer(model: nn.Module, name: str) -> View:
     return lambda _: transfer_view(model, name)
+
+
+def _bare_member(chain: DefendedClassifier) -> ThreatView:
+    return member_view(DefendedClassifier(chain.classifier, policy="none"))
 
 
 def _gated(width: float) -> View:

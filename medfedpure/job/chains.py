@@ -63,14 +63,6 @@ def choose_for_all(chains: Mapping[str, DefendedClassifier], attack: Attack, par
     return choice
 
 
-def check_sizes(parts: Parts, config: RunConfig) -> None:
-    """Raise CalibrationError where groups are too few for the rate, before anything is trained."""
-    choice = config.defence
-    sizes = [own["calibrate"].num_groups for own in parts.values()]
-    for size in (sum(sizes),) if choice.scope == "federation" else sizes:
-        Calibration.fit(torch.zeros(size), choice.target_fpr, scope=choice.scope)
-
-
 def measure_chains(
     chains: Mapping[str, DefendedClassifier], attack: Attack, parts: Parts, config: RunConfig, *, bpda: bool
 ) -> dict[str, Measured]:

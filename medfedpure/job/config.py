@@ -184,7 +184,7 @@ class EvaluationChoice(Config):
     compare: tuple[str, ...] = Field(
         (), description="strategies by which the classifier is trained again, beside its own, to compare clients"
     )
-    bpda: bool = Field(False, description="attack the chain through BPDA as well, with the same attack")
+    bpda: bool = Field(False, description="attack a chain that purifies through BPDA as well, with the same attack")
     batch_size: int = Field(64, ge=1, description="images at a time")
 
 

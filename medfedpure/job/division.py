@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 from medfedpure.core.dataset import ImageDataset, check_disjoint
+from medfedpure.core.errors import DataError
 from medfedpure.core.registry import create
 from medfedpure.core.streams import derive_seed
 from medfedpure.job.config import DataChoice, RunConfig
+from medfedpure.job.enough import advice, check_class_names, wanted_in_all
 
 Parts = dict[str, dict[str, ImageDataset]]
 
 
 def divide(config: RunConfig) -> Parts:
-    """Parts by client and name; equal configurations, equal parts."""
-    return deal(config.data, config.seed)
+    """Parts by client and name; equal configurations, equal parts.
+
+    Raises:
+        DataError: a single class, or images that are too few.
+    """
+    data = _read(config.data, config.seed)
+    check_class_names(data.class_names, data.name)
+    try:
+        return _dealt(data, config.data, config.seed)
+    except DataError as error:
+        if data.num_groups >= wanted_in_all(config):
+            raise
+        raise DataError(f"{error}. {advice(len(data), data.num_groups, config)}") from error
 
 
 def deal(choice: DataChoice, seed: int) -> Parts:
     """Parts by client and name, of the data alone."""
-    data = create("dataset", choice.plugin, choice.config).read()
-    if choice.max_per_group is not None:
-        data = data.cap_groups(choice.max_per_group, seed)
+    return _dealt(_read(choice, seed), choice, seed)
+
+
+def _read(choice: DataChoice, seed: int) -> ImageDataset:
+    data: ImageDataset = create("dataset", choice.plugin, choice.config).read()
+    return data if choice.max_per_group is None else data.cap_groups(choice.max_per_group, seed)
+
+
+def _dealt(data: ImageDataset, choice: DataChoice, seed: int) -> Parts:
     shares = data.partition(choice.clients, by=choice.partition, alpha=choice.alpha, seed=seed)
     return {
         f"client_{number}": share.split(choice.fractions(), seed=derive_seed(seed, "parts", number))

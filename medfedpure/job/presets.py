@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.settings import Augmentation, TrainingConfig
+from medfedpure.defence.recipe import Recipe
 from medfedpure.job.config import (
     ClassifierChoice,
     DataChoice,
@@ -32,6 +34,8 @@ _QUICK_FOLDER = (
     "purifier.config.training.steps=360",
     "purifier.config.model.widths=[16, 32]",
 )
+_CHEAP = ("detector.plugin=feature_squeezing", "detector.config={bits = []}")
+"""For the recipe "fast": the demo's own detector borrows the purifier's network."""
 
 
 def phantom_demo(seed: int = 0, *, compare: bool = False) -> RunConfig:
@@ -80,7 +84,9 @@ def phantom_demo(seed: int = 0, *, compare: bool = False) -> RunConfig:
     )
 
 
-def demo_config(data: Path | None, seed: int = 0, *, compare: bool = False, quick: bool = False) -> RunConfig:
+def demo_config(
+    data: Path | None, seed: int = 0, *, compare: bool = False, quick: bool = False, recipe: str | None = None
+) -> RunConfig:
     """What `medfedpure demo` runs.
 
     Args:
@@ -88,9 +94,15 @@ def demo_config(data: Path | None, seed: int = 0, *, compare: bool = False, quic
         seed: of everything.
         compare: train the classifier by FedAvg and locally as well.
         quick: train less, on fewer and smaller images.
+        recipe: "paper", "robust" or "fast"; None = as it stands.
+
+    Raises:
+        ConfigError: no such recipe.
     """
     config = phantom_demo(seed, compare=compare) if data is None else folder_demo(data, seed, compare=compare)
-    return config.with_settings(_QUICK if data is None else _QUICK_FOLDER) if quick else config
+    lines: tuple[str, ...] = (_QUICK if data is None else _QUICK_FOLDER) if quick else ()
+    lines += _CHEAP if recipe == "fast" else ()
+    return config.with_settings([*lines, *([] if recipe is None else [f"defence.recipe={recipe}"])])
 
 
 def is_demo(out: Path) -> bool:
@@ -101,10 +113,11 @@ def is_demo(out: Path) -> bool:
         return False
     root = Path(str(found.data.config.get("root", "")))
     demos = [
-        demo_config(data, found.seed, compare=compare, quick=quick)
+        demo_config(data, found.seed, compare=compare, quick=quick, recipe=recipe)
         for data in (None, root)
         for compare in (False, True)
         for quick in (False, True)
+        for recipe in get_args(Recipe)
     ]
     return found.model_copy(update={"device": "cpu", "threads": demos[0].threads}) in demos
 

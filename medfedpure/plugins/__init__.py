@@ -29,7 +29,7 @@ def medfedpure_plugins() -> Iterable[Plugin]:
             "efficientnet_lite0",
             f"{_HERE}.classifiers.efficientnet_lite0:EfficientNetLite0",
             "EfficientNet-Lite0 from ImageNet weights, the default for real images (Tan 2019)",
-            extra="mae",
+            extra="mae,weights",
         ),
         Plugin("classifier", "timm", f"{_HERE}.classifiers.timm:Timm", "any timm model by name", extra="mae"),
         Plugin(

@@ -17,6 +17,7 @@ from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.streams import Streams, derive_seed, isolated_rng
 from medfedpure.core.task import BatchSampler, Step, Task, TrainingLog
 from medfedpure.training.sampling import SAMPLERS, checked_batches
+from medfedpure.training.second_set import as_saved
 from medfedpure.training.state import TrainingState, WeightAverage
 from medfedpure.training.step import GradientStep
 
@@ -55,8 +56,9 @@ def train(
             default those of the lowest loss), and `config.patience` checks without better ones end the training.
         checkpoint: a folder that is written at every check; where it exists, the training goes on from
             there, to the same weights as if it had not been cut off.
-        on_check: called at every check with the model, in eval mode and with the weights that would be kept now; it
-            must draw from no global generator, and leave alone what the task may have added to the model.
+        on_check: called at every check with the model, in eval mode and with the weights that would be kept now; where
+            the task adds to the model while it trains, as two sets of BatchNorm, with a copy that has none of that. It
+            must draw from no global generator, and change no weights.
 
     Raises:
         DataError: no image.
@@ -141,7 +143,7 @@ def train(
                                 figures = task.metrics(kept, validation, seed=derive_seed(seed, "validation"))
                                 state.best.offer(task.worth(figures), figures["loss"], kept)
                             if on_check is not None:
-                                on_check(kept)
+                                on_check(as_saved(kept))
                     if checkpoint is not None:
                         state.save(checkpoint, recipe)
         if state.best.worth is not None:

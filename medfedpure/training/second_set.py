@@ -99,8 +99,7 @@ class SecondSet:
         known.clear()
         known.update({key: value.detach().cpu().clone() for key, value in state.items()})
         for layer in self.layers.values():
-            for added in ("forward", "takes_second", _SECOND):
-                delattr(layer, added)
+            _bare(layer)
         delattr(self.model, _FLAG)
 
     def still(self, parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
@@ -145,6 +144,23 @@ def installed(
         yield added, [*parameters, *added.followers(parameters)]
     finally:
         added.removed(held)
+
+
+def as_saved(model: nn.Module) -> nn.Module:
+    """The model itself; inside `installed` a copy that has its own tensors alone, and so can be saved and loaded."""
+    if _FLAG not in dict(model.named_buffers(recurse=False)):
+        return model
+    found = copy.deepcopy(model)
+    for layer in found.modules():
+        if hasattr(layer, "takes_second"):
+            _bare(layer)
+    delattr(found, _FLAG)
+    return found
+
+
+def _bare(layer: nn.Module) -> None:
+    for added in ("forward", "takes_second", _SECOND):
+        delattr(layer, added)
 
 
 @contextmanager

@@ -258,6 +258,14 @@ def test_a_fault_of_ones_own_is_not_a_missing_extra(outsider: Outsider, statemen
     assert not isinstance(caught.value, MissingExtraError), f"installing an extra would not help: {caught.value}"
 
 
+def test_builds_that_do_not_fit_each_other_say_what_to_do(outsider: Outsider) -> None:
+    record = "'detector', 'needy', 'needy_code:Constant', '', extra='gpu'"
+    statement = "raise RuntimeError('operator torchvision::nms does not exist')"
+    outsider("needy-dist", needy_hook=hook(record), needy_code=f"{statement}\n{DETECTOR}")
+    with pytest.raises(PluginLoadError, match="install both together from one index"):
+        Registry.discover().load("detector", "needy")
+
+
 def test_an_unregistered_class_has_no_name() -> None:
     class Homeless(Detector):
         def score(self, images, *, context, streams):  # type: ignore[no-untyped-def]

@@ -17,6 +17,7 @@ from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.disk.weights import Origin
 from medfedpure.core.errors import ConfigError, DataError, InputError
 from medfedpure.core.registry import Plugin, hookimpl, registry
+from medfedpure.data.synthetic import ORIGIN, SYNTHETIC, _origin
 
 EPS = 0.05
 NAMES = ("no", "yes")
@@ -136,7 +137,9 @@ def test_it_is_saved_with_what_was_chosen(tmp_path: Path) -> None:
 
 def test_three_classes_are_normalized_as_in_the_paper() -> None:
     names = (*NAMES, "neither")
-    data = replace(scans(), class_names=names)
+    labels = scans().labels.clone()
+    labels[-8:] = 2
+    data = replace(scans(), labels=labels, class_names=names)
     both = medfedpure.mix(reading(**ROBUST, names=names), reading(**PLAIN, names=names), data, eps=EPS)
     config = both.architecture.config
     assert config.unit == 0
@@ -190,7 +193,49 @@ def test_a_robust_classifier_that_is_none_is_refused() -> None:
         medfedpure.mix(reading(**PLAIN), reading(**ROBUST), scans(), eps=EPS)
 
 
-@pytest.mark.parametrize("options", [{"beta": 0.0}, {"beta": 1.1}, {"eps": 2.0}, {"steps": 0}, {"temperature": -1.0}])
+def test_a_mix_of_mixes_is_refused_before_anything_is_attacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = medfedpure.mix(reading(**ROBUST), reading(**PLAIN), scans(20), eps=EPS)
+    monkeypatch.setattr("medfedpure.defence.mix._attacked", lambda *given: pytest.fail("attacked"))
+    with pytest.raises(ConfigError, match="grows without bound"):
+        medfedpure.mix(both, reading(**PLAIN), scans(), eps=EPS)
+
+
+def test_images_of_every_class_are_wanted_recorded_and_labelled() -> None:
+    data = scans(20)
+    for given, error, words in (
+        (data.images, InputError, "must be an ImageDataset, with labels and groups; got a Tensor"),
+        ({"validation": data}, InputError, "got a dict"),
+        (data[data.labels == 1], DataError, "holds no image of no, so that nothing would be kept there"),
+        (replace(data, attributes={ORIGIN: _origin(20, SYNTHETIC)}), DataError, "20 of the 20 .* drawn by a model"),
+    ):
+        with pytest.raises(error, match=words):
+            medfedpure.mix(reading(**ROBUST), reading(**PLAIN), given, eps=EPS)  # type: ignore[arg-type]
+
+
+def test_eps_may_be_written_as_a_fraction() -> None:
+    found = [
+        medfedpure.mix(reading(**ROBUST), reading(**PLAIN), scans(20), eps=eps).architecture.config
+        for eps in ("4/80", 0.05)
+    ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beta": 0.0},
+        {"beta": 1.1},
+        {"beta": "most"},
+        {"eps": 2.0},
+        {"eps": 0},
+        {"eps": None},
+        {"eps": "some"},
+        {"steps": 0},
+        {"steps": "many"},
+        {"temperature": -1.0},
+        {"temperature": 1e-9},
+    ],
+)
 def test_values_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         medfedpure.mix(reading(**ROBUST), reading(**PLAIN), scans(), **{"eps": EPS, **options})

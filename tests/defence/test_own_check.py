@@ -123,6 +123,13 @@ def test_a_weak_defence_is_warned_of_where_it_is_made(
     assert caught[0].filename == __file__
 
 
+def test_a_weak_defence_without_a_purifier_needs_another_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medfedpure.defence.defend.check_itself", lambda *_, **__: SEEN)
+    with pytest.warns(WeakDefenceWarning, match=r"take the recipe 'paper' or 'robust', or another detector") as caught:
+        defend(tiny_classifier(), DATA, recipe="fast")
+    assert "purifier:" not in str(caught[0].message), "it has none to be replaced"
+
+
 @pytest.mark.parametrize("how", ["numpy", "detached"])
 def test_a_model_without_gradient_is_no_crash(how: str) -> None:
     found = defend(Foreign(how), DATA, **PARTS).own_check

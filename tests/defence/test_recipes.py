@@ -19,6 +19,7 @@ from medfedpure.core.errors import (
     ArtifactError,
     CalibrationError,
     ConfigError,
+    InputError,
     MissingRequirementError,
     WeakDefenceWarning,
 )
@@ -87,8 +88,15 @@ def test_what_is_said_wins_where_both_can_be() -> None:
         ("fast", {"policy": "purify_all"}, "fits no purifier, which the policy 'purify_all' needs"),
         ("robust", {"policy": "none"}, "chooses the policy on held-out images, and the policy 'none' was given"),
         ("quick", {}, "no recipe is named 'quick'; the recipes are paper, robust, fast"),
+        ("robst", {}, "no recipe is named 'robst'; did you mean 'robust'; the recipes are"),
         ("paper", {"policy": "hope"}, "no policy is named 'hope'"),
         ("robust", {"eps": 2.0}, "eps"),
+        ("robust", {"eps": 0}, "eps > 0 is wanted"),
+        ("robust", {"eps": "much"}, "eps"),
+        ("paper", {"eps": 0.05}, "eps is how far the recipe 'robust' attacks, and the recipe is 'paper'"),
+        ("fast", {"eps": 0.05}, "eps is how far the recipe 'robust' attacks, and the recipe is 'fast'"),
+        ("paper", {"purifier": ""}, "the purifier has an empty name"),
+        ("fast", {"detector": ""}, "the detector has an empty name"),
     ],
 )
 def test_contradictions_are_refused_before_anything_is_fitted(recipe: Any, options: dict[str, Any], words: str) -> None:
@@ -116,6 +124,11 @@ def test_a_classifier_without_gradients_is_refused_by_robust_before_anything_is_
     with pytest.raises(MissingRequirementError, match=r"by its gradient, which failed: .*Take the recipe 'paper'"):
         medfedpure.defend(Detached(), BENIGN, recipe="robust", target_fpr=0.1, say=lines.append)
     assert not lines
+
+
+def test_images_that_do_not_fit_are_no_matter_of_gradients() -> None:
+    with pytest.raises(InputError, match=r"reads images of shape \(N, 3"):
+        medfedpure.defend(tiny_classifier(channels=3), BENIGN, recipe="robust", target_fpr=0.1)
 
 
 # -- the choice -------------------------------------------------------------------------------------------------------
@@ -284,6 +297,22 @@ def test_without_labels_the_classifiers_own_verdicts_are_the_truth() -> None:
     choice = choose_policy([Subject(chain_of(), medfedpure.defence.defend.from_tensor(DATA.images[:6]))], steps=2)  # type: ignore[attr-defined]
     assert choice.truth == "the classifier's verdicts on the unattacked images"
     assert choice.arms[0].clean == 1.0
+
+
+def test_labels_are_the_truth_of_all_clients_or_of_none() -> None:
+    bare = medfedpure.defence.defend.from_tensor(DATA.images[:6])  # type: ignore[attr-defined]
+    labelled = tiny_dataset(16, seed=5)
+    chain = chain_of()
+    wrong = replace(labelled, labels=1 - chain.classifier(labelled.images).argmax(1))
+    both = choose_policy([Subject(chain, wrong), Subject(chain_of(), bare)], steps=1)
+    assert both.truth == "the classifier's verdicts on the unattacked images"
+    assert both.arms[0].clean == 1.0
+
+
+def test_eps_may_be_written_as_a_fraction() -> None:
+    one, other = (choose_policy([Subject(chain_of(), DATA)], eps=eps, steps=1) for eps in ("4/80", 0.05))
+    assert one.attack == other.attack
+    assert [found.worst for found in one.arms] == [found.worst for found in other.arms]
 
 
 def test_a_policy_that_reads_no_better_than_a_coin_is_not_taken_for_its_worst_case() -> None:

@@ -185,3 +185,24 @@ def test_without_extra_attacks_old_evaluations_go_on(tmp_path):
     chain = chain_of("none")
     medfedpure.evaluate({"it": chain}, DATA, preset=replace(BRIEF, images=6), eps=(0.05,), out=tmp_path)
     assert "extra_attacks" not in (tmp_path / "setting.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "looks"), [({"version": "standard", "queries": 0}, 2), ({"version": "rand", "eot": 3}, 3)]
+)
+def test_a_suite_climbs_to_a_chain_that_draws_noise(options, looks):
+    """Its standard version takes one look, and so sees the mean of them; it used to end the evaluation."""
+    attack = create("attack", "auto_attack_suite", steps=1, **options)
+    _, rungs = climbed(chain_of(), attack)
+    strongest = rungs["mine (strongest)"]
+    assert strongest.reading is not None
+    assert strongest.eot == looks
+    assert ("mean of 2 draws" in strongest.view) == (options["version"] == "standard")
+    assert rungs["mine (static)"].eot == 1
+
+
+def test_an_attack_never_gets_fewer_looks_than_it_has():
+    _, rungs = climbed(chain_of(), create("attack", "pgd_eot", steps=1, eot=5))
+    strongest = rungs["mine (strongest)"]
+    assert strongest.eot == 5
+    assert "eot 5" in strongest.attack

@@ -12,7 +12,7 @@ from medfedpure.core.registry import create
 from medfedpure.defence.acceleration import Acceleration
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.cost import foresee, in_words, seconds_of
-from medfedpure.evaluation.evaluate import beside_itself, choose, evaluate
+from medfedpure.evaluation.evaluate import beside_itself, choose, evaluate, sizes_of
 from medfedpure.evaluation.ladder import Preset
 from medfedpure.evaluation.store import digest_of, digest_of_network
 from medfedpure.figures.balanced import balanced_difference
@@ -60,12 +60,19 @@ def test_noise_of_a_small_l2_eps_proves_nothing():
         ({"norm": "l1", "eps": (0.1,)}, "the norms are linf, l2; got 'l1'"),
         ({"norm": "l2"}, "eps is wanted in l2"),
         ({"eps": (8,)}, "eps <= 1 in linf"),
+        ({"eps": "8/0"}, 'a fraction such as "8/255"'),
+        ({"batch_size": 0}, "batch_size is a whole number from 1; got 0"),
+        ({"extra_attacks": ["pgd"]}, "got a list"),
     ],
 )
 def test_a_wrong_threat_leaves_no_folder(options, words, tmp_path):
     with pytest.raises(ConfigError, match=words):
         evaluate({"bare": bare()}, DATA, preset=BRIEF, out=tmp_path / "new", **options)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_fraction_is_an_eps():
+    assert sizes_of("linf", ["8/255", 8 / 255, 0.1]) == [8 / 255, 0.1]
 
 
 def test_a_folder_with_other_results_is_not_written_to(tmp_path):

@@ -16,6 +16,7 @@ from medfedpure.cli.app import app
 from medfedpure.core.errors import CalibrationError, ConfigError, WeakDefenceWarning
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.job.config import DefenceChoice, RunConfig
+from medfedpure.job.presets import demo_config, is_demo
 from medfedpure.job.run import Job, run_job
 from medfedpure.reporting.job.page import write_run_page
 from medfedpure.reporting.job.picture import save_gallery
@@ -128,3 +129,40 @@ def test_the_command_takes_a_recipe(tmp_path: Path) -> None:
     assert "fits no purifier" in str(result.exception)
     result = CliRunner().invoke(app, ["run", str(path), "--out", str(tmp_path / "out"), "--recipe", "best"])
     assert "recipe" in str(result.exception)
+
+
+def test_two_recipes_on_one_command_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(RunConfig.parse({**FEWER, "detector": CHEAP}).to_toml())
+    asked = ["--recipe", "fast", "--set", "defence.recipe=robust", "--out", str(tmp_path / "out")]
+    for command in (["run", str(path)], ["demo"]):
+        result = CliRunner().invoke(app, [*command, *asked])
+        assert isinstance(result.exception, ConfigError)
+        assert "--recipe says 'fast', and --set 'robust'" in str(result.exception)
+
+
+@pytest.mark.parametrize("recipe", ["paper", "robust", "fast"])
+def test_a_demo_by_a_recipe_is_a_demo_that_another_may_replace(recipe: str, tmp_path: Path) -> None:
+    for number, (data, quick) in enumerate([(None, True), (None, False), (tmp_path, True)]):
+        out = tmp_path / str(number)
+        out.mkdir()
+        config = demo_config(data, 3, quick=quick, recipe=recipe)
+        assert config.defence.recipe == recipe
+        (out / "config.toml").write_text(config.to_toml())
+        assert is_demo(out)
+        (out / "config.toml").write_text(config.with_settings(["defence.target_fpr=0.1"]).to_toml())
+        assert not is_demo(out)
+
+
+def test_robust_wants_an_attack_to_choose_under(tmp_path: Path) -> None:
+    config = {**FEWER, "defence": {"recipe": "robust"}, "attack": {"plugin": "pgd", "config": {"eps": 0.0}}}
+    with pytest.raises(ConfigError, match="that has eps 0"):
+        run_job(RunConfig.parse(config), tmp_path / "out")
+
+
+def test_an_attack_through_a_purifier_that_is_not_there_is_not_told(tmp_path: Path) -> None:
+    job, _ = run(tmp_path, "fast", detector=CHEAP, evaluation={"bpda": True, "compare": []})
+    assert job.result.bpda is None
+    assert "bpda_robust_balanced_accuracy" not in job.result.mean
+    assert not any("through the whole chain" in line for line in caveats(job.result))
+    assert "BPDA" not in markdown(job.result)

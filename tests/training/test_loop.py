@@ -5,20 +5,24 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from medfedpure.core.classifier import ClassifierModel
 from medfedpure.core.dataset import Batch
 from medfedpure.core.errors import ConfigError, DataError, TrainingError
 from medfedpure.core.progress import listening
-from medfedpure.core.settings import Augmentation, TrainingConfig
+from medfedpure.core.settings import AdversarialTraining, Augmentation, TrainingConfig
 from medfedpure.core.streams import Streams
 from medfedpure.core.task import Task
 from medfedpure.data.augmentation import augment
 from medfedpure.testing import tiny_classifier, tiny_dataset
 from medfedpure.testing.checking import assert_equal, global_rng_untouched, seed_everything
+from medfedpure.training.adversarial import AdversarialTask
 from medfedpure.training.classification import ClassificationTask
 from medfedpure.training.loop import _schedule, train
 
@@ -235,3 +239,19 @@ def test_images_are_augmented_in_training_only() -> None:
     batch = DATA.batch(torch.arange(6))
     plain = nn.functional.cross_entropy(model(batch.images), batch.labels)
     assert torch.equal(task.loss(model, batch, streams), plain), "in eval mode nothing is augmented"
+
+
+@pytest.mark.parametrize("settings", [{"normalization": "dual"}, {"method": "fast"}])
+def test_what_a_check_saves_can_be_loaded(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Also where the training adds to the model for the while, which goes on undisturbed."""
+    data, weights = tiny_dataset(16, size=16), []
+    hard = AdversarialTraining(share=0.5, steps=1, **settings)
+    task = AdversarialTask(ClassificationTask(), hard, ClassificationTask())
+    for on_check in (None, lambda model: model.save(tmp_path / "kept")):
+        model = tiny_classifier(16, steps=0).requires_grad_(True)
+        budget = TrainingConfig(steps=4, batch_size=8, checks=2)
+        train(model, task, data, budget, seed=0, on_check=on_check)
+        weights.append(model.state_dict())
+    assert_equal(weights[1], weights[0], "a check changed the training")
+    loaded = ClassifierModel.load(tmp_path / "kept")
+    assert_equal(loaded.state_dict(), weights[0], "the last check did not save what is kept")

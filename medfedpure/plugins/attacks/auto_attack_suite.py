@@ -58,6 +58,18 @@ class AutoAttackSuite(Attack):
     Config = AutoAttackSuiteConfig
     uses = "gradients"
 
+    def __init__(self, config: Any = None, **options: Any) -> None:
+        super().__init__(config, **options)
+        self.per_image_streams = not self._with_square()
+
+    def describe(self) -> str:
+        """The settings of the parts that this version has."""
+        c = self.config
+        unused = {"target_classes", "queries"} if c.version == "rand" else {"eot", "patience"}
+        unused |= set() if self._with_square() else {"queries"}
+        name, _, listed = super().describe().partition(": ")
+        return f"{name}: {', '.join(text for text in listed.split(', ') if text.split(' ')[0] not in unused)}"
+
     def generate(
         self,
         view: ThreatView,
@@ -68,12 +80,17 @@ class AutoAttackSuite(Attack):
         targets: Tensor | None = None,  # noqa: ARG002
         streams: Streams,
     ) -> Tensor:
-        """Adversarial images `(N, C, H, W)` within the budget; in standard those misread already stay as they are."""
+        """Adversarial images `(N, C, H, W)` within the budget; in standard those misread already stay as they are.
+
+        In rand those that every look misreads stay where no part gets further.
+        """
         found = images.clone()
         with torch.no_grad():
             parts = self.parts(view(images[:1]).shape[1])
         if view.watch is not None:
             view.watch.say(f"parts: {' + '.join(parts)}")
+            if view.stochastic and self.config.version == "standard":
+                view.watch.say('one look decided, and this view answers with noise: version="rand" averages looks')
         with without_parameter_gradients(view):
             for rows in torch.arange(len(images), device=images.device).split(self.config.batch_size):
                 found[rows] = self._in_turn(parts, view, images[rows], labels[rows], streams.select(rows))
@@ -84,7 +101,7 @@ class AutoAttackSuite(Attack):
     ) -> Tensor:
         found, (share, strength) = images.clone(), self._judged(view, images, labels)
         fallen = (share >= 1) & (self.config.version == "standard")
-        strength = torch.where(fallen, strength, -torch.inf)
+        strength = torch.where(share >= 1, strength, -torch.inf)
         waiting = torch.nonzero(~fallen).squeeze(1)
         for name, attack in parts.items():
             if not len(waiting):
@@ -117,9 +134,13 @@ class AutoAttackSuite(Attack):
         else:
             found[plain] = create("attack", "apgd_eot", **long, **ratio)
         found["FAB" if classes < 3 else "FAB targeted"] = create("attack", "fab", **long, **aimed)
-        if c.queries and c.norm == "linf":
+        if self._with_square():
             found["Square"] = create("attack", "square", eps=c.eps, queries=c.queries, batch_size=c.batch_size)
         return found
+
+    def _with_square(self) -> bool:
+        c = self.config
+        return bool(c.version == "standard" and c.queries and c.norm == "linf" and c.eps > 0)
 
     def _judged(self, view: ThreatView, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The share of looks `(N,)` that is fooled, and how far an image got: that share, then its margin."""

