@@ -15,8 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import medfedpure
-from medfedpure import ClassificationTask, TrainingConfig, train
-from medfedpure.core.errors import MedFedPureError
+from medfedpure import ClassificationTask, MedFedPureError, TrainingConfig, train
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("folder", type=Path)

@@ -23,7 +23,7 @@ NOT_RUN = {
     "docs/how-to/choose-a-recipe.md": {"benchmark": 1},
     "docs/how-to/choose-a-strategy.md": {"benchmark": 2, "tests": 1},
     "docs/how-to/evaluate-a-defence.md": {"benchmark": 1},
-    "docs/how-to/install.md": {"install": 2},
+    "docs/how-to/install.md": {"install": 3},
     "docs/how-to/more-from-few-images.md": {"benchmark": 1},
     "docs/how-to/real-federation.md": {"network": 1},
     "docs/how-to/real-mri.md": {"own data": 1},
