@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medfedpure.cli.options import Threads, json_object, number
+from medfedpure.cli.options import OwnModule, Threads, json_object, number
 from medfedpure.cli.shown import Terminal, echo_json
 from medfedpure.cli.threads import use_threads
 from medfedpure.cli.which import read_config
@@ -29,14 +29,7 @@ def evaluate(
         ),
     ] = None,
     data_config: Annotated[str, typer.Option("--data-config", help="JSON options of the data set plugin.")] = "{}",
-    classifier: Annotated[
-        str | None,
-        typer.Option(
-            "--classifier",
-            help="package.module:function that builds your own model, found from the current folder, for a defence "
-            "around one; its weights become those that were saved with the defence.",
-        ),
-    ] = None,
+    classifier: OwnModule = None,
     client: Annotated[str | None, typer.Option("--client", help="Of a run, whose defence; default: the first.")] = None,
     preset: Annotated[str, typer.Option("--preset", help="quick, standard or headline.")] = "quick",
     eps: Annotated[

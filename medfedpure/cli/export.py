@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from medfedpure.cli.options import OwnModule
 from medfedpure.cli.shown import Terminal, say_json
 from medfedpure.cli.threads import use_threads
 
@@ -26,14 +27,7 @@ def export(
             "--part", help="Of a defence: defence, classifier, or purifier, whose noise predictor it is; default: all."
         ),
     ] = None,
-    classifier: Annotated[
-        str | None,
-        typer.Option(
-            "--classifier",
-            help="package.module:function that builds your own model, found from the current folder, for a defence "
-            "around one; its weights become those that were saved with the defence.",
-        ),
-    ] = None,
+    classifier: OwnModule = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what the file says of itself, as JSON.")] = False,
 ) -> None:
     """Write a classifier, a noise predictor or a defence that leaves images as they are as one file, and check it."""

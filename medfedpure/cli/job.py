@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,7 @@ from rich.table import Table
 from medfedpure.cli.options import Settings, Threads
 from medfedpure.cli.shown import Terminal, echo_json
 from medfedpure.cli.threads import use_threads
-from medfedpure.core.errors import ConfigError
+from medfedpure.core.errors import ConfigError, did_you_mean
 from medfedpure.job.enough import check_folder
 
 if TYPE_CHECKING:
@@ -34,9 +33,7 @@ def known_recipe(name: str | None) -> str | None:
     """The name, refused before anything heavy is imported. Raises ConfigError where no recipe has it."""
     if name is None or name in RECIPES:
         return name
-    near = difflib.get_close_matches(name.lower(), RECIPES, n=1)
-    guess = f" Did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"no recipe is named {name!r}.{guess} The recipes are {', '.join(RECIPES)}")
+    raise ConfigError(f"no recipe is named {name!r}.{did_you_mean(name, RECIPES)} The recipes are {', '.join(RECIPES)}")
 
 
 _Recipe = Annotated[

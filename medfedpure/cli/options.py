@@ -21,6 +21,15 @@ Threads = Annotated[
     typer.Option("--threads", min=1, help="Threads to compute with; another number may round differently."),
 ]
 
+OwnModule = Annotated[
+    str | None,
+    typer.Option(
+        "--classifier",
+        help="package.module:function that builds your own model, found from the current folder, for a defence "
+        "around one; its weights become those that were saved with the defence.",
+    ),
+]
+
 
 def number(text: str) -> float:
     """0.015 or 8/255.

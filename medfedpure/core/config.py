@@ -63,7 +63,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def parse_fraction(value: object) -> object:
+def parse_fraction(value: Any) -> Any:
     """The number that a text such as "8/255" says; what is no text as it is.
 
     Raises:

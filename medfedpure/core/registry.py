@@ -6,7 +6,6 @@ class as text ("package.module:Class"), which is imported when the plugin is fir
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import os
@@ -23,6 +22,7 @@ from medfedpure.core.errors import (
     PluginError,
     PluginLoadError,
     UnknownPluginError,
+    did_you_mean,
 )
 
 GROUP = "medfedpure"
@@ -196,10 +196,10 @@ class Registry:
         if records:
             return records[0]
         names = [record.name for record in self.plugins(kind)]
-        near = difflib.get_close_matches(name.lower(), names, n=1)
-        guess = f" Did you mean {near[0]!r}?" if near else ""
         broken = f" Broken plugins: {', '.join(f.distribution for f in self.failures)}." if self.failures else ""
-        raise UnknownPluginError(f"no {kind} is named {name!r}.{guess} Installed: {', '.join(names)}.{broken}")
+        raise UnknownPluginError(
+            f"no {kind} is named {name!r}.{did_you_mean(name, names)} Installed: {', '.join(names)}.{broken}"
+        )
 
     def load(self, kind: str, name: str) -> type[Any]:
         """Import the class behind a name.

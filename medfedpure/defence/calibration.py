@@ -28,6 +28,11 @@ Scope = Literal["client", "federation"]
 RELATIVE, ABSOLUTE = 1e-5, 1e-7
 
 
+def least_scores(target_fpr: float) -> int:
+    """How many benign scores can set a threshold at a rate in (0, 1): 1 / rate - 1, rounded up."""
+    return math.ceil(1 / Fraction(repr(float(target_fpr))) - 1)
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Scores of held-out benign images, and the decisions that follow from them.
@@ -84,7 +89,7 @@ class Calibration:
     def check_rate(self, target_fpr: float) -> None:
         """Raise CalibrationError at a rate outside (0, 1), or one at which so few scores can flag nothing."""
         if self.rank(target_fpr) == 0:
-            needed = math.ceil(1 / Fraction(repr(float(target_fpr))) - 1)
+            needed = least_scores(target_fpr)
             raise CalibrationError(
                 f"{len(self)} calibration images (one per near-duplicate group) can never flag at a false-positive "
                 f"rate of {float(target_fpr):g}: bring at least {needed}, raise target_fpr, calibrate at "

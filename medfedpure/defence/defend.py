@@ -7,7 +7,6 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from medfedpure.core.streams import derive_seed
 from medfedpure.data.synthetic import check_recorded
 from medfedpure.defence.arms import EPS, Subject, check_attackable, choose_policy
 from medfedpure.defence.budget import Budget, with_budget
+from medfedpure.defence.calibration import least_scores
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.defence.class_order import some_of_each_group, warn_of_classes
 from medfedpure.defence.images import ImageFacts
@@ -242,7 +242,7 @@ def _divided(
         raise ConfigError(f"check_share must lie in [0, 1 - calibrate_share), here below {1 - share:g}; got {checked}")
     if not 0 < target_fpr < 1:
         raise CalibrationError(f"target_fpr must lie in (0, 1); got {target_fpr}")
-    wanted = math.ceil(1 / Fraction(repr(float(target_fpr))) - 1)
+    wanted = least_scores(target_fpr)
     odd = max(len(data.labels.unique()) - 1, 0)  # what dealing each class by itself may round away
     held = [
         text

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from typing import Any, Literal, Self, get_args
 
 from medfedpure.core.component import check_types
-from medfedpure.core.errors import ArtifactError, ConfigError
+from medfedpure.core.errors import ArtifactError, ConfigError, did_you_mean
 from medfedpure.defence.policy import PURIFYING, Policy
 
 Recipe = Literal["paper", "robust", "fast"]
@@ -78,10 +77,10 @@ def policy_of(recipe: Recipe, policy: Policy | None) -> Policy | None:
     Raises:
         ConfigError: no such recipe or policy, or one that contradicts the other.
     """
-    if recipe not in get_args(Recipe):
-        near = get_close_matches(str(recipe).lower(), get_args(Recipe), n=1)
-        guess = f"; did you mean {near[0]!r}" if near else ""
-        raise ConfigError(f"no recipe is named {recipe!r}{guess}; the recipes are {', '.join(get_args(Recipe))}")
+    known = get_args(Recipe)
+    if recipe not in known:
+        guess = did_you_mean(str(recipe), known)
+        raise ConfigError(f"no recipe is named {recipe!r}.{guess} The recipes are {', '.join(known)}")
     if policy is not None and policy not in get_args(Policy):
         raise ConfigError(f"no policy is named {policy!r}; the policies are {', '.join(get_args(Policy))}")
     if recipe == "robust":

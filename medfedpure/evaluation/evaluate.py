@@ -6,10 +6,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Any, get_args
 
 import torch
-from pydantic import BeforeValidator, TypeAdapter
 from torch import nn
 
 from medfedpure.core.attack import Attack, Norm
@@ -32,7 +31,6 @@ from medfedpure.evaluation.store import Store, digest_of, digest_of_attack, dige
 from medfedpure.evaluation.versions import versions
 
 EPS = (0.015, 8 / 255)
-_SIZE: TypeAdapter[float] = TypeAdapter(Annotated[float, BeforeValidator(parse_fraction)])
 
 
 def evaluate(
@@ -172,7 +170,7 @@ def sizes_of(norm: str, eps: Sequence[float | str] | None) -> list[float]:
     if eps is None and norm != "linf":
         raise ConfigError(f"eps is wanted in {norm}: the usual sizes are those of linf, and next to nothing here")
     try:
-        sizes = list(dict.fromkeys(float(_SIZE.validate_python(value)) for value in (EPS if eps is None else eps)))
+        sizes = list(dict.fromkeys(float(parse_fraction(value)) for value in (EPS if eps is None else eps)))
     except (TypeError, ValueError) as error:
         raise ConfigError(f'eps is a number, a fraction such as "8/255", or several of them; got {eps!r}') from error
     if not sizes or not all(0 < size <= (1 if norm == "linf" else sys.float_info.max) for size in sizes):

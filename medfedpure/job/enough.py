@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,8 +47,10 @@ def check_sizes(parts: Mapping[str, Mapping[str, ImageDataset]], config: RunConf
 
 
 def wanted_groups(config: RunConfig) -> int:
-    """Independent images from which a threshold at the rate can be set: 1 / rate - 1, rounded up."""
-    return math.ceil(1 / Fraction(repr(config.defence.target_fpr)) - 1)
+    """Independent images from which a threshold at the rate can be set."""
+    from medfedpure.defence.calibration import least_scores
+
+    return least_scores(config.defence.target_fpr)
 
 
 def wanted_in_all(config: RunConfig) -> int:

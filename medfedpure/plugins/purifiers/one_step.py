@@ -241,24 +241,27 @@ class DistillationTask(Task):
 
 
 class _Whole(nn.Module):
-    """Classifier after purifier, at strength 1; the classifier stays in eval mode unless it learns."""
+    """Classifier after purifier, at strength 1; the classifier stays in eval mode unless it learns.
+
+    Attributes:
+        made: what the purifier made of the last images.
+    """
 
     def __init__(self, purifier: OneStep, student: nn.Module, classifier: nn.Module, *, learns: bool) -> None:
         super().__init__()
         self.student, self.classifier, self.learns = student, classifier, learns
         self.purified = purifier.once
         self.depth = purifier.config.t_max
+        self.made = torch.empty(0)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         self.classifier.train(mode and self.learns)
         return self
 
-    def cleaned(self, images: Tensor) -> Tensor:
-        return self.purified(self.student, images, images.new_full((len(images),), self.depth))
-
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.cleaned(images))
+        self.made = self.purified(self.student, images, images.new_full((len(images),), self.depth))
+        logits: Tensor = self.classifier(self.made)
         return logits
 
 
@@ -273,7 +276,8 @@ class _Kept(WrappedTask):
         found = self.inner.loss(model, batch, streams)
         if not self.weight:
             return found
+        made = self.whole.made[: len(batch.images)]  # TRADES lets others pass with them, after them
         with torch.no_grad():
             strength = torch.ones(len(batch.images), device=batch.images.device)
             wanted = self.teacher.purify(batch.images, strength, streams=streams.child("teacher")).images
-        return found + self.weight * functional.mse_loss(2 * self.whole.cleaned(batch.images), 2 * wanted)
+        return found + self.weight * functional.mse_loss(2 * made, 2 * wanted)

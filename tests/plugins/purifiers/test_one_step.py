@@ -118,6 +118,17 @@ def test_hardening_makes_the_whole_harder_to_fool_and_leaves_the_classifier_alon
     assert not torch.equal(reader[1].weight, weights["1.weight"])
 
 
+@pytest.mark.parametrize("options", [{"method": "trades"}, {"awp": 0.01}, {"share": 0.5}])
+def test_hardening_by_every_method_keeps_near_the_teacher(trained, options) -> None:
+    purifier, settings = (
+        copy.deepcopy(trained),
+        AdversarialTraining(**{"share": 1.0, "eps": 0.03, "steps": 1, **options}),
+    )
+    log = purifier.harden(bars(), sides(), settings, TrainingConfig(steps=2, batch_size=4), keep=10.0)
+    assert log.steps == 2
+    assert distance(purifier(bars().images[:4]).images, trained(bars().images[:4]).images) < 1e-2
+
+
 def test_hardening_without_an_attack_is_refused(trained) -> None:
     with pytest.raises(InputError, match="share of 0"):
         trained.harden(bars(), sides(), AdversarialTraining(), TrainingConfig(steps=1))
