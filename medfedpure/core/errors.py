@@ -6,10 +6,9 @@ Messages say what came, what was wanted and what to do next.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
 
 
-def did_you_mean(name: str, names: Sequence[str]) -> str:
+def did_you_mean(name: str, names: list[str] | tuple[str, ...]) -> str:
     """A sentence of an error, a space before it: which of the known names comes nearest; "" where none is near."""
     near = difflib.get_close_matches(name.lower(), names, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
