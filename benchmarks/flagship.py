@@ -57,8 +57,8 @@ DENOISER: dict[str, Any] = {
 DISTILLATION = {"eps": EPS, "training": {"steps": 600, "batch_size": 16, "learning_rate": 5e-4, "ema": 0.99}}
 GENERATOR: dict[str, Any] = {
     "generation": {"classes": 2},
-    "model": {"widths": [96, 192], "unshuffle": 8},
-    "training": {"steps": 2500, "batch_size": 16, "learning_rate": 1e-3, "ema": 0.995},
+    "model": DENOISER["model"],
+    "training": {"steps": 2000, "batch_size": 16, "learning_rate": 1e-3, "ema": 0.995},
 }
 PGD5 = AdversarialTraining(share=1.0, eps=EPS, step=0.0075, steps=5)
 
