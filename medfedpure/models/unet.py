@@ -22,25 +22,34 @@ class NoiseUNet(nn.Module):
         layers_per_block: residual blocks at each level.
         unshuffle: r; r x r pixels become channels before the first convolution.
         classes: K; a vector of each class, and one of none, is added to that of the timestep. 0 = knows of no classes.
+        attention: self-attention at the coarsest level, on the way down, in the middle and on the way up.
     """
 
     def __init__(
-        self, channels: int, widths: tuple[int, ...], layers_per_block: int, unshuffle: int, classes: int = 0
+        self,
+        channels: int,
+        widths: tuple[int, ...],
+        layers_per_block: int,
+        unshuffle: int,
+        classes: int = 0,
+        *,
+        attention: bool = False,
     ) -> None:
         super().__init__()
         self.unshuffle = unshuffle
         self.classes = classes
         self.multiple = unshuffle * 2 ** (len(widths) - 1)
         self.widest = widths[-1]
+        attend, plain = "Attn" if attention else "", len(widths) - 1
         self.network = UNet2DModel(
             in_channels=channels * unshuffle**2,
             out_channels=channels * unshuffle**2,
             block_out_channels=widths,
             layers_per_block=layers_per_block,
-            down_block_types=("DownBlock2D",) * len(widths),
-            up_block_types=("UpBlock2D",) * len(widths),
+            down_block_types=("DownBlock2D",) * plain + (f"{attend}DownBlock2D",),
+            up_block_types=(f"{attend}UpBlock2D",) + ("UpBlock2D",) * plain,
             norm_num_groups=GROUPS,
-            add_attention=False,
+            add_attention=attention,
             num_class_embeds=classes + 1 if classes else None,
         )
 

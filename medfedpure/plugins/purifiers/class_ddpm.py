@@ -22,9 +22,8 @@ from medfedpure.core.config import Config
 from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.detector import FitContext
 from medfedpure.core.errors import DataError, InputError
-from medfedpure.core.streams import Streams, isolated_rng
+from medfedpure.core.streams import Streams
 from medfedpure.core.task import Task
-from medfedpure.models.unet import NoiseUNet
 from medfedpure.plugins.purifiers.ddpm import DDPM, DDPMConfig
 from medfedpure.plugins.purifiers.diffusion_base import DiffusionTask
 
@@ -55,9 +54,7 @@ class ClassDDPM(DDPM):
 
     def make_network(self, image_shape: tuple[int, int, int], seed: int) -> nn.Module:
         """A fresh noise predictor for `(C, H, W)` images of the configured classes."""
-        model, classes = self.config.model, self.config.generation.classes
-        with isolated_rng(seed):
-            return NoiseUNet(image_shape[0], model.widths, model.layers_per_block, model.unshuffle, classes).eval()
+        return self._built(image_shape[0], seed, self.config.generation.classes)
 
     @property
     def classes(self) -> int:

@@ -43,6 +43,7 @@ class UNetConfig(Config):
     )
     layers_per_block: int = Field(1, ge=1, le=16, description="residual blocks at each level")
     unshuffle: int = Field(2, ge=1, le=64, description="pixels folded into channels along each side; 1 = none")
+    attention: bool = Field(False, description="self-attention at the coarsest level")
 
     @model_validator(mode="after")
     def _groups(self) -> Self:
@@ -150,9 +151,19 @@ class DiffusionPurifier(Purifier):
 
     def make_network(self, image_shape: tuple[int, int, int], seed: int) -> nn.Module:
         """A fresh noise predictor for `(C, H, W)` images; the architecture depends on C only."""
+        return self._built(image_shape[0], seed)
+
+    def _built(self, channels: int, seed: int, classes: int = 0) -> nn.Module:
         model = self.config.model
         with isolated_rng(seed):
-            return NoiseUNet(image_shape[0], model.widths, model.layers_per_block, model.unshuffle).eval()
+            return NoiseUNet(
+                channels,
+                model.widths,
+                model.layers_per_block,
+                model.unshuffle,
+                classes,
+                attention=model.attention,
+            ).eval()
 
     def task(self) -> Task:
         """Predict the noise at the timesteps that purification uses."""
