@@ -25,6 +25,7 @@ from medfedpure.core.classifier import ClassifierModel
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import ScoreContext
 from medfedpure.core.purifier import Purifier
+from medfedpure.core.results import Prediction
 from medfedpure.core.settings import AdversarialTraining, Augmentation, GroupPositives, TrainingConfig
 from medfedpure.core.storage import write_json
 from medfedpure.core.streams import Streams, derive_seed
@@ -33,6 +34,7 @@ from medfedpure.defence.calibration import Calibration
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.evaluate import choose, evaluate
 from medfedpure.evaluation.versions import versions
+from medfedpure.evaluation.views import is_stochastic
 from medfedpure.figures.balanced import balanced, balanced_interval
 from medfedpure.reporting.evaluation.summary import summarize
 from medfedpure.training.adversarial import AdversarialTask
@@ -43,6 +45,8 @@ from medfedpure.training.loop import train
 EPS = 0.015
 PAPER = {"norm": "linf", "eps": EPS, "step": 0.003, "steps": 7, "random_starts": 0}
 """The paper's attack, on the bare classifier."""
+DRAWS = 5
+"""Of the noise of a defence that draws any: its figures are means over them."""
 SHARES = {"train": 0.75, "validation": 0.08, "calibrate": 0.17}
 """Of the images outside the test part."""
 AUGMENTATION = Augmentation(quarter_turns=True, shift=8, rotation=20, stretch=0.18, intensity=0.3)
@@ -173,23 +177,27 @@ class Bench:
     def clean(self, chain: DefendedClassifier) -> dict[str, Any]:
         """Balanced accuracy of all test images; the interval is that of their groups."""
         test = self.parts["test"]
-        return counted(chain.predict(test, seed=self.seed).labels, test)
+        return counted([answer.labels for answer in self.answers(chain, test, test.images)], test)
+
+    def answers(self, chain: DefendedClassifier, data: ImageDataset, images: torch.Tensor) -> list[Prediction]:
+        """Verdicts on images, attacked or not, with the ids of a data set: one for each draw of the noise."""
+        draws = DRAWS if is_stochastic(chain) else 1
+        return [chain.predict(images, ids=data.ids, seed=self.seed + draw) for draw in range(draws)]
 
     def paper(self, chain: DefendedClassifier) -> dict[str, Any]:
         """The paper's attack on the bare classifier, replayed on the defence, one image of each group."""
         few = choose(self.parts["test"], 100, self.seed)
         attack = medfedpure.create("attack", "pgd", **PAPER)
         found = attack(chain.classifier, few.images, few.labels, streams=Streams(self.seed, few.ids))
-        answer = chain.predict(found.images, ids=few.ids, seed=self.seed)
-        flagged = answer.flagged
-        benign = chain.predict(few, seed=self.seed)
+        attacked, benign = self.answers(chain, few, found.images), self.answers(chain, few, few.images)
+        draws = "one draw" if len(benign) == 1 else f"mean of {len(benign)} draws of the defence's noise"
         return {
             "attack": found.description,
-            "gradient": "of the bare classifier (static), one draw, EoT 1",
-            "robust": counted(answer.labels, few),
-            "clean": counted(benign.labels, few),
-            "flagged_attacked": None if flagged is None else float(flagged.double().mean()),
-            "flagged_benign": None if benign.flagged is None else float(benign.flagged.double().mean()),
+            "gradient": f"of the bare classifier (static), {draws}, EoT 1",
+            "robust": counted([answer.labels for answer in attacked], few),
+            "clean": counted([answer.labels for answer in benign], few),
+            "flagged_attacked": flagged(attacked),
+            "flagged_benign": flagged(benign),
         }
 
     def worst(self, name: str, chain: DefendedClassifier, preset: str) -> dict[str, Any]:
@@ -262,18 +270,26 @@ def opened(folder: Path, size: int) -> ImageDataset:
     return data
 
 
-def counted(answers: torch.Tensor, data: ImageDataset) -> dict[str, Any]:
-    """Right ones, balanced accuracy and its 95 % interval over groups."""
-    right = answers.cpu() == data.labels
-    low, high = balanced_interval(right, data.labels, data.groups)
+def counted(answers: list[torch.Tensor], data: ImageDataset) -> dict[str, Any]:
+    """Right ones, balanced accuracy and its 95 % interval over groups; means where there are several draws."""
+    rights = torch.stack([answer.cpu() == data.labels for answer in answers])
+    share = rights.double().mean(0)
+    low, high = balanced_interval(share, data.labels, data.groups)
     return {
-        "right": int(right.sum()),
+        "right": float(share.sum()),
         "images": len(data),
         "groups": data.num_groups,
-        "balanced": balanced(right, data.labels),
+        "balanced": balanced(share, data.labels),
         "low": low,
         "high": high,
+        "draws": [balanced(right, data.labels) for right in rights],
     }
+
+
+def flagged(answers: list[Prediction]) -> float | None:
+    """Share of flagged images, over all draws."""
+    found = [answer.flagged.double().mean() for answer in answers if answer.flagged is not None]
+    return float(torch.stack(found).mean()) if found else None
 
 
 def divided(data: ImageDataset, seed: int) -> dict[str, ImageDataset]:

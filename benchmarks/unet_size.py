@@ -66,14 +66,14 @@ def measured(bench: Bench, purifier: Purifier) -> dict[str, Any]:
     bare = DefendedClassifier(classifier, policy="none")
     draws = [bench.seed + draw for draw in range(DRAWS)]
     said = {
-        name: [counted(chain.predict(images, ids=held.ids, seed=seed).labels, held) for seed in draws]
+        name: counted([chain.predict(images, ids=held.ids, seed=seed).labels for seed in draws], held)
         for name, images in (("clean", held.images), ("restored", found.images))
     }
     return {
         "attack": found.description,
         "gradient": "of the bare classifier (static), EoT 1",
-        "bare_clean": counted(bare.predict(held).labels, held),
-        "bare_attacked": counted(bare.predict(found.images, ids=held.ids).labels, held),
+        "bare_clean": counted([bare.predict(held).labels], held),
+        "bare_attacked": counted([bare.predict(found.images, ids=held.ids).labels], held),
         **said,
     }
 
@@ -109,7 +109,7 @@ def main() -> None:
             **measured(bench, purifier),
             "versions": versions(),
         }
-        say(f"{unit}: {document['million_macs']:.0f} million MACs, {[one['balanced'] for one in document['restored']]}")
+        say(f"{unit}: {document['million_macs']:.0f} million MACs, {document['restored']['draws']}")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, document)
 

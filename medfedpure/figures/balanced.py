@@ -11,7 +11,7 @@ from medfedpure.figures.intervals import Interval, cluster_bootstrap, paired_dif
 
 
 def balanced(right: Tensor, labels: Tensor) -> float:
-    """Mean over classes of the share of `(N,)` bool that hold; NaN without images."""
+    """Mean over classes of the share of `(N,)` bool that hold, or of the mean of shares; NaN without images."""
     shares = [float(right[labels == label].double().mean()) for label in labels.unique()]
     return sum(shares) / len(shares) if shares else float("nan")
 
@@ -46,6 +46,8 @@ def balanced_difference(one: Tensor, other: Tensor, labels: Tensor, groups: Tens
 def balanced_interval(right: Tensor, labels: Tensor, groups: Tensor, *, draws: int = 1000) -> Interval | None:
     """95 % interval of `balanced`, of `(N,)` bool, labels and groups; None with a single group.
 
+    Of a defence that draws noise, how often each image is right, in [0, 1], may stand for the bool.
+
     Where every group has one image, Wilson's intervals of the classes, their distances added in squares (Zou and
     Donner 2008, 10.1002/sim.3095): a bootstrap of 24 right images of 24 would claim to be certain. Otherwise
     near-duplicate groups are drawn with replacement.
@@ -57,7 +59,7 @@ def balanced_interval(right: Tensor, labels: Tensor, groups: Tensor, *, draws: i
         below = above = 0.0
         for label in present:
             own = right[labels == label]
-            low, high = wilson(int(own.sum()), len(own))
+            low, high = wilson(float(own.double().sum()), len(own))
             share = float(own.double().mean())
             below, above = below + (share - low) ** 2, above + (high - share) ** 2
         middle = balanced(right, labels)

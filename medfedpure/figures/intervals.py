@@ -51,7 +51,7 @@ def cluster_bootstrap(
     return low, high
 
 
-def wilson(hits: int, total: int, *, level: float = 0.95) -> Interval:
+def wilson(hits: float, total: int, *, level: float = 0.95) -> Interval:
     """Interval of a share of independent images (Wilson 1927); only where every group has one image.
 
     (p + z^2/2n -+ z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n)

@@ -15,6 +15,18 @@ def test_all_right_is_not_certain():
     assert high == pytest.approx(1.0)
 
 
+def test_shares_of_draws_stand_between_the_draws():
+    one, other = torch.arange(10) < 6, torch.arange(10) < 8
+    alone, labels = torch.arange(10), torch.zeros(10, dtype=torch.int64)
+    share = torch.stack((one, other)).double().mean(0)
+    assert balanced(share, labels) == pytest.approx(0.7)
+    low, high = balanced_interval(share, labels, alone)
+    (low6, high6), (low8, high8) = (balanced_interval(right, labels, alone) for right in (one, other))
+    assert low6 < low < low8 and high6 < high < high8
+    low, high = balanced_interval(share, labels, alone // 2)
+    assert low < 0.7 < high, "groups of two are drawn whole"
+
+
 def test_one_class_is_wilson():
     right = torch.arange(10) < 7
     found = balanced_interval(right, torch.zeros(10, dtype=torch.int64), torch.arange(10))
