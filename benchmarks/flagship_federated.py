@@ -12,6 +12,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import medfedpure
 from benchmarks.flagship import AUGMENTATION, EPS, PGD5, SPLITS, TRAINING, Bench, built, opened
 from benchmarks.folds import progress
@@ -63,6 +65,12 @@ def trained(bench: Bench, unit: str) -> dict[str, ClassifierModel]:
     return {path.name: ClassifierModel.load(path) for path in sorted(folder.iterdir())}
 
 
+def same(one: ClassifierModel, other: ClassifierModel) -> bool:
+    """Whether two clients hold the same network, as under FedAvg: it is attacked once."""
+    own, others = one.state_dict(), other.state_dict()
+    return own.keys() == others.keys() and all(torch.equal(own[key], others[key]) for key in own)
+
+
 def main() -> None:
     """Do the units that are named and are not done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -88,7 +96,12 @@ def main() -> None:
             say(f"{path} is there")
             continue
         clients: dict[str, Any] = {}
-        for client, model in trained(bench, unit).items():
+        models = trained(bench, unit)
+        for client, model in models.items():
+            twin = next((other for other in clients if same(models[other], model)), None)
+            if twin is not None:
+                clients[client] = clients[twin]
+                continue
             chain = DefendedClassifier(model, policy="none")
             clients[client] = {"clean": bench.clean(chain), "paper": bench.paper(chain)}
             if given.preset:

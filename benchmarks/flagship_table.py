@@ -30,6 +30,7 @@ WORDS: Mapping[str, str] = {
     "robust_purify_all": "adversarially trained, PGD, long + purify all",
     "one_step": "undefended + one_step, all",
     "robust_one_step": "adversarially trained, PGD, long + one_step, all",
+    "hardened_one_step": "undefended + one_step, hardened, all",
 }
 STRATEGIES: Mapping[str, str] = {
     "fedavg": "FedAvg",
