@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "flagship"
-PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "flagship.md"
-_MARK = re.compile(r"(<!-- table: (\w+) -->).*?<!-- end -->", re.S)
+from benchmarks import pages
+from benchmarks.pages import redrawn, write_tables
+
+RESULTS = pages.RESULTS / "flagship"
+PAGE = pages.DOCS / "explanation" / "flagship.md"
 WORDS: Mapping[str, str] = {
     "plain": "undefended",
     "robust": "adversarially trained, PGD",
@@ -31,6 +31,7 @@ WORDS: Mapping[str, str] = {
     "one_step": "undefended + one_step, all",
     "robust_one_step": "adversarially trained, PGD, long + one_step, all",
     "hardened_one_step": "undefended + one_step, hardened, all",
+    "hardened_one_step_long": "undefended + one_step, hardened longer, all",
 }
 STRATEGIES: Mapping[str, str] = {
     "fedavg": "FedAvg",
@@ -151,19 +152,9 @@ def _threats(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def page_with_tables(page: str, folder: Path = RESULTS) -> str:
-    """The page with what was measured after each mark `<!-- table: SPLIT -->`, up to `<!-- end -->`."""
-    return _MARK.sub(lambda mark: f"{mark[1]}\n\n{table(mark[2], folder)}\n\n<!-- end -->", page)
-
-
-def main() -> None:
-    """Write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=PAGE)
-    given = parser.parse_args()
-    drawn = page_with_tables(given.page.read_text(encoding="utf-8"), given.results)
-    given.page.write_text(drawn, encoding="utf-8")
+    """The page with what was measured of each split after its mark."""
+    return redrawn(page, lambda split: table(split, folder))
 
 
 if __name__ == "__main__":
-    main()
+    write_tables(__doc__, PAGE, page_with_tables)

@@ -29,6 +29,7 @@ _PUBLIC = {
     "Classifier": "medfedpure.core.classifier",
     "ClassifierModel": "medfedpure.core.classifier",
     "ClientRound": "medfedpure.core.personalization",
+    "CompilationWarning": "medfedpure.core.errors",
     "Component": "medfedpure.core.component",
     "Config": "medfedpure.core.config",
     "ConfigError": "medfedpure.core.errors",
@@ -99,6 +100,7 @@ _PUBLIC = {
     "hookimpl": "medfedpure.core.registry",
     "keep_freed_memory": "medfedpure.training.allocator",
     "mix": "medfedpure.defence.mix",
+    "predict_on": "medfedpure.parallel.predict",
     "registry": "medfedpure.core.registry",
     "static_view": "medfedpure.evaluation.views",
     "surrogate_view": "medfedpure.evaluation.views",
@@ -144,6 +146,7 @@ if TYPE_CHECKING:
     from medfedpure.core.errors import ArtifactError as ArtifactError
     from medfedpure.core.errors import AuditError as AuditError
     from medfedpure.core.errors import CalibrationError as CalibrationError
+    from medfedpure.core.errors import CompilationWarning as CompilationWarning
     from medfedpure.core.errors import ConfigError as ConfigError
     from medfedpure.core.errors import DataError as DataError
     from medfedpure.core.errors import FederationError as FederationError
@@ -213,6 +216,7 @@ if TYPE_CHECKING:
     from medfedpure.figures.metrics import auroc as auroc
     from medfedpure.figures.metrics import classification_figures as classification_figures
     from medfedpure.figures.metrics import true_positive_rate as true_positive_rate
+    from medfedpure.parallel.predict import predict_on as predict_on
     from medfedpure.plugins.attacks.art import to_art as to_art
     from medfedpure.training.allocator import keep_freed_memory as keep_freed_memory
     from medfedpure.training.classification import ClassificationTask as ClassificationTask

@@ -11,6 +11,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from scans import write_dicom_folder, write_nifti_folder
 
 from medfedpure.core.detector import Denoiser, ScoreContext
 from medfedpure.core.errors import MissingExtraError
@@ -52,7 +53,11 @@ SMALL_CONFIGS: Mapping[tuple[str, str], Mapping[str, Any] | Callable[[Path], Map
     ("classifier", "timm"): {"model": "test_resnet"},
     ("classifier", "mixture"): {"expert_config": {"widths": (8, 16)}, "experts": 2},
     ("classifier", "mixed"): {"robust_config": {"widths": (8, 16)}, "plain_config": {"widths": (8, 16)}, "power": 2.0},
+    ("dataset", "dicom_folder"): lambda folder: {"root": str(write_dicom_folder(folder)), "image_size": 32},
+    ("dataset", "nifti_folder"): lambda folder: {"root": str(write_nifti_folder(folder)), "image_size": 32},
     ("detector", "mae"): {"model": TINY_MAE, "training": TINY_TRAINING},
+    ("detector", "distilled"): {"eps": (0.1,), "steps": 2, "width": 8, "training": TINY_TRAINING},
+    ("detector", "staged"): {"first": {"plugin": "score_norm"}, "clear": 0.5},
     ("purifier", "diffpure"): {"model": {"widths": (8, 16)}, "timestep": 3, "training": TINY_TRAINING},
     ("purifier", "mae_inpaint"): {"model": TINY_MAE, "training": TINY_TRAINING},
     ("purifier", "ddpm"): {
@@ -97,6 +102,7 @@ SMALL_CONFIGS: Mapping[tuple[str, str], Mapping[str, Any] | Callable[[Path], Map
 _LEARNS_FAST = {"steps": 60, "batch_size": 8, "learning_rate": 1e-2}
 PRACTICE_CONFIGS: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("detector", "mae"): {"model": TINY_MAE, "score": {"kind": "reconstruction"}, "training": _LEARNS_FAST},
+    ("detector", "distilled"): {"eps": (0.1,), "steps": 2, "width": 8, "training": _LEARNS_FAST},
     ("detector", "art"): {"scoring_function": "HigherCriticism"},
     ("purifier", "art"): {"preprocessor": "SpatialSmoothing"},
     ("purifier", "mae_inpaint"): {"model": TINY_MAE, "training": _LEARNS_FAST},

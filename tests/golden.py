@@ -33,7 +33,7 @@ FIGURES = ("mean", "std", "min", "max", "wave")
 TIGHT, LOOSE = 1e-3, 2e-2
 """Relative to the largest value. Loose are attacks and training steps: the sign of a gradient near zero depends on the
 build, and moves single values by a whole step."""
-LOOSE_ONES = ("attack", "personalization", "mae", "mae_inpaint")
+LOOSE_ONES = ("attack", "personalization", "mae", "mae_inpaint", "distilled")
 """Kinds and plugins; the attention of older PyTorch rounds otherwise, and training carries it on."""
 TELLING = {("personalization", "fedprox"): {"mu": 10.0}, ("personalization", "ditto"): {"lam": 10.0}}
 """Where two steps with the defaults would show nothing of the method."""

@@ -1,13 +1,23 @@
 """What stands in the documentation is what was measured."""
 
-import importlib.util
+import importlib
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 from medfedpure.evaluation.records import Evaluation
 from medfedpure.reporting.evaluation.summary import summarize
 from medfedpure.reporting.evaluation.table import markdown
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def drawing(request, monkeypatch) -> ModuleType:
+    """A module of `benchmarks`, which is no installed package."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module(f"benchmarks.{request.param}")
 
 
 def test_the_ladder_on_real_mri_is_that_of_the_published_results():
@@ -17,12 +27,15 @@ def test_the_ladder_on_real_mri_is_that_of_the_published_results():
     assert markdown(summarize(found)).strip() in page, f"draw the table again from {published.name}"
 
 
-def test_the_tables_of_the_flagship_are_those_of_the_published_results():
-    spec = importlib.util.spec_from_file_location("flagship_table", ROOT / "benchmarks" / "flagship_table.py")
-    assert spec is not None
-    assert spec.loader is not None
-    drawing = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(drawing)
+@pytest.mark.parametrize("drawing", ["flagship_table"], indirect=True)
+def test_the_tables_of_the_flagship_are_those_of_the_published_results(drawing):
     page = drawing.PAGE.read_text(encoding="utf-8")
     assert "| undefended |" in page
     assert drawing.page_with_tables(page) == page, "draw them again: python -m benchmarks.flagship_table"
+
+
+@pytest.mark.parametrize("drawing", ["speed_table"], indirect=True)
+def test_the_tables_of_performance_are_those_of_the_published_results(drawing):
+    page = drawing.PAGE.read_text(encoding="utf-8")
+    assert all(f"<!-- table: {name} -->" in page for name in drawing.TABLES)
+    assert drawing.page_with_tables(page) == page, "draw them again: python -m benchmarks.speed_table"

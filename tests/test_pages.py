@@ -18,7 +18,8 @@ NOT_RUN = {
     "CONTRIBUTING.md": {"tests": 1},
     "docs/explanation/measured.md": {"benchmark": 1, "own data": 1},
     "docs/explanation/flagship.md": {"benchmark": 2},
-    "docs/how-to/choose-a-detector.md": {"own data": 5},
+    "docs/explanation/performance.md": {"benchmark": 1},
+    "docs/how-to/choose-a-detector.md": {"own data": 6},
     "docs/how-to/choose-a-purifier.md": {"own data": 3, "benchmark": 2},
     "docs/how-to/choose-a-recipe.md": {"benchmark": 1},
     "docs/how-to/choose-a-strategy.md": {"benchmark": 2, "tests": 1},
@@ -27,6 +28,7 @@ NOT_RUN = {
     "docs/how-to/more-from-few-images.md": {"benchmark": 1},
     "docs/how-to/real-federation.md": {"network": 1},
     "docs/how-to/real-mri.md": {"own data": 1},
+    "docs/how-to/serve.md": {"network": 2},
     "docs/reference/attacks.md": {"benchmark": 1},
     "docs/reference/compatibility.md": {"tests": 1},
 }

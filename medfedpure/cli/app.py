@@ -8,7 +8,21 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from medfedpure import __version__
-from medfedpure.cli import about, bench, check, evaluate, export, federate, federation, job, new
+from medfedpure.cli import (
+    about,
+    bench,
+    check,
+    clean_cache,
+    evaluate,
+    export,
+    federate,
+    federation,
+    fit,
+    job,
+    new,
+    predict,
+    serve,
+)
 from medfedpure.cli.shown import Terminal, shown
 
 
@@ -72,11 +86,17 @@ app.command("run")(job.run)
 app.command("federate")(federate.federate)
 app.add_typer(federation.app, name="federation")
 app.command("evaluate")(evaluate.evaluate)
+app.command("fit")(fit.fit)
+app.command("calibrate")(fit.calibrate)
+app.command("clean-cache")(clean_cache.clean_cache)
+app.command("predict")(predict.predict)
+app.command("serve")(serve.serve)
+app.add_typer(serve.audit, name="audit")
 app.command("export")(export.export)
 app.command("plugins")(about.plugins)
 app.command("info")(about.info)
 app.command("new")(new.new)
 app.command("check")(check.check)
 app.command("bench")(bench.bench)
-for registered in (*app.registered_commands, *federation.app.registered_commands):
+for registered in (group for part in (app, federation.app, serve.audit) for group in part.registered_commands):
     registered.cls = _PlainCommand

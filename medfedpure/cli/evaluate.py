@@ -54,9 +54,18 @@ def evaluate(
             help="Every image meets every attack, also where its count is settled: longer.",
         ),
     ] = False,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Images at a time; several processes share such chunks.")
+    ] = 64,
     threads: Threads = None,
     seed: Annotated[int, typer.Option("--seed", help="Of images, attacks and readings.")] = 0,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:0.")] = "cpu",
+    devices: Annotated[
+        str | None, typer.Option("--devices", help="Several, such as cuda:0,cuda:1: a process on each shares the work.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="So many processes on the CPU share the work.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the table.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of the table.")] = False,
 ) -> None:
@@ -66,13 +75,16 @@ def evaluate(
     from medfedpure.core.progress import listening
     from medfedpure.core.storage import locked
     from medfedpure.evaluation.evaluate import evaluate as run
+    from medfedpure.evaluation.store import recorded_threads
     from medfedpure.job.device import check_device
     from medfedpure.job.own_module import own_module
     from medfedpure.job.subject import load_subject
 
     sizes = [number(text) for text in eps] if eps else None
     options = json_object(data_config, "--data-config")
-    check_device(device)
+    names = _devices(devices, device, processes)
+    for name in names or [device]:
+        check_device(name)
     extra = _attacks(attack or [], attack_config)
     make_folder(report)
     talk = Terminal(stderr=as_json, quiet=quiet)
@@ -110,7 +122,11 @@ def evaluate(
                 extra_attacks=extra,
                 out=report,
                 seed=seed,
+                batch_size=batch_size,
                 cascade=not each_attack_alone,
+                devices=names,
+                processes=processes,
+                threads=threads if names or (processes or 1) > 1 else None,
                 say=say,
             )
     except KeyboardInterrupt:
@@ -165,11 +181,14 @@ def _attacks(names: list[str], config: Path | None) -> dict[str, Attack]:
     return {name: create("attack", name, read_config(config)) for name in names}
 
 
-def recorded_threads(report: Path) -> int | None:
-    """What a report that is continued was begun with; None where there is none."""
-    from medfedpure.core.storage import read_json
+def _devices(several: str | None, one: str, processes: int | None) -> list[str] | None:
+    """The names in --devices; None without. Raises ConfigError beside another option that says where to work."""
+    from medfedpure.core.errors import ConfigError
 
-    path = report / "setting.json"
-    found = read_json(path) if path.is_file() else None
-    threads = found.get("threads") if isinstance(found, dict) else None
-    return threads if isinstance(threads, int) and threads > 0 else None
+    if several is None:
+        if processes is not None and processes > 1 and one != "cpu":
+            raise ConfigError(f"--processes work on the CPU, and --device says {one}: leave one of them out")
+        return None
+    if one != "cpu" or processes is not None:
+        raise ConfigError("--devices says where to work: leave out --device and --processes")
+    return [name.strip() for name in several.split(",")]

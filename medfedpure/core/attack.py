@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
@@ -26,6 +26,7 @@ from medfedpure.core.component import Component
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import AuditError, InputError, MedFedPureError, MissingRequirementError
 from medfedpure.core.results import AttackResult
+from medfedpure.core.rows.memory import MeanOfLooks, halved_once, made_within_memory
 from medfedpure.core.streams import Streams
 from medfedpure.core.verdict import Uses, Watch, as_they_answer, fooled, modules_behind, verdicts_of
 from medfedpure.core.verdict import without_parameter_gradients as without_parameter_gradients
@@ -197,21 +198,12 @@ def averaged(view: ThreatView, draws: int, *, chunk: int = 256) -> ThreatView:
     Args:
         view: stochastic.
         draws: looks at each image.
-        chunk: at most so many rows are looked at together.
+        chunk: at most so many rows are looked at together; half as many from where a device's memory is out.
     """
-
-    def predict(images: Tensor) -> Tensor:
-        together = max(1, min(draws, chunk // max(len(images), 1)))
-        looked = []
-        for now in (min(together, draws - done) for done in range(0, draws, together)):
-            # In logarithms, so that what is nearly certain does not round to certain.
-            logs = view(images.repeat_interleave(now, 0)).log_softmax(1)
-            looked.append(logs.unflatten(0, (-1, now)).logsumexp(1))
-        return torch.stack(looked).logsumexp(0) - math.log(draws)
-
     shown = {name: getattr(view, name) for name in ("score", "threshold", "features")}
     name = f"{view.name}, mean of {draws} draws"
-    return ThreatView(predict, of=view, name=name, stochastic=view.stochastic, **shown)
+    mean = MeanOfLooks(view, draws, chunk)
+    return ThreatView(mean, of=view, name=name, stochastic=view.stochastic, **shown)
 
 
 @dataclass(frozen=True)
@@ -352,12 +344,16 @@ class Attack(Component):
             watched = threat.watched(watch)
             made = images
             if len(images):
-                made = self.generate(watched, images, labels, mask=mask, targets=targets, streams=source)
+                how: dict[str, Any] = {"mask": mask, "targets": targets, "streams": source}
+                made = made_within_memory(
+                    self, lambda attack: attack.generate(watched, images, labels, **how), len(images), watch.say
+                )
             if not isinstance(made, Tensor):
                 raise AuditError(f"{self.describe()} returned no tensor of images but {type(made).__name__}")
             adversarial = made.detach()
             distance = audit(images, adversarial, self.budget(), mask=mask, who=self.describe())
-            success = fooled(verdicts_of(watched, adversarial), labels, targets)
+            read = partial(_read, watched, adversarial)
+            success = fooled(halved_once(read, min(64, len(images)), watch.say), labels, targets)
             told = "; ".join((self.describe(), *watch.notes()))
             return AttackResult(adversarial, success, distance, told, source.ids, threat.name)
 
@@ -387,6 +383,10 @@ def audit(
     if mask is not None and bool((change * ~mask).any()):
         raise AuditError(f"{who} changed pixels outside its mask")
     return distance
+
+
+def _read(view: ThreatView, images: Tensor, rows: int) -> Tensor:
+    return verdicts_of(view, images, batch_size=rows)
 
 
 def _ordinary(tensor: Tensor, images: Tensor) -> Tensor:

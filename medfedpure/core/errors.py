@@ -102,6 +102,10 @@ class OneStepWarning(UserWarning):
     """Training against one-step attacks that left a classifier which several steps fool."""
 
 
+class CompilationWarning(UserWarning):
+    """What was to be compiled is computed uncompiled: slower, with the same answers."""
+
+
 class WeakDefenceWarning(UserWarning):
     """A fresh defence that flagged or restored little of what its own check attacked."""
 

@@ -163,7 +163,7 @@ class Streams:
         """What is made of 32 random bits for each value `(N, *shape)` int64, on the device of `like`, in portions."""
         device = torch.device("cpu") if like is None else like.device
         if device not in self._images:
-            self._images[device] = self._images[torch.device("cpu")].to(device)
+            self._images[device] = self._images[torch.device("cpu")].to(device, non_blocking=True)
         place = int.from_bytes(_hash((stage, draw), 8), "little")
         size = torch.Size(shape).numel()
         portions = self._images[device].split(max(1, _AT_ONCE // max(1, size)))
@@ -190,7 +190,7 @@ class Streams:
 
 
 def _like(noise: Tensor, like: Tensor | None) -> Tensor:
-    return noise if like is None else noise.to(like)
+    return noise if like is None else noise.to(like, non_blocking=True)
 
 
 def _twister_words(keys: Tensor) -> Tensor:

@@ -49,13 +49,16 @@ class Task(ABC):
 
     def optimizer(self, parameters: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
         """AdamW unless a task says otherwise; without `config.decay_all`, what has one dimension does not decay."""
+        # On CUDA torch chooses for itself; False would forbid what it chooses.
+        fused = True if all(parameter.device.type == "cpu" for parameter in parameters) else None
+        options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": fused}
         if config.decay_all:
-            return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+            return torch.optim.AdamW(parameters, **options)
         groups: list[dict[str, Any]] = [
             {"params": [parameter for parameter in parameters if parameter.ndim >= 2]},
             {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(groups, **options)
 
     @property
     def classifies(self) -> bool:

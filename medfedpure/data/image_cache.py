@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +46,17 @@ def cache_key(paths: Sequence[Path], how: Mapping[str, Any]) -> str:
             files.append([str(path), -1, -1])
     content = json.dumps([_FORMAT, PIL.__version__, dict(how), files], sort_keys=True)
     return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+def cache_path(folder: Path, key: str) -> Path:
+    """Where the tensors of a key are kept."""
+    return folder / f"{key}.safetensors"
+
+
+def is_cache_file(path: Path) -> bool:
+    """Whether this is what `cache_path` names, or what a process that was killed has left of it."""
+    ours = re.fullmatch(r"[0-9a-f]{32}\.safetensors|\.medfedpure-[0-9a-f]{12}-[0-9a-f]{8}", path.name)
+    return ours is not None and path.is_file()
 
 
 def through_cache(path: Path, names: Set[str], decode: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -230,5 +230,5 @@ def _with(chain: DefendedClassifier, policy: Policy) -> DefendedClassifier:
         vote=chain.vote if policy != "none" else type(chain.vote)(),
         image_facts=chain.image_facts,
     )
-    other.acceleration = chain.acceleration  # its parts are prepared already
+    other.accelerate(chain.asked)
     return other

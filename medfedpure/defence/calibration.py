@@ -128,7 +128,7 @@ class Calibration:
 
     def p_values(self, scores: Tensor) -> Tensor:
         """Conformal p-values `(N,)` float64 in (0, 1]: small = suspicious."""
-        reference = self.scores.to(scores.device)
+        reference = self.scores.to(scores.device, non_blocking=True)
         below = torch.searchsorted(reference, self.lowered(scores), side="left")
         return (1.0 + (len(self) - below).to(torch.float64)) / (len(self) + 1)
 

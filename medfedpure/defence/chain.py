@@ -12,6 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from medfedpure.acceleration.known import joined, remember
 from medfedpure.core.checks import check_facts, check_image_layout, check_logits, check_scores, facts_about, mismatch
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Denoiser, Detector, ScoreContext, check_requirements
@@ -22,7 +23,7 @@ from medfedpure.core.results import Prediction, Trace
 from medfedpure.core.streams import Streams, derive_seed
 from medfedpure.core.verdict import as_they_answer
 from medfedpure.data.synthetic import check_recorded
-from medfedpure.defence.acceleration import Acceleration
+from medfedpure.defence.acceleration import Accelerable
 from medfedpure.defence.bundle import Bundle
 from medfedpure.defence.calibration import Calibration, Scope
 from medfedpure.defence.images import ImageFacts
@@ -34,7 +35,7 @@ from medfedpure.defence.inference import (
     as_batches,
     assemble,
     count_batches,
-    flags_on_cpu,
+    told_on_cpu,
 )
 from medfedpure.defence.own_check import OwnCheck
 from medfedpure.defence.policy import Policy, check_parts
@@ -42,7 +43,7 @@ from medfedpure.defence.recipe import Choice
 from medfedpure.defence.voting import Cleaned, Vote, count, draw
 
 
-class DefendedClassifier(nn.Module):
+class DefendedClassifier(Accelerable):
     """A classifier guarded by a detector and a purifier.
 
     Args:
@@ -93,7 +94,6 @@ class DefendedClassifier(nn.Module):
         self.vote = vote
         self.image_facts = image_facts
         self.own_check, self.choice = own_check, choice
-        self.acceleration = Acceleration()
         self._noise_seed: int | None = None
         self._fresh = FreshSeeds()
         if detector is not None:
@@ -108,16 +108,10 @@ class DefendedClassifier(nn.Module):
         """What this chain offers its detector."""
         features = getattr(self.classifier, "features", None)
         return ScoreContext(
-            classifier=self.classifier,
+            classifier=self.answering(),
             features=features if callable(features) and not isinstance(features, nn.Module) else None,
             denoiser=self.purifier if isinstance(self.purifier, Denoiser) else None,
         )
-
-    def accelerate(self, acceleration: Acceleration) -> Self:
-        """Compute as the switches say, from now on; calibrate after it. It is not saved with the defence."""
-        acceleration.prepare(self.classifier, self.detector, self.purifier)
-        self.acceleration = acceleration
-        return self
 
     # -- calibration ---------------------------------------------------------------------------
 
@@ -127,11 +121,11 @@ class DefendedClassifier(nn.Module):
             raise MissingRequirementError("there is no detector to calibrate")
         images = benign.one_per_group(seed) if isinstance(benign, ImageDataset) else benign
         noise_seed, context = derive_seed(seed, "calibrate"), self.context()
-        with torch.no_grad(), as_they_answer(self), self.acceleration.active(self._device()):
+        with torch.no_grad(), as_they_answer(self), self.computing(self._device()):
             scores = []
             total = count_batches(images, batch_size) or 0
             for batch, ids in track(as_batches(images, None, batch_size), "calibration", total):
-                given = batch.to(self._device(batch.device))
+                given = batch.to(self._device(batch.device), non_blocking=True)
                 logits = self._classify(given)
                 check_logits(logits, len(given), values=True)
                 own = replace(context, logits=logits)
@@ -216,7 +210,7 @@ class DefendedClassifier(nn.Module):
         found = self.inspect(images, self.next_streams(len(images)))
         if found.selected.numel() == 0:
             return found.logits
-        return found.logits.index_copy(0, found.selected.to(images.device), self.clean(*found.take_selected()).logits)
+        return found.logits.index_copy(0, found.places(), self.clean(*found.take_selected()).logits)
 
     def read(self, images: Tensor) -> Tensor:
         """What the classifier reads `(N, C, H, W)`: purified where the policy purifies; of a vote, the first draw."""
@@ -224,9 +218,10 @@ class DefendedClassifier(nn.Module):
         if found.selected.numel() == 0:
             return images
         assert self.purifier is not None
-        with as_they_answer(self):
-            cleaned = draw(self.purifier, *found.take_selected(), Vote()).images
-        return images.index_copy(0, found.selected.to(images.device), cleaned)
+        with as_they_answer(self), self.computing(images.device):
+            chosen, strength, streams = found.take_selected()
+            cleaned = self.purifier.purify(chosen, strength, streams=streams).images
+        return images.index_copy(0, found.places(), cleaned)
 
     # -- prediction ----------------------------------------------------------------------------
 
@@ -273,8 +268,8 @@ class DefendedClassifier(nn.Module):
         with observing(observer, "predict", count_batches(images, batch_size)) as told:
             for batch, batch_ids in as_batches(images, ids, batch_size):
                 with clock.measure("detect"):
-                    given, streams = batch.to(self._device(batch.device)), self._streams(noise_seed, batch_ids)
-                    parts.append(self.inspect(given, streams, target_fpr))
+                    given = batch.to(self._device(batch.device), non_blocking=True)
+                    parts.append(self.inspect(given, self._streams(noise_seed, batch_ids), target_fpr))
                 for one in told:
                     one.observe(parts[-1].observation(clock.lap()))
                 if explain:
@@ -297,7 +292,8 @@ class DefendedClassifier(nn.Module):
         if self.detector is None:
             return None
         context = replace(self.context(), logits=part.logits)
-        return self.detector.suspicion_map(part.images, context=context, streams=part.streams)
+        with self.computing(part.images.device):
+            return self.detector.suspicion_map(part.images, context=context, streams=part.streams)
 
     def inspect(self, images: Tensor, streams: Streams, target_fpr: float | None = None) -> Inspection:
         """Classify, score and decide on `(N, C, H, W)`; differentiable where the parts are.
@@ -323,7 +319,7 @@ class DefendedClassifier(nn.Module):
         flagged = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         strength = images.new_zeros(len(images))
         if self.detector is not None:
-            with self.acceleration.active(images.device):
+            with self.computing(images.device):
                 scores = self.detector.score(images, context=replace(self.context(), logits=logits), streams=streams)
             check_scores(scores, len(images), f"the detector {self.detector.name!r}")
             if calibration is not None:
@@ -332,7 +328,8 @@ class DefendedClassifier(nn.Module):
         if self.policy == "purify_all":
             strength = torch.ones_like(strength)
         everything = torch.arange(len(images))
-        decided = flags_on_cpu(images, flagged, logits)
+        decided, known = told_on_cpu(images, flagged, strength, logits)
+        remember(strength, known)
         chosen = {"purify_all": everything, "purify_flagged": everything[decided]}.get(self.policy, everything[:0])
         return Inspection(images, streams, logits, scores, flagged, decided, strength, chosen)
 
@@ -350,7 +347,7 @@ class DefendedClassifier(nn.Module):
         assert self.purifier is not None  # the constructor made sure
         clock = clock or Clock()
         with as_they_answer(self):
-            with clock.measure("purify"), self.acceleration.active(images.device):
+            with clock.measure("purify"), self.computing(images.device):
                 drawn = draw(self.purifier, images, strength, streams, self.vote)
             with clock.measure("classify"):
                 return count(drawn, self._classify(drawn.images), self.vote)
@@ -358,16 +355,16 @@ class DefendedClassifier(nn.Module):
     def _purify_together(self, parts: list[Inspection], clock: Clock) -> Cleaned:
         """Purify and classify the selected images of several batches as one dense batch."""
         images, strengths, streams = zip(*(part.take_selected() for part in parts), strict=True)
-        joined = replace(streams[0], ids=torch.cat([s.ids for s in streams]))
-        cleaned = self.clean(torch.cat(images), torch.cat(strengths), joined, clock)
+        together = replace(streams[0], ids=torch.cat([s.ids for s in streams]))
+        cleaned = self.clean(torch.cat(images), joined(strengths), together, clock)
         bad, probable = facts_about(cleaned.logits).cpu().double().tolist()
         check_facts(bad, probable, len(cleaned.logits))
         return cleaned
 
     def _classify(self, images: Tensor) -> Tensor:
         try:
-            with self.acceleration.active(images.device):
-                logits: Tensor = self.classifier(images)
+            with self.computing(images.device):
+                logits: Tensor = self.answering()(images)
         except RuntimeError as error:
             other = mismatch(self.classifier, images, error)
             if other is not None and not self.acceleration.autocast:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medfedpure.acceleration.known import picked
 from medfedpure.core.checks import check_facts, check_image_layout, check_range, facts_about
 from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.errors import InputError
@@ -53,8 +54,11 @@ class Inspection:
 
     def take_selected(self) -> tuple[Tensor, Tensor, Streams]:
         """Images `(M, C, H, W)`, strengths `(M,)` and streams of the selected positions."""
-        index = self.selected.to(self.images.device)
-        return self.images[index], self.strength[index], self.streams.select(self.selected)
+        return self.images[self.places()], picked(self.strength, self.selected), self.streams.select(self.selected)
+
+    def places(self) -> Tensor:
+        """The selected positions `(M,)` int64 where the images are."""
+        return self.selected.to(self.images.device, non_blocking=True)
 
     def observation(self, seconds: float) -> Observation:
         """What an observer is told of this batch, found in so many seconds."""
@@ -82,10 +86,9 @@ class FreshSeeds:
         _, start, calls = self._begun
         return derive_seed(start, next(calls))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> FreshSeeds:
-        """A copied defence draws noise of its own, or the same sequence from its start."""
-        del memo
-        return FreshSeeds(self.seed)
+    def __reduce__(self) -> tuple[type[FreshSeeds], tuple[int | None]]:
+        """A copied or pickled defence draws noise of its own, or the same sequence from its start."""
+        return FreshSeeds, (self.seed,)
 
 
 class Clock:
@@ -108,20 +111,24 @@ class Clock:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-def flags_on_cpu(images: Tensor, flagged: Tensor, logits: Tensor) -> Tensor:
-    """`flagged` `(N,)` on the CPU; what must be known of images and logits `(N, K)` travels along, and is checked.
+def told_on_cpu(images: Tensor, flagged: Tensor, strength: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """`flagged` and `strength` `(N,)` on the CPU; what must be known of images and logits travels along.
+
+    That is checked. It is the one time that a batch waits for its device.
 
     Raises:
         InputError: images outside [0, 1] or NaN, or logits that are not finite.
     """
     if images.numel() == 0:
-        return flagged.cpu()
+        return flagged.cpu(), strength.detach().cpu()
     low, high = torch.aminmax(images.detach())
-    told = torch.cat((flagged.float(), torch.stack((low, high)).float(), facts_about(logits))).cpu().double()
-    *_, low_pixel, high_pixel, bad, probable = told.tolist()
+    kind = torch.promote_types(strength.dtype, torch.float32)
+    told = (flagged, strength.detach(), torch.stack((low, high)), facts_about(logits))
+    flags, strengths, rest = torch.cat([part.to(kind) for part in told]).cpu().split((len(images), len(images), 4))
+    low_pixel, high_pixel, bad, probable = rest.double().tolist()
     check_range(low_pixel, high_pixel)
     check_facts(bad, probable, len(images))
-    return told[:-4].bool()
+    return flags.bool(), strengths.to(strength.dtype)
 
 
 def count_batches(images: Images, batch_size: int) -> int | None:
@@ -194,7 +201,8 @@ def assemble(
     nfe, timestep = _untouched(parts)
     if cleaned:
         starts = [0, *itertools.accumulate(len(part.images) for part in parts)]
-        index = torch.cat([p.selected + start for p, start in zip(parts, starts, strict=False)]).to(images.device)
+        places = torch.cat([p.selected + start for p, start in zip(parts, starts, strict=False)])
+        index = places.to(images.device, non_blocking=True)
         known = [c.timestep for c in cleaned if c.timestep is not None]
         images = images.index_copy(0, index, torch.cat([c.images for c in cleaned]))
         logits = logits.index_copy(0, index, torch.cat([c.logits for c in cleaned]))

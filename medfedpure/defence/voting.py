@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from medfedpure.acceleration.known import picked
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import Purification
@@ -91,8 +92,10 @@ class Cleaned:
 
 def draw(purifier: Purifier, images: Tensor, strength: Tensor, streams: Streams, vote: Vote) -> Purification:
     """Purify every draw of `(M, C, H, W)` in one batch `(M * draws, C, H, W)`, the draws of an image side by side."""
-    copies, strengths = images.repeat_interleave(vote.draws, 0), strength.repeat_interleave(vote.draws, 0)
-    return purifier.purify(copies, strengths, streams=streams.repeat(vote.draws))
+    copies = torch.arange(len(strength)).repeat_interleave(vote.draws)
+    return purifier.purify(
+        images.repeat_interleave(vote.draws, 0), picked(strength, copies), streams=streams.repeat(vote.draws)
+    )
 
 
 def count(drawn: Purification, logits: Tensor, vote: Vote) -> Cleaned:

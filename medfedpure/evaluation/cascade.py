@@ -52,3 +52,9 @@ class Cascade:
         kept = torch.where(own, found, ~found & (said != ABSTAINED))
         right = [reading.right(labels, count) for count in _COUNTS]
         self._open[:, at] &= torch.stack([*right, ~reading.fooled(labels), kept])
+
+
+def chunks(places: Tensor, size: int) -> list[tuple[int, Tensor]]:
+    """The number of each chunk of so many images, and which of the places `(M,)`, in rising order, are in it."""
+    numbers = places.div(size, rounding_mode="floor")
+    return [(number, places[numbers == number]) for number in numbers.unique().tolist()]

@@ -2,261 +2,283 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from medfedpure.core.attack import Attack, Budget, Norm, ThreatView, audit
-from medfedpure.core.dataset import ImageDataset
-from medfedpure.core.errors import AuditError, MissingExtraError, MissingRequirementError, UnknownPluginError
 from medfedpure.core.progress import track
-from medfedpure.core.registry import create
-from medfedpure.core.results import AttackResult, device_of, on_cpu
-from medfedpure.core.streams import Streams, derive_seed
-from medfedpure.core.verdict import fooled, verdicts_of
 from medfedpure.defence.chain import DefendedClassifier
-from medfedpure.evaluation.cascade import Cascade
-from medfedpure.evaluation.extra import within
-from medfedpure.evaluation.ladder import PROBED, Preset, Rung, label
-from medfedpure.evaluation.readings import Reading, read
+from medfedpure.evaluation.cascade import Cascade, chunks
+from medfedpure.evaluation.ladder import Rung, label
+from medfedpure.evaluation.readings import Reading, Said, reading_of
 from medfedpure.evaluation.records import ArmResult, RungResult, role
-from medfedpure.evaluation.self_checks import compare, probe, skipped_chain
+from medfedpure.evaluation.self_checks import compare, skipped_chain
 from medfedpure.evaluation.store import Store
 from medfedpure.evaluation.views import is_stochastic
+from medfedpure.evaluation.work import CONTROL, Attacked, Crafted, Probed, Work, blank, joined
+from medfedpure.parallel.jobs import Job, Task, once
 
-CONTROL = "uniform noise"
+
+@dataclass(frozen=True)
+class _Climbed:
+    """What a defence said without an attack and under those that count."""
+
+    clean: Reading
+    bare_wrong: list[bool]
+    rungs: list[RungResult]
 
 
-@dataclass
-class _Replay:
-    """A rung that does not depend on the chain, as far as its images `(N, C, H, W)` are crafted.
+@dataclass(frozen=True)
+class _Beside:
+    """What else is found of a defence: uniform noise, attacks for comparison, and a look at its gradient."""
 
-    Attributes:
-        words: the result without its images.
-        images, success, distance: of all N.
-        known: `(N,)` bool, which of them.
-    """
-
-    words: RungResult
-    images: Tensor
-    success: Tensor
-    distance: Tensor
-    known: Tensor
-
-    def add(self, places: Tensor, words: RungResult, images: Tensor) -> None:
-        """What was crafted for the images at these places."""
-        self.images[places], self.known[places] = images, True
-        self.success[places], self.distance[places] = torch.tensor(words.success), torch.tensor(words.distance)
-        self.words = self.words.model_copy(update={"seconds": self.words.seconds + words.seconds})
-
-    def of(self, places: Tensor) -> tuple[RungResult, Tensor]:
-        """The result of the images at these places."""
-        own = {"success": self.success[places].tolist(), "distance": self.distance[places].tolist()}
-        return self.words.model_copy(update=own), self.images[places]
+    controls: list[RungResult]
+    checks: list[RungResult]
+    probed: Probed
 
 
 class Climb:
-    """The defences of one evaluation, one after another.
+    """The defences of one evaluation.
 
     Args:
-        data: all images that are attacked.
-        preset: how hard the attackers try.
-        norm: "linf" or "l2".
-        seed: of attacks and of readings.
-        batch_size: images at a time.
+        work: what is done, by whoever does it.
         store: of finished rungs.
         say: is told what happens.
-        reference: benign images that attacks may learn from.
         cascade: what is settled meets no further attack, see `medfedpure.evaluation.cascade`.
+        weights: how much there is to do for each defence; the heaviest is begun first. None = in turn.
     """
 
     def __init__(
         self,
-        data: ImageDataset,
-        preset: Preset,
-        norm: Norm,
-        seed: int,
-        batch_size: int,
+        work: Work,
         store: Store,
         say: Callable[[str], None],
-        reference: ImageDataset | None = None,
         *,
         cascade: bool = True,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
-        self.data, self.preset, self.norm, self.seed = data, preset, norm, seed
-        self.batch_size, self.store, self.say, self.reference = batch_size, store, say, reference
-        self.always = min(preset.checked, len(data))
+        given = work.given
+        self.work, self.store, self.say = work, store, say
+        self.data, self.size = given.data, given.batch_size
+        self.always = min(given.preset.checked, len(given.data))
         self.met_by_all = self.always if cascade else None
-        self.replays: dict[str, _Replay] = {}
+        self.weights = dict.fromkeys(given.arms, 0.0) | dict(weights or {})
+        self.order = sorted(given.arms, key=lambda name: -self.weights[name])
+        self._crafted: dict[tuple[str, int, int], Crafted] = {}
+        self._passed: set[tuple[str, str]] = set()
 
-    def arm(self, name: str, chain: DefendedClassifier, plan: Sequence[Rung], tests: Sequence[Rung]) -> ArmResult:
-        """All of one defence."""
-        draws = self.preset.draws if is_stochastic(chain) else 1
-        clean, bare_wrong = self._clean(name, chain, draws)
-        few = self.data.select(torch.arange(self.always))
-        found = self._climbed(name, chain, plan, draws)
-        found += [self._control(name, chain, eps, draws) for eps in dict.fromkeys(rung.eps for rung in plan)]
-        every = torch.arange(self.always)
-        checking = track(tests, f"{name}: checks", len(tests))
-        compared = [self._rung(name, chain, rung, few, 1, every) for rung in checking]
-        images, labels = few.images[:PROBED].to(device_of(chain)), few.labels[:PROBED].to(device_of(chain))
-        reasons = probe(chain, images, labels, few.ids[:PROBED], seed=derive_seed(self.seed, "probe"))
-        reasons += skipped_chain(chain, clean.purified, clean.flagged)
+    def jobs(self) -> list[Job[Any]]:
+        """Two for each defence, which `results` puts together."""
+        return [job for name in self.order for job in (self._climbed(name), self._beside(name))]
+
+    def results(self, found: list[Any]) -> list[ArmResult]:
+        """What the jobs ended with, as one result for each defence, in the order in which they were given."""
+        pairs = dict(zip(self.order, zip(found[::2], found[1::2], strict=True), strict=True))
+        return [self._arm(name, chain, *pairs[name]) for name, chain in self.work.given.arms.items()]
+
+    def _arm(self, name: str, chain: DefendedClassifier, climbed: _Climbed, beside: _Beside) -> ArmResult:
+        clean, stochastic = climbed.clean, is_stochastic(chain)
+        found = climbed.rungs + beside.controls
+        reasons = beside.probed.reasons + skipped_chain(chain, clean.purified, clean.flagged)
         return ArmResult(
             name=name,
             policy=chain.policy,
             parts=", ".join(f"{p.kind} {p.name}" for p in (chain.detector, chain.purifier) if p is not None),
-            precision="bfloat16" if chain.acceleration.autocast else "float32",
-            noise=chain.acceleration.noise,
-            stochastic=is_stochastic(chain),
-            bare_wrong=bare_wrong,
+            precision=beside.probed.precision,
+            noise=beside.probed.noise,
+            stochastic=stochastic,
+            bare_wrong=climbed.bare_wrong,
             clean=clean,
             rungs=found,
-            checks=compared,
-            unreliable=reasons + compare(found, compared, self.data.labels, is_stochastic(chain), self.met_by_all),
+            checks=beside.checks,
+            unreliable=reasons + compare(found, beside.checks, self.data.labels, stochastic, self.met_by_all),
         )
 
-    def _climbed(self, name: str, chain: DefendedClassifier, plan: Sequence[Rung], draws: int) -> list[RungResult]:
+    def _climbed(self, name: str) -> Job[_Climbed]:
         """All rungs, in the order of the plan; they are climbed from the smallest eps to the largest."""
+        clean, bare_wrong = yield from self._clean(name)
         cascade = Cascade(self.data.labels, self.data.positive, always=self.always, alone=self.met_by_all is None)
         found: dict[str, RungResult] = {}
+        plan = self.work.plans[name]
         for rung in track(sorted(plan, key=lambda rung: rung.eps), f"{name}: attacks", len(plan)):
-            result = self._rung(name, chain, rung, self.data, draws, cascade.met())
+            while not self._turn(name, rung):
+                yield []
+            result = yield from self._rung(name, rung, self.work.draws(name), cascade.met(), len(self.data))
+            self._passed.add((name, rung.label()))
             if role(result) == "counted" and result.reading is not None:
                 cascade.took(result.reading)
             found[rung.label()] = result
-        return [found[rung.label()] for rung in plan]
+        return _Climbed(clean, bare_wrong, [found[rung.label()] for rung in plan])
 
-    def _clean(self, name: str, chain: DefendedClassifier, draws: int) -> tuple[Reading, list[bool]]:
+    def _beside(self, name: str) -> Job[_Beside]:
+        controls, compared, every = [], [], torch.arange(self.always)
+        for eps in dict.fromkeys(rung.eps for rung in self.work.plans[name]):
+            controls.append((yield from self._control(name, eps)))
+        tests = self.work.tests[name]
+        for rung in track(tests, f"{name}: checks", len(tests)):
+            compared.append((yield from self._rung(name, rung, 1, every, self.always)))
+        (probed,) = yield [self._task("probe", name)]
+        return _Beside(controls, compared, probed)
+
+    def _task(self, call: str, name: str, *arguments: Any, **told: Any) -> Task:
+        return Task(call, (name, *arguments), weight=self.weights[name], **told)
+
+    def _clean(self, name: str) -> Job[tuple[Reading, list[bool]]]:
         kept = self.store.load(name, "clean")
         if kept is None:
-            images = self.data.images.to(device_of(chain))
-            wrong = fooled(verdicts_of(chain.classifier, images, batch_size=self.batch_size).cpu(), self.data.labels)
-            reading = self._read(name, chain, self.data, self.data.images, draws)
-            kept = ({"reading": reading.model_dump(), "bare_wrong": wrong.tolist()}, {})
+            every = torch.arange(len(self.data))
+            found = yield [self._task("clean", name, places) for _, places in chunks(every, self.size)]
+            reading = reading_of([said for said, _ in found], self.data.labels)
+            wrong = [one for _, part in found for one in part]
+            kept = ({"reading": reading.model_dump(), "bare_wrong": wrong}, {})
             self.store.keep(*kept, name, "clean")
         return Reading(**kept[0]["reading"]), kept[0]["bare_wrong"]
 
-    def _read(self, name: str, chain: DefendedClassifier, data: ImageDataset, images: Tensor, draws: int) -> Reading:
-        seed = derive_seed(self.seed, name, "read")
-        images = images.to(device_of(chain))
-        return read(chain, images, data.ids, data.labels, seed=seed, draws=draws, batch_size=self.batch_size)
-
-    def _rung(
-        self, name: str, chain: DefendedClassifier, rung: Rung, data: ImageDataset, draws: int, places: Tensor
-    ) -> RungResult:
-        """One attack on the images at these places `(M,)`; what was kept of more images is kept."""
-        kept = self.store.load(name, rung.label())
-        if kept is not None:
-            result = RungResult(**kept[0]["result"])
-            if result.reading is None or set(places.tolist()) <= set(_places(result.reading)):
-                return result
-        result, places, images = self._craft(name, chain, rung, data, places)
-        if images is not None and not result.problem:
-            reading = self._read(name, chain, data.select(places), images, draws)
-            own = None if len(places) == len(data) else places.tolist()
-            result = result.model_copy(update={"reading": reading.model_copy(update={"places": own})})
-        if not result.skipped:  # what was missing may be there next time
-            attacked = {} if images is None else {"images": images}
-            self.store.keep({"result": result.model_dump()}, attacked, name, rung.label())
-        return result
-
-    def _craft(
-        self, name: str, chain: DefendedClassifier, rung: Rung, data: ImageDataset, places: Tensor
-    ) -> tuple[RungResult, Tensor, Tensor | None]:
-        """The attack, the images that it met, and what became of them.
-
-        What does not depend on the chain is crafted once for all that share a classifier, for each image that one of
-        them meets: its noise is the image's own, and not its batch's.
-        """
-        if rung.kind != "replayed":
-            return self._attack(name, chain, rung, data, places)
-        key = f"{rung.label()} {id(chain.classifier)}"
-        replay = self.replays.get(key)
-        missing = places if replay is None else places[~replay.known[places]]
-        if replay is None or len(missing):
-            result, met, images = self._attack(None, chain, rung, data, missing)
-            if images is None:
-                return result, places, None
-            if replay is None:
-                blank = torch.zeros(len(data), dtype=torch.bool)
-                words = result.model_copy(update={"seconds": 0.0})
-                replay = _Replay(words, data.images.clone(), blank, torch.zeros(len(data)), blank.clone())
-                self.replays[key] = replay
-            replay.add(met, result, images)
-        result, images = replay.of(places)
-        return result, places, images
-
-    def _attack(
-        self, name: str | None, chain: DefendedClassifier, rung: Rung, data: ImageDataset, places: Tensor
-    ) -> tuple[RungResult, Tensor, Tensor | None]:
-        """Craft; without a name for all defences around a classifier. What learns from its batch meets all images."""
-        blank: dict[str, Any] = {"rung": rung.name, "kind": rung.kind, "norm": rung.norm, "eps": rung.eps}
-        blank |= {"view": "", "attack": rung.attack, "eot": int(rung.options.get("eot", 1)), "seconds": 0.0}
-        if rung.absent:
-            return RungResult(**blank, skipped=rung.absent), places, None
-        seed = derive_seed(self.seed, "all" if name is None else name, rung.label())
-        start = time.perf_counter()
-        try:
-            portion = {"batch_size": self.batch_size} if "batch_size" in rung.options else {}
-            options = {**rung.options, **portion}
-            attack = create("attack", rung.attack, **options) if rung.make is None else rung.make()
-            with chain.noise_sequence(seed):
-                view = rung.view(chain)
-                if self.reference is not None and not (attack.needs_fit and attack.fitted):
-                    attack.fit(self.reference, view=view, seed=seed)
-                places = torch.arange(len(data)) if attack.learns_from_batch else places
-                self._tell(name, rung, len(places), len(data))
-                some = data.select(places)
-                found = self._made(attack, view, some, seed, chain)
-            if rung.make is not None and attack.budget() is None:
-                found = within(found, some.images, Budget(rung.norm, rung.eps))
-            audit(some.images, found.images, Budget(rung.norm, rung.eps), who=found.description)
-        except (MissingRequirementError, MissingExtraError, UnknownPluginError) as error:
-            return RungResult(**blank, skipped=str(error)), places, None
-        except AuditError as error:
-            return RungResult(**blank, problem=f"budget violated: {error}"), places, None
-        blank |= {"view": view.name, "attack": found.description, "seconds": time.perf_counter() - start}
-        result = RungResult(**blank, success=found.success.tolist(), distance=found.distance.tolist())
-        return result, places, found.images
-
-    def _made(
-        self, attack: Attack, view: ThreatView, data: ImageDataset, seed: int, chain: DefendedClassifier
-    ) -> AttackResult:
-        device, streams = device_of(chain), Streams(seed, data.ids, chain.acceleration.noise)
-        return on_cpu(attack(view, data.images.to(device), data.labels.to(device), streams=streams))
-
-    def _tell(self, name: str | None, rung: Rung, met: int, size: int) -> None:
-        some = "" if met == size else f", {met} of {size} images"
-        self.say(f"{'crafted once' if name is None else name}: {rung.label()}{some}")
-
-    def _control(self, name: str, chain: DefendedClassifier, eps: float, draws: int) -> RungResult:
+    def _control(self, name: str, eps: float) -> Job[RungResult]:
         """Uniform noise of the same size: who falls to it needs no attacker."""
-        kept = self.store.load(name, label(CONTROL, self.norm, eps))
+        norm = self.work.given.norm
+        kept = self.store.load(name, label(CONTROL, norm, eps))
         if kept is not None:
             return RungResult(**kept[0]["result"])
-        data = self.data
-        noise = 2 * Streams(derive_seed(self.seed, CONTROL), data.ids).uniform(data.image_shape, stage="control") - 1
-        if self.norm == "l2":
-            noise = noise / noise.flatten(1).norm(dim=1)[:, None, None, None]
-        images = (data.images + eps * noise).clamp(0, 1)
+        every = torch.arange(len(self.data))
+        found = yield [self._task("control", name, eps, places) for _, places in chunks(every, self.size)]
         result = RungResult(
             rung=CONTROL,
             kind="control",
-            norm=self.norm,
+            norm=norm,
             eps=eps,
             view="none",
-            attack=f"{CONTROL}: norm {self.norm}, eps {eps:g}",
+            attack=f"{CONTROL}: norm {norm}, eps {eps:g}",
             eot=1,
             seconds=0.0,
-            reading=self._read(name, chain, data, images, draws),
+            reading=reading_of([said for said, _ in found], self.data.labels),
         )
-        self.store.keep({"result": result.model_dump()}, {"images": images}, name, label(CONTROL, self.norm, eps))
+        images = {"images": torch.cat([images for _, images in found])}
+        self.store.keep({"result": result.model_dump()}, images, name, label(CONTROL, norm, eps))
         return result
+
+    def _rung(self, name: str, rung: Rung, draws: int, places: Tensor, size: int) -> Job[RungResult]:
+        """One attack on the images at these places `(M,)` of the first `size`; what was kept of more is kept."""
+        kept = self.store.load(name, rung.label())
+        if kept is not None:
+            result = RungResult(**kept[0]["result"])
+            self._recall(name, rung, result, kept[1])
+            if result.reading is None or set(places.tolist()) <= set(_places(result.reading)):
+                return result
+        if rung.absent:
+            return RungResult(**blank(rung), skipped=rung.absent)
+        (learns,) = yield [self._task("learns", name, rung.label())]
+        if isinstance(learns, RungResult):
+            return learns
+        # What learns from its batch meets all images, and all at once.
+        pieces = [(0, torch.arange(size))] if learns else chunks(places, self.size)
+        told = once(lambda: self._tell(name, rung, sum(len(own) for _, own in pieces), size))
+        parts, tasks, numbers = dict[int, Attacked](), list[Task](), list[int]()
+        for number, own in pieces:
+            if (part := self._part(name, rung, number, own)) is not None:
+                parts[number] = part
+                continue
+            known = self._crafted.get(self._key(name, rung, number))
+            if learns and known is not None and len(known.places) < size:
+                known = None
+            ends = self._keeper(name, rung, number, own, alone=len(pieces) == 1)
+            asked = (rung.label(), own, number, draws, known)
+            tasks.append(self._task("attack", name, *asked, begins=told, ends=ends))
+            numbers.append(number)
+        if tasks:
+            parts |= zip(numbers, (yield tasks), strict=True)
+        return self._finished(name, rung, [(own, parts[number]) for number, own in pieces], size)
+
+    def _finished(self, name: str, rung: Rung, parts: list[tuple[Tensor, Attacked]], size: int) -> RungResult:
+        """The parts as one result, kept unless something was missing that may be there next time."""
+        bad = [part.made.words for _, part in parts if part.said is None]
+        images: dict[str, Tensor] = {}
+        if bad:
+            result = next((words for words in bad if words.skipped), bad[0])
+        else:
+            made, met = [part.made.at(own) for own, part in parts], torch.cat([own for own, _ in parts])
+            reading = reading_of([part.said for _, part in parts if part.said is not None], self.data.labels[met])
+            places = None if len(met) == size else met.tolist()
+            update = {"reading": reading.model_copy(update={"places": places})}
+            result = joined([one.words for one in made]).model_copy(update=update)
+            images = {"images": torch.cat([one.images for one in made if one.images is not None])}
+        if not result.skipped:
+            self.store.keep({"result": result.model_dump()}, images, name, rung.label())
+            self.store.forget_parts(name, rung.label())
+        return result
+
+    # -- what is kept, and crafted once ------------------------------------------------------------------------------
+
+    def _turn(self, name: str, rung: Rung) -> bool:
+        """Whether what earlier defences share with this one is crafted, so that equal images meet in one batch."""
+        if rung.kind != "replayed":
+            return True
+        arms, own = self.work.given.arms, rung.label()
+        before = list(arms)[: list(arms).index(name)]
+        return all(
+            (other, own) in self._passed
+            for other in before
+            if arms[other].classifier is arms[name].classifier
+            and any(one.label() == own and one.kind == "replayed" for one in self.work.plans[other])
+        )
+
+    def _key(self, name: str, rung: Rung, number: int) -> tuple[str, int, int]:
+        """What does not depend on the chain is crafted once for all that share a classifier."""
+        return rung.label(), id(self.work.given.arms[name].classifier), number
+
+    def _recall(self, name: str, rung: Rung, result: RungResult, tensors: Mapping[str, Tensor]) -> None:
+        """Take what was kept as crafted."""
+        if rung.kind != "replayed" or result.reading is None:
+            return
+        places = torch.tensor(_places(result.reading))
+        pieces = chunks(places, self.size)
+        words = result.model_copy(update={"reading": None, "seconds": result.seconds / len(pieces)})
+        whole = Crafted(places, words, tensors["images"])
+        for number, own in pieces:
+            self._take(name, rung, number, whole.at(own))
+
+    def _take(self, name: str, rung: Rung, number: int, made: Crafted) -> None:
+        """What was crafted of a chunk, beside what is known of it."""
+        if rung.kind != "replayed":
+            return
+        key = self._key(name, rung, number)
+        known = self._crafted.get(key)
+        missing = made.places if known is None else made.places[~torch.isin(made.places, known.places)]
+        if len(missing):
+            self._crafted[key] = made if known is None else known.beside(made.at(missing))
+
+    def _keeper(self, name: str, rung: Rung, number: int, own: Tensor, *, alone: bool) -> Callable[[Attacked], None]:
+        """Keeps a part of a rung as soon as it is there."""
+
+        def keep(found: Attacked) -> None:
+            if found.said is None:
+                return
+            self._take(name, rung, number, found.made)
+            made = found.made.at(own)
+            if not alone and made.images is not None:
+                document = {"places": own.tolist(), "words": made.words.model_dump(), "said": found.said.document()}
+                tensors = {"images": made.images, "probabilities": found.said.probabilities}
+                self.store.keep(document, tensors, name, rung.label(), str(number), room="chunks")
+
+        return keep
+
+    def _part(self, name: str, rung: Rung, number: int, own: Tensor) -> Attacked | None:
+        """The same of a call that was ended before; None where there is none of these images."""
+        kept = self.store.load(name, rung.label(), str(number), room="chunks")
+        if kept is None or kept[0]["places"] != own.tolist():
+            return None
+        words = RungResult(**kept[0]["words"])
+        made = Crafted(own, words, kept[1]["images"])
+        found = Attacked(made, Said(**kept[0]["said"], probabilities=kept[1]["probabilities"]))
+        self._take(name, rung, number, made)
+        return found
+
+    def _tell(self, name: str, rung: Rung, met: int, size: int) -> None:
+        some = "" if met == size else f", {met} of {size} images"
+        self.say(f"{'crafted once' if rung.kind == 'replayed' else name}: {rung.label()}{some}")
 
 
 def _places(reading: Reading) -> list[int]:

@@ -67,6 +67,7 @@ def foresee(
     attackers: Mapping[str, nn.Module],
     *,
     federation: Victims | None = None,
+    batch_size: int = 64,
     seed: int,
 ) -> Cost:
     """What an evaluation takes at the most; a few looks at every defence and classifier are timed.
@@ -79,14 +80,37 @@ def foresee(
         eps: perturbation sizes, the first one that of the self-checks.
         attackers: other models by name, for transfer attacks.
         federation: clients' defences, and the images that each is attacked on.
+        batch_size: images that are attacked at a time.
         seed: of the noise.
     """
-    cost, timed, crafted = Cost(), _Timed(seed), set[tuple[str, int]]()
+    each = foresee_each(
+        chains, images, preset, norm, eps, attackers, federation=federation, batch_size=batch_size, seed=seed
+    )
+    return sum(each, Cost())
+
+
+def foresee_each(
+    chains: Iterable[DefendedClassifier],
+    images: Tensor,
+    preset: Preset,
+    norm: Norm,
+    eps: Sequence[float],
+    attackers: Mapping[str, nn.Module],
+    *,
+    federation: Victims | None = None,
+    batch_size: int = 64,
+    seed: int,
+) -> list[Cost]:
+    """As `foresee`, of each defence on images `(N, C, H, W)`, and last of the federation.
+
+    What they share counts where it comes first.
+    """
+    found, timed, crafted = [], _Timed(seed), set[tuple[str, int]]()
     for chain in chains:
         plan = [rung for size in eps for rung in rungs(chain, preset, norm, size, attackers)]
         tests = checks(chain, preset, norm, eps[0])
-        cost += _arm(chain, images, preset, plan, tests, timed, crafted)
-    return cost + _pairs(federation or {}, preset, norm, eps, timed)
+        found.append(_arm(chain, images, preset, plan, tests, timed, crafted, batch_size))
+    return [*found, _pairs(federation or {}, preset, norm, eps, timed)]
 
 
 def _arm(
@@ -97,6 +121,7 @@ def _arm(
     tests: Sequence[Rung],
     timed: _Timed,
     crafted: set[tuple[str, int]],
+    batch_size: int,
 ) -> Cost:
     """One defence under every rung; what was crafted before is not crafted again."""
     size, few = len(images), min(preset.checked, len(images))
@@ -117,8 +142,9 @@ def _arm(
         crafted.add(key)
         looks = looks_of(rung.attack, rung.options, timed.classes(chain, images))
         cost += _crafting(rung, view, looks, timed, chain, images) * count
-        if rung.attack in ("square", SUITE):  # these are shown one image, to count classes
-            cost += timed.passed(chain.classifier, images) if rung.sees == "classifier" else answer
+        if rung.attack in ("square", SUITE):  # these are shown one image of each chunk, to count classes
+            shown = timed.passed(chain.classifier, images) if rung.sees == "classifier" else answer
+            cost += shown * -(-count // batch_size)
     return cost
 
 

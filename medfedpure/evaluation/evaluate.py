@@ -17,18 +17,20 @@ from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import ConfigError, DataError, InputError
 from medfedpure.core.registry import create
 from medfedpure.core.streams import derive_seed
-from medfedpure.core.verdict import as_they_answer
 from medfedpure.data.synthetic import check_recorded
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.climb import Climb
-from medfedpure.evaluation.cost import foresee
-from medfedpure.evaluation.extra import check_attacks, extra_rungs
-from medfedpure.evaluation.ladder import Preset, checks, preset_of, rungs
+from medfedpure.evaluation.cost import Cost
+from medfedpure.evaluation.extra import check_attacks
+from medfedpure.evaluation.ladder import Preset, preset_of
 from medfedpure.evaluation.pairs import Crossing, Victims
 from medfedpure.evaluation.readiness import check_ready, check_reference
 from medfedpure.evaluation.records import Evaluation
-from medfedpure.evaluation.store import Store, digest_of, digest_of_attack, digest_of_network
+from medfedpure.evaluation.store import Store, recorded_threads
 from medfedpure.evaluation.versions import versions
+from medfedpure.evaluation.work import Given, Work
+from medfedpure.parallel.jobs import Task, asked, devices_of
+from medfedpure.parallel.team import team_for
 
 EPS = (0.015, 8 / 255)
 
@@ -48,12 +50,18 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 64,
     cascade: bool = True,
+    devices: Sequence[str] | None = None,
+    processes: int | None = None,
+    threads: int | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Attack every defence with every rung of the ladder, on the same images.
 
     In a cascade an image whose row in the table is settled meets no further attack, and none at a larger eps: the worst
     case is that of the whole ladder, for less. What single attacks did is then of the images that they met.
+
+    Several devices or processes share the work, a chunk of `batch_size` images at a time. On the CPU the numbers are
+    those of one process with as many threads, however many there are.
 
     Args:
         arms: defences by name, calibrated; one alone is evaluated beside itself undefended.
@@ -69,13 +77,18 @@ def evaluate(
         reference: benign images that are not attacked, for attacks that learn from such (`Attack.fit`).
         out: folder that keeps every finished rung; a run that was killed continues from it with equal numbers.
         seed: of the choice of images, of attacks and of readings.
-        batch_size: images at a time.
+        batch_size: images at a time, and of a chunk.
         cascade: as above, but for the first images, those of the self-checks; False = every image meets every attack.
+        devices: one worker process on each, such as ["cuda:0", "cuda:1"].
+        processes: so many worker processes on the CPU; by default this one works alone.
+        threads: of each worker; by default those that `out` was begun with, or this process's share.
         say: is told what happens.
 
     Raises:
         ConfigError: no such preset or norm; an eps that is not positive and finite, or above 1 in linf; `out` holds
-            something else; an extra attack that is none, or does not take such an eps.
+            something else; an extra attack that is none, or does not take such an eps; no such device, or a model that
+            cannot be sent to another process.
+        MedFedPureError: a worker died; what is finished is kept in `out`, and the same call goes on from it.
         DataError: too few images; a reference of other images, or of those attacked.
         InputError: no ImageDataset; a model that answers no finite logits, or has fewer classes than the images.
         NotFittedError, NotCalibratedError: a defence is not ready.
@@ -97,49 +110,41 @@ def evaluate(
     check_attacks(extra)
     say = say or _silent
     clients = _with_images(federation or {}, strength.images, seed, say)
+    given = Given(chains, chosen, strength, norm, sizes, seed, batch_size, attacks, extra, reference, clients)
+    if threads is None and out is not None and devices_of(devices, processes):
+        threads = recorded_threads(Path(out))
+    team = team_for(Work(given), devices, processes, threads, "what is evaluated")
     check_ready(chains, chosen, attacks, clients)
-    setting = {
-        "preset": asdict(strength),
-        "seed": seed,
-        "images": chosen.fingerprint(),
-        "arms": {name: digest_of(chain) for name, chain in chains.items()},
-        "attackers": {name: digest_of_network(model) for name, model in attacks.items()},
-        "eps": sizes,
-        "norm": norm,
-        "batch_size": batch_size,
-        "cascade": cascade,
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-    }
-    if clients:
-        setting["federation"] = {name: [digest_of(one), own.fingerprint()] for name, (one, own) in clients.items()}
-    if extra:
-        setting["extra_attacks"] = {name: digest_of_attack(attack) for name, attack in extra.items()}
-    if reference is not None:
-        check_reference(reference, chosen)
-        setting["reference"] = reference.fingerprint()
-    everyone = [*chains.values(), *attacks.values(), *(chain for chain, _ in clients.values())]
-    store = Store(None if out is None else Path(out), setting, everyone)
-    climb = Climb(chosen, strength, norm, seed, batch_size, store, say, reference, cascade=cascade)
-    here = reference is not None
-    plans = {
-        name: [
-            rung
-            for value in sizes
-            for rung in (
-                *rungs(chain, strength, norm, value, attacks),
-                *extra_rungs(chain, strength, norm, value, extra, fitted_here=here),
-            )
-        ]
-        for name, chain in chains.items()
-    }
-    tests = {name: checks(chain, strength, norm, sizes[0]) for name, chain in chains.items()}
-    cost = foresee(chains.values(), chosen.images, strength, norm, sizes, attacks, federation=clients, seed=seed)
-    beyond = f"; not counted: {', '.join(extra)}" if extra else ""
-    say(f"{strength.describe()}; {len(chosen)} images, {cost}{beyond}")
-    with as_they_answer(*attacks.values()):
-        results = [climb.arm(name, chain, plans[name], tests[name]) for name, chain in chains.items()]
-    transfers = Crossing(strength, norm, seed, batch_size, store, say).all_pairs(clients, sizes)
+    with team:
+        (identity,) = team.run([asked(Task("identity"))])
+        setting = {
+            "preset": asdict(strength),
+            "seed": seed,
+            "images": chosen.fingerprint(),
+            "eps": sizes,
+            "norm": norm,
+            "batch_size": batch_size,
+            "chunks": "noise begins anew with each",
+            "cascade": cascade,
+            "threads": team.threads,
+            "versions": versions(),
+            **identity,
+        }
+        if reference is not None:
+            check_reference(reference, chosen)
+            setting["reference"] = reference.fingerprint()
+        store = Store(None if out is None else Path(out), setting, given.everyone())
+        store.beyond = lambda: team.peak_memory_mb
+        (each,) = team.run([asked(Task("foresee"))])
+        cost = sum(each, Cost())
+        beyond = f"; not counted: {', '.join(extra)}" if extra else ""
+        shared = f", shared by {team.size} processes" if team.size > 1 else ""
+        say(f"{strength.describe()}; {len(chosen)} images, {cost}{shared}{beyond}")
+        weights = dict(zip(chains, (own.seconds for own in each), strict=False)) if team.size > 1 else None
+        climb = Climb(team.work, store, say, cascade=cascade, weights=weights)
+        crossing = Crossing(clients, norm, batch_size, store, say)
+        found = list(team.run([*climb.jobs(), *crossing.jobs(sizes)]))
+    store.forget_parts()
     return Evaluation(
         setting=setting,
         data=data.name,
@@ -150,8 +155,8 @@ def evaluate(
         norm=norm,
         eps=setting["eps"],
         note=strength.note,
-        arms=results,
-        transfers=transfers,
+        arms=climb.results(found[: 2 * len(chains)]),
+        transfers=found[2 * len(chains) :],
         gradients=cost.gradients,
         **store.costs(),
         met_by_all=climb.met_by_all,
@@ -194,7 +199,7 @@ def beside_itself(chain: DefendedClassifier) -> dict[str, DefendedClassifier]:
     if chain.detector is not None and chain.policy != "abstain":
         found["detector only"] = DefendedClassifier(chain.classifier, policy="abstain", **parts)
     for anchor in found.values():
-        anchor.acceleration = chain.acceleration
+        anchor.accelerate(chain.asked)
     return {**found, f"chain ({chain.policy})": chain}
 
 

@@ -8,9 +8,11 @@ what N readings give together (DiffHammer, arXiv 2410.16910; DiffBreak, arXiv 24
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from dataclasses import dataclass, fields
+from itertools import chain as in_turn
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -80,10 +82,33 @@ class Reading(Record):
         return float((torch.tensor(self.verdicts[0]) != ABSTAINED).double().mean())
 
 
-def read(
-    chain: DefendedClassifier, images: Tensor, ids: Tensor, labels: Tensor, *, seed: int, draws: int, batch_size: int
-) -> Reading:
-    """Ask a chain `draws` times about `(N, C, H, W)`; the labels are for the calibration error only."""
+@dataclass(frozen=True)
+class Said:
+    """What a chain said of M images in N draws: a part of a reading.
+
+    Attributes:
+        verdicts: for each draw the M classes; -1 where it abstains.
+        flagged, purified, scores: of the first draw; scores are None without a detector.
+        probabilities: `(M, K)` of the first draw, on the CPU.
+        rows: that passed the purifier's network.
+        seconds: wall clock.
+    """
+
+    verdicts: list[list[int]]
+    flagged: list[bool]
+    purified: list[bool]
+    scores: list[float] | None
+    probabilities: Tensor
+    rows: int
+    seconds: float
+
+    def document(self) -> dict[str, Any]:
+        """All but the probabilities."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "probabilities"}
+
+
+def hear(chain: DefendedClassifier, images: Tensor, ids: Tensor, *, seed: int, draws: int, batch_size: int) -> Said:
+    """Ask a chain `draws` times about `(M, C, H, W)`."""
     answers = []
     with counted_rows(chain) as rows:
         start = time.perf_counter()
@@ -91,17 +116,33 @@ def read(
             answers.append(chain.predict(images, ids=ids, seed=derive_seed(seed, "draw", place), batch_size=batch_size))
         seconds = time.perf_counter() - start
     first = answers[0]
-    accepted = ~first.abstained.cpu()
-    ece = None
-    if bool(accepted.any()):
-        ece = expected_calibration_error(first.probabilities.cpu()[accepted], labels[accepted])
-    return Reading(
+    return Said(
         verdicts=[said.labels.masked_fill(said.abstained, ABSTAINED).tolist() for said in answers],
         flagged=first.flagged.tolist(),
         purified=first.purified.tolist(),
         scores=None if first.scores is None else first.scores.tolist(),
-        nfe=rows[0] / (draws * len(images)),
-        ms=1000 * seconds / (draws * len(images)),
+        probabilities=first.probabilities.cpu(),
+        rows=rows[0],
+        seconds=seconds,
+    )
+
+
+def reading_of(parts: Sequence[Said], labels: Tensor) -> Reading:
+    """One reading of what was said of N images in several parts; labels `(N,)` are for the calibration error only."""
+    said = [list(in_turn.from_iterable(draw)) for draw in zip(*(part.verdicts for part in parts), strict=True)]
+    size, accepted = len(said[0]), torch.tensor(said[0]) != ABSTAINED
+    ece = None
+    if bool(accepted.any()):
+        probabilities = torch.cat([part.probabilities for part in parts])
+        ece = expected_calibration_error(probabilities[accepted], labels[accepted])
+    scores = [part.scores for part in parts if part.scores is not None]
+    return Reading(
+        verdicts=said,
+        flagged=[flag for part in parts for flag in part.flagged],
+        purified=[done for part in parts for done in part.purified],
+        scores=[score for own in scores for score in own] if scores else None,
+        nfe=sum(part.rows for part in parts) / (len(said) * size),
+        ms=1000 * sum(part.seconds for part in parts) / (len(said) * size),
         ece=ece,
     )
 

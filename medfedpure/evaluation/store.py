@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import FunctionType
@@ -23,7 +24,7 @@ from medfedpure.core.results import State
 from medfedpure.core.storage import atomic_folder, read_document, read_json, write_document, write_json
 from medfedpure.defence.acceleration import Acceleration
 from medfedpure.defence.chain import DefendedClassifier
-from medfedpure.evaluation.memory import forget_peak_memory, peak_memory_mb
+from medfedpure.parallel.memory import forget_peak_memory, peak_memory_mb
 
 
 class Store:
@@ -41,6 +42,7 @@ class Store:
     def __init__(self, out: Path | None, setting: dict[str, Any], modules: Iterable[nn.Module] = ()) -> None:
         self.out, self.modules, self.start = out, list(modules), time.perf_counter()
         self.before: dict[str, Any] = {"seconds": 0.0, "peak_memory_mb": None}
+        self.beyond: Callable[[], float | None] = lambda: None  # what other processes of this call have held at most
         forget_peak_memory(self.modules)
         if out is None:
             return
@@ -62,26 +64,32 @@ class Store:
 
     def costs(self) -> dict[str, Any]:
         """Seconds and peak memory of all calls; of one that was killed, until its last finished rung."""
-        peaks = [peak for peak in (self.before["peak_memory_mb"], peak_memory_mb(self.modules)) if peak is not None]
+        found = (self.before["peak_memory_mb"], peak_memory_mb(self.modules), self.beyond())
+        peaks = [peak for peak in found if peak is not None]
         seconds = self.before["seconds"] + time.perf_counter() - self.start
         return {"seconds": seconds, "peak_memory_mb": max(peaks, default=None)}
 
-    def load(self, *name: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    def load(self, *name: str, room: str = "rungs") -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """What was kept under a name, or None."""
-        if self.out is None or not (path := self._path(name)).exists():
+        if self.out is None or not (path := self._path(name, room)).exists():
             return None
         return read_document(path, kind="evaluation")
 
-    def keep(self, document: dict[str, Any], tensors: dict[str, Tensor], *name: str) -> None:
+    def keep(self, document: dict[str, Any], tensors: dict[str, Tensor], *name: str, room: str = "rungs") -> None:
         """Write it, whole or not at all."""
         if self.out is not None:
-            with atomic_folder(self._path(name)) as work:
+            with atomic_folder(self._path(name, room)) as work:
                 write_document(work, {"kind": "evaluation", **document}, tensors)
             write_json(self.out / "costs.json", self.costs())
 
-    def _path(self, name: Sequence[str]) -> Path:
+    def forget_parts(self, *name: str) -> None:
+        """Remove the chunks that were kept under a name, of what is now kept as a whole."""
+        if self.out is not None:
+            shutil.rmtree(self._path(name, "chunks"), ignore_errors=True)
+
+    def _path(self, name: Sequence[str], room: str) -> Path:
         assert self.out is not None
-        return self.out.joinpath("rungs", *map(folder_name, name))
+        return self.out.joinpath(room, *map(folder_name, name))
 
 
 def folder_name(text: str) -> str:
@@ -170,3 +178,11 @@ def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
     """SHA-256 of named tensors and a text, whatever device the tensors are on."""
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in sorted(tensors.items())}
     return hashlib.sha256(text.encode() + save_tensors(plain)).hexdigest()
+
+
+def recorded_threads(out: Path) -> int | None:
+    """What an evaluation that is continued in this folder was begun with; None where there is none."""
+    path = out / "setting.json"
+    found = read_json(path) if path.is_file() else None
+    threads = found.get("threads") if isinstance(found, dict) else None
+    return threads if isinstance(threads, int) and threads > 0 else None

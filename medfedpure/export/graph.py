@@ -146,13 +146,13 @@ def _of_classifier(model: ClassifierModel, image_shape: Shape | None) -> Graph:
 
 
 def _of_defence(chain: DefendedClassifier, image_shape: Shape | None) -> Graph:
+    chain = _on_cpu(chain)
     check_fixed(chain)
     inner = chain.classifier
     known = None if chain.image_facts is None else chain.image_facts.image_shape
     if known is None and isinstance(inner, ClassifierModel):
         known = (inner.in_channels, inner.image_size, inner.image_size)
     shape = _agreed(image_shape, known, "this defence")
-    chain = _on_cpu(chain)
     dtype = dtype_of(chain.classifier)
     bare = Graph(
         module=_Classified(chain.classifier),

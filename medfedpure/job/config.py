@@ -195,6 +195,11 @@ class RunConfig(TomlConfig):
     runtime: Literal["in_process", "simulation"] = Field("in_process", description="where federated rounds run")
     device: str = Field("cpu", description="where networks work: cpu, cuda, cuda:0; others round differently")
     threads: int = Field(1, ge=1, description="torch threads of one client; another number may round differently")
+    cache: bool = Field(
+        True,
+        description="keep decoded image files and their near-duplicates in the run's folder, in cache/, which only its "
+        "owner can open: whoever evaluates the run need not decode them again; false leaves no copy of them there",
+    )
     data: DataChoice = Field(description="images and their division")
     classifier: ClassifierChoice = Field(description="what reads the scans")
     detector: FederatedChoice = Field(description="what flags them")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from medfedpure.core.dataset import ImageDataset, check_disjoint
 from medfedpure.core.errors import DataError
-from medfedpure.core.registry import create
+from medfedpure.core.registry import create, registry
 from medfedpure.core.streams import derive_seed
 from medfedpure.job.config import DataChoice, RunConfig
 from medfedpure.job.enough import advice, check_class_names, wanted_in_all
@@ -12,13 +14,18 @@ from medfedpure.job.enough import advice, check_class_names, wanted_in_all
 Parts = dict[str, dict[str, ImageDataset]]
 
 
-def divide(config: RunConfig) -> Parts:
+def divide(config: RunConfig, cache: Path | None = None) -> Parts:
     """Parts by client and name; equal configurations, equal parts.
+
+    Args:
+        config: of the run.
+        cache: folder for decoded images and their groups, where the data set plugin keeps such and its own
+            configuration says nothing of it; None = they are not kept.
 
     Raises:
         DataError: a single class, or images that are too few.
     """
-    data = _read(config.data, config.seed)
+    data = _read(config.data, config.seed, cache)
     check_class_names(data.class_names, data.name)
     try:
         return _dealt(data, config.data, config.seed)
@@ -33,8 +40,10 @@ def deal(choice: DataChoice, seed: int) -> Parts:
     return _dealt(_read(choice, seed), choice, seed)
 
 
-def _read(choice: DataChoice, seed: int) -> ImageDataset:
-    data: ImageDataset = create("dataset", choice.plugin, choice.config).read()
+def _read(choice: DataChoice, seed: int, cache: Path | None = None) -> ImageDataset:
+    keeps = cache is not None and "cache" in registry().load("dataset", choice.plugin).Config.model_fields
+    own = {"cache": cache, **choice.config} if keeps else choice.config
+    data: ImageDataset = create("dataset", choice.plugin, own).read()
     return data if choice.max_per_group is None else data.cap_groups(choice.max_per_group, seed)
 
 

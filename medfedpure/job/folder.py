@@ -10,9 +10,10 @@ from pathlib import Path
 from medfedpure.core.disk.whole import make_folder, writing_to
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.storage import locked
+from medfedpure.data.image_cache import is_cache_file
 
-CONFIG, RESULTS, DEFENCES = "config.toml", "results.json", "defences"
-_ENTRIES = (CONFIG, RESULTS, DEFENCES, "gallery.png", "report.html")
+CONFIG, RESULTS, DEFENCES, CACHE = "config.toml", "results.json", "defences", "cache"
+_ENTRIES = (CONFIG, RESULTS, DEFENCES, CACHE, "gallery.png", "report.html")
 _OTHERS = ("setting.json", "rungs", "checkpoint", "private", "parts")
 """What an evaluation or a federation leaves, which no run replaces."""
 _NEW, _DONE, _NONE = ".medfedpure-new", ".medfedpure-done", ".none"
@@ -59,6 +60,33 @@ def complete(out: Path) -> None:
             _move_in(out)
 
 
+def clean_cache(out: Path) -> int:
+    """Remove the decoded images that a run has kept, and say how many bytes they took; 0 where there are none.
+
+    Raises:
+        ConfigError: there is no run in the folder, or the cache holds something else.
+        ArtifactError: somebody is at work in the folder, or it cannot be written.
+    """
+    if not (out / CONFIG).is_file():
+        raise ConfigError(f"{out} is no folder of a run: it holds no {CONFIG}")
+    with locked(out, "what removes a run's cache"), writing_to(out):
+        kept = _kept(out / CACHE)
+        if foreign := [path.name for path in kept if not is_cache_file(path)]:
+            raise ConfigError(
+                f"{out / CACHE} holds what no run has kept there ({', '.join(foreign[:3])}): move it away"
+            )
+        size = sum(path.stat().st_size for path in kept)
+        for path in kept:
+            path.unlink()
+        if (out / CACHE).is_dir():
+            (out / CACHE).rmdir()
+    return size
+
+
+def _kept(cache: Path) -> list[Path]:
+    return sorted(cache.iterdir()) if cache.is_dir() else []
+
+
 def _move_in(out: Path) -> None:
     """May be cut off anywhere, and called again."""
     done = out / _DONE
@@ -84,6 +112,11 @@ def _check_free(out: Path, config: str, overwrite: bool) -> None:
     others = [name for name in _OTHERS if (out / name).exists()]
     if others:
         raise ConfigError(f"{out} holds an evaluation or a federation ({', '.join(others)}): choose another folder")
+    if foreign := [path.name for path in _kept(out / CACHE) if not is_cache_file(path)]:
+        raise ConfigError(
+            f"{out / CACHE} is no cache of a run, it holds {', '.join(foreign[:3])}, and a run keeps its images under "
+            "that name: choose another folder"
+        )
     held = [name for name in _ENTRIES if (out / name).exists()]
     if held == [CONFIG] and (out / CONFIG).read_bytes() == config.encode():
         return  # only the file that this run is made from

@@ -37,7 +37,7 @@ from medfedpure.job.config import PluginChoice, RunConfig
 from medfedpure.job.device import check_device
 from medfedpure.job.division import Parts, check_clients_disjoint, divide
 from medfedpure.job.enough import check_sizes
-from medfedpure.job.folder import CONFIG, DEFENCES, RESULTS, run_folder
+from medfedpure.job.folder import CACHE, CONFIG, DEFENCES, RESULTS, run_folder
 from medfedpure.job.forecast import forecast
 from medfedpure.job.journal import Journal, Say
 from medfedpure.job.measure import Measured
@@ -78,7 +78,7 @@ def run_job(config: RunConfig, out: Path, *, say: Say | None = None, overwrite: 
 def _run(config: RunConfig, out: Path, journal: Journal) -> Job:
     write_bytes(out / CONFIG, config.to_toml().encode())
     with journal.phase("data", f"data: {config.data.plugin}, {config.data.clients} clients by {config.data.partition}"):
-        parts = divide(config)
+        parts = divide(config, out / CACHE if config.cache else None)
         hashes = {client: check_disjoint(own) for client, own in parts.items()}
         check_clients_disjoint(parts)
         check_sizes(parts, config)

@@ -21,7 +21,8 @@ from medfedpure.defence.images import ImageFacts
 from medfedpure.evaluation.images import HINT, read_images, reader_of
 from medfedpure.job.config import RunConfig
 from medfedpure.job.division import divide
-from medfedpure.job.folder import CONFIG, DEFENCES, RESULTS, complete
+from medfedpure.job.folder import CACHE, CONFIG, DEFENCES, RESULTS, complete
+from medfedpure.job.own_module import own_module
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,12 @@ def load_subject(
     own, told = None, ""
     federation: dict[str, tuple[DefendedClassifier, ImageDataset]] = {}
     chain = None
-    complete(defence)
-    if (defence / CONFIG).is_file() and not (defence / DOCUMENT).is_file():
+    run, defence = defence, defence_of(defence, client)
+    if run != defence:
         if classifier is not None:
             raise ConfigError(
-                f"{defence} is a run and brings its classifiers: --classifier goes with a defence of your own"
+                f"{run} is a run and brings its classifiers: --classifier goes with a defence of your own"
             )
-        run, defence = defence, defence / DEFENCES / _client(defence, client)
         if data is None:
             tests = _test_parts(run)
             federation = {name: (DefendedClassifier.load(run / DEFENCES / name), test) for name, test in tests.items()}
@@ -89,15 +89,13 @@ def load_subject(
             others = {name: one.classifier for name, (one, _) in federation.items() if name != defence.name}
         else:
             others = {name: _classifier(run / DEFENCES / name) for name in _clients(run) if name != defence.name}
-    elif client is not None:
-        raise ConfigError(f"{defence} is one defence: --client goes with the output folder of a demo or a run")
     if chain is None:
         chain = DefendedClassifier.load(defence, classifier=classifier)
-    facts = _facts(chain)
+    facts = facts_of(chain)
     if own is None:
         if data is None:
             raise ConfigError(f"images are wanted: {HINT}")
-        own, told = _read(data, options or {}, facts), "make sure that nothing was trained on them"
+        own, told = images_for(data, options or {}, facts), "make sure that nothing was trained on them"
     for folder in attackers:
         name = _named(folder, others)
         if name in others:
@@ -107,6 +105,20 @@ def load_subject(
         if wanted is not None:
             _check_fits(name, wanted, own)
     return Subject(defence.name, chain, own, others, told, federation if len(federation) > 1 else {})
+
+
+def defence_of(folder: Path, client: str | None) -> Path:
+    """The folder of a saved defence: the one that is named, or of a run a client's.
+
+    Raises:
+        ConfigError: no such client, or a client of what is no run.
+    """
+    complete(folder)
+    if (folder / CONFIG).is_file() and not (folder / DOCUMENT).is_file():
+        return folder / DEFENCES / _client(folder, client)
+    if client is not None:
+        raise ConfigError(f"{folder} is one defence: --client goes with the output folder of a demo or a run")
+    return folder
 
 
 def _client(run: Path, client: str | None) -> str:
@@ -131,7 +143,7 @@ def _test_parts(run: Path) -> dict[str, ImageDataset]:
     if format == 1 and "classes" in known.Config.model_fields and "class_names" in recorded:
         drawn["classes"] = recorded["class_names"]  # that version ordered them by another rule
     config = config.model_copy(update={"data": config.data.model_copy(update={"config": drawn})})
-    parts = divide(config)
+    parts = divide(config, run / CACHE if (run / CACHE).is_dir() else None)
     clients = _clients(run)
     if missing := [client for client in clients if client not in parts]:
         raise ConfigError(f"{run / CONFIG} deals images to {', '.join(parts)}; {', '.join(missing)} is none of them")
@@ -178,7 +190,7 @@ def _built_for(model: nn.Module) -> ImageFacts | None:
     return ImageFacts((model.in_channels, model.image_size, model.image_size), model.class_names)
 
 
-def _facts(chain: DefendedClassifier) -> ImageFacts | None:
+def facts_of(chain: DefendedClassifier) -> ImageFacts | None:
     """What images a defence is for, as far as it or its classifier knows."""
     own, built = chain.image_facts, _built_for(chain.classifier)
     if own is None or built is None or own.class_names:
@@ -186,13 +198,47 @@ def _facts(chain: DefendedClassifier) -> ImageFacts | None:
     return replace(own, class_names=built.class_names)
 
 
-def _read(data: str, options: dict[str, Any], facts: ImageFacts | None) -> ImageDataset:
+def model_of(named: str) -> tuple[nn.Module, ImageFacts | None]:
+    """A model by its folder or by "package.module:function", and what images it was built for, where it knows.
+
+    Raises:
+        ConfigError: there is neither.
+        ArtifactError: a folder that holds no classifier.
+    """
+    folder = Path(named).expanduser()
+    if folder.is_dir():
+        found = _classifier(folder)
+    elif ":" in named:
+        found = own_module(named)
+    else:
+        raise ConfigError(
+            f"{named} is no folder: a saved classifier or defence is wanted, or package.module:function that builds "
+            "a model"
+        )
+    return found, _built_for(found)
+
+
+def images_for(
+    data: str, options: dict[str, Any], facts: ImageFacts | None, *, parts: tuple[str, ...] = ("test",)
+) -> ImageDataset:
+    """The images that a user named, as a model of these facts reads them.
+
+    Args:
+        data: folder of images, .npz file, or data set plugin.
+        options: configuration of the data set plugin; it wins.
+        facts: None where nothing is known of the model.
+        parts: of a MedMNIST file.
+
+    Raises:
+        ConfigError: nobody says how large images are, or which sub-folder is which logit.
+        DataError: images that cannot be read, or of other classes.
+    """
     plugin, _ = reader_of(data)
     asked: dict[str, Any] = {} if facts is None else _size(facts)
     if plugin == "image_folder":
         asked |= _of_folder(Path(data).expanduser(), facts, options)
     elif plugin == "medmnist":
-        asked |= {"parts": ("test",)}
+        asked |= {"parts": parts}
         if facts is not None and facts.class_names:
             asked["class_names"] = facts.class_names
     return read_images(data, options, asked)
@@ -220,13 +266,13 @@ def _of_folder(path: Path, facts: ImageFacts | None, options: dict[str, Any]) ->
         example = {"classes": found, "image_size": 64}
         shown = json.dumps({key: example[key] for key in missing})
         raise ConfigError(
-            f"this defence does not know the {' and '.join(missing)} of its images, and the order of the sub-folders "
+            f"this model does not know the {' and '.join(missing)} of its images, and the order of the sub-folders "
             f"of {path} says nothing of that of its logits: pass them, as in --data-config '{shown}', the classes in "
             "the order of the logits; or fit it anew with class_names=..."
         )
     if not names:
         return {}
-    if sorted(names) != sorted(found):
+    if "classes" not in options and sorted(names) != sorted(found):
         raise DataError(
             f"{path} holds the classes {', '.join(found)}; this classifier was trained for {', '.join(names)}: rename "
             "or remove sub-folders until they are the same"

@@ -8,13 +8,14 @@ everything equals diffusers' schedulers, and t <= 0 is the clean image. Images a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from medfedpure.acceleration.compiled import prepared
 from medfedpure.core.streams import Streams
 from medfedpure.models.unet import noise_levels
 
@@ -114,54 +115,91 @@ class Diffusion(nn.Module):
             network: noise predicted in `(N, C, H, W)` at `(N,)`.
             images: `(N, C, H, W)` in [-1, 1].
             timestep: `(N,)` depths; differentiable.
-            steps: network evaluations of each image, `(N,)` int64, or one number for all, which saves a device
-                synchronization; 0 leaves an image as it is.
+            steps: network evaluations of each image, `(N,)` int64, or one number for all; 0 leaves an image as it is.
+                A tensor that is not on the CPU costs a device synchronization, the only one.
             sampler: "ddim" (deterministic after the first noise) or "ddpm" (fresh noise at each step).
             streams: of the images.
             stage: name of the noise.
             keep_low: std in pixels of the Gaussian below whose frequencies the input is kept; 0 = none.
             save_memory: recompute activations in the backward pass, so that memory does not grow with steps.
         """
-        noise = streams.normal(images.shape[1:], stage=stage, like=images)
+        own, start, depth, back = streams, images, timestep, None
+        current = self.add_noise(images, streams.normal(images.shape[1:], stage=stage, like=images), timestep)
         if isinstance(steps, int):
-            counts, order = [steps] * len(images), torch.arange(len(images))
-            steps = torch.full((len(images),), steps, device=images.device)
+            counts, total = [steps] * len(images), torch.full((len(images),), steps, device=images.device)
         else:
-            order = steps.argsort(descending=True, stable=True).cpu()
-            counts = steps.cpu()[order].tolist()
-        own, back = streams.select(order), order.argsort().to(images.device)
-        order = order.to(images.device)
-        current, start = self.add_noise(images, noise, timestep)[order], images[order]
-        depth, total = timestep[order], steps[order].to(timestep.dtype)
+            known = steps.cpu()
+            order = known.argsort(descending=True, stable=True)
+            counts, own, total = known[order].tolist(), streams.select(order), _beside(known[order], images)
+            order, back = _beside(order, images), _beside(order.argsort(), images)
+            current, start, depth = current[order], start[order], depth[order]
+        started = column((total > 0).to(images), images) > 0
+        total = total.to(timestep.dtype)
+        how: dict[str, Any] = {"diffusion": self, "sampler": sampler, "keep_low": keep_low}
+        step = prepared(reverse_step, network, what="a step of the reverse process", **how)
         left: list[Tensor] = []
         for place in range(counts[0] if counts else 0):
             active = sum(count > place for count in counts)
-            left.append(current[active:])
-            current = current[:active]
-            fresh = torch.zeros(1)
-            if sampler == "ddpm":
-                rows = own.select(torch.arange(active))
-                fresh = rows.normal(images.shape[1:], stage=f"{stage} ancestral", draw=place, like=images)
+            if active < len(current):
+                left.append(current[active:])
+                current, own = current[:active], own.select(torch.arange(active))
             now = depth[:active] * ((total[:active] - place) / total[:active])
             after = depth[:active] * ((total[:active] - place - 1) / total[:active])
-            given = (current, now, after, start[:active], fresh)
-
-            def step(current: Tensor, now: Tensor, after: Tensor, start: Tensor, fresh: Tensor) -> Tensor:
-                predicted = network(current, now.to(current.dtype))
-                clean = self.predict_clean(current, predicted, now)
-                if keep_low:
-                    clean = clean + low_frequencies(start - clean, keep_low)
-                if sampler == "ddim":
-                    return self.ddim_step(clean, predicted, after)
-                return self.ddpm_step(current, clean, now, after, fresh)
-
+            given: tuple[Tensor, ...] = (current, now, after, start[:active])
+            if sampler == "ddpm":
+                given += (own.normal(images.shape[1:], stage=f"{stage} ancestral", draw=place, like=images),)
             if save_memory and torch.is_grad_enabled() and current.requires_grad:
                 current = checkpoint(step, *given, use_reentrant=False, preserve_rng_state=False)
             else:
                 current = step(*given)
         left.append(current)
-        moved = torch.cat(left[::-1])[back]
-        return torch.where(column((steps > 0).to(images), images) > 0, moved, images)
+        moved = torch.where(started, torch.cat(left[::-1]), start)
+        return moved if back is None else moved[back]
+
+
+def reverse_step(
+    network: Network,
+    current: Tensor,
+    now: Tensor,
+    after: Tensor,
+    start: Tensor,
+    fresh: Tensor | None = None,
+    *,
+    diffusion: Diffusion,
+    sampler: Sampler,
+    keep_low: float,
+) -> Tensor:
+    """One step back of `(N, C, H, W)`, from timesteps `(N,)` to `(N,)`: one network evaluation.
+
+    Args:
+        network: see `Diffusion.reverse`.
+        current: `(N, C, H, W)` in [-1, 1], noised to `now`.
+        now: `(N,)`.
+        after: `(N,)`, below `now`.
+        start: `(N, C, H, W)`, what was noised.
+        fresh: `(N, C, H, W)` noise, of the sampler "ddpm".
+        diffusion: its noise levels.
+        sampler: see `Diffusion.reverse`.
+        keep_low: see `Diffusion.reverse`.
+    """
+    predicted = network(current, now.to(current.dtype))
+    clean = diffusion.predict_clean(current, predicted, now)
+    if keep_low:
+        clean = clean + low_frequencies(start - clean, keep_low)
+    if sampler == "ddim":
+        return diffusion.ddim_step(clean, predicted, after)
+    assert fresh is not None
+    return diffusion.ddpm_step(current, clean, now, after, fresh)
+
+
+def predicted_noise(network: Network, noisy: Tensor, timestep: Tensor) -> Tensor:
+    """The noise `(N, C, H, W)` in images `(N, C, H, W)` in [-1, 1] at timesteps `(N,)`, in one evaluation."""
+    return network(noisy, timestep)
+
+
+def _beside(known: Tensor, images: Tensor) -> Tensor:
+    """What the host knows, where the images are, without waiting for them."""
+    return known.to(images.device, non_blocking=True)
 
 
 def column(value: Tensor, like: Tensor) -> Tensor:

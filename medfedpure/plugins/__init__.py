@@ -83,6 +83,24 @@ def medfedpure_plugins() -> Iterable[Plugin]:
         ),
         Plugin(
             "detector",
+            "reduced",
+            f"{_HERE}.detectors.reduced:Reduced",
+            "another detector, its diffusion model on a smaller image",
+        ),
+        Plugin(
+            "detector",
+            "distilled",
+            f"{_HERE}.detectors.distilled:Distilled",
+            "a small network that imitates an expensive detector (after Metzen 2017)",
+        ),
+        Plugin(
+            "detector",
+            "staged",
+            f"{_HERE}.detectors.staged:Staged",
+            "a cheap detector clears most images, an expensive one is asked about the rest",
+        ),
+        Plugin(
+            "detector",
             "art",
             f"{_HERE}.detectors.art:ArtDetector",
             "ART's subset scanning over the classifier's features",
@@ -299,5 +317,19 @@ def medfedpure_plugins() -> Iterable[Plugin]:
         ),
         Plugin("dataset", "phantom", f"{_HERE}.datasets.phantom:Phantom", "brain-like slices drawn from a seed"),
         Plugin("dataset", "image_folder", f"{_HERE}.datasets.image_folder:ImageFolder", "one folder per class"),
+        Plugin(
+            "dataset",
+            "dicom_folder",
+            f"{_HERE}.datasets.dicom_folder:DicomFolder",
+            "one folder per class with DICOM files, patients by keyed hashes",
+            extra="medical",
+        ),
+        Plugin(
+            "dataset",
+            "nifti_folder",
+            f"{_HERE}.datasets.nifti_folder:NiftiFolder",
+            "one folder per class with NIfTI volumes, cut into slices",
+            extra="medical",
+        ),
         Plugin("dataset", "medmnist", f"{_HERE}.datasets.medmnist:MedMNIST", "a MedMNIST .npz file on disk"),
     )

@@ -122,6 +122,46 @@ def test_every_image_meets_every_attack_where_asked(defence, images, tmp_path, m
     assert asked == [cascade]
 
 
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ([], (None, None, None, 64)),
+        (["--processes", "2"], (None, 2, None, 64)),
+        (["--processes", "3", "--threads", "1", "--batch-size", "8"], (None, 3, 1, 8)),
+        (["--devices", "cpu, cpu"], (["cpu", "cpu"], None, None, 64)),
+        (["--processes", "1", "--threads", "1"], (None, 1, None, 64)),
+    ],
+)
+def test_several_processes_are_asked_for(defence, images, tmp_path, monkeypatch, options, wanted):
+    asked, before = [], torch.get_num_threads()
+
+    def stopped(*arguments, **given):
+        asked.append(tuple(given[name] for name in ("devices", "processes", "threads", "batch_size")))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medfedpure.evaluation.evaluate.evaluate", stopped)
+    command = ["evaluate", str(defence), "--data", str(images), "--report", str(tmp_path / "report"), *options]
+    CliRunner().invoke(app, command)
+    torch.set_num_threads(before)
+    assert asked == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--devices", "cuda:0", "--device", "cuda:0"], "leave out --device"),
+        (["--devices", "cpu,cpu", "--processes", "2"], "leave out --device and --processes"),
+        (["--processes", "2", "--device", "mps"], "leave one of them out"),
+        (["--devices", "cpu,gpu"], "the device 'gpu' cannot be used"),
+    ],
+)
+def test_two_words_for_where_to_work_are_refused(defence, images, tmp_path, options, text):
+    command = ["evaluate", str(defence), "--data", str(images), "--report", str(tmp_path / "report"), *options]
+    answer = CliRunner().invoke(app, command)
+    assert isinstance(answer.exception, ConfigError)
+    assert text in str(answer.exception)
+
+
 def test_a_run_brings_its_own_test_images_and_attackers(run_folder):
     subject = load_subject(run_folder, client="client_1")
     assert subject.data.fingerprint() == divide(RunConfig.parse(RUN))["client_1"]["test"].fingerprint()

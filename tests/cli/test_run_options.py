@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from medfedpure.cli import main
 from medfedpure.cli.app import app
-from medfedpure.cli.evaluate import recorded_threads
 from medfedpure.cli.threads import idle_cores, usable_cores, use_threads
 from medfedpure.core.errors import ConfigError
+from medfedpure.evaluation.store import recorded_threads
 from medfedpure.job.config import RunConfig
 from medfedpure.job.gain import gain_over_best
 from medfedpure.job.presets import demo_config, is_demo

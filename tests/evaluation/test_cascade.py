@@ -151,7 +151,7 @@ def undefended():
 @pytest.mark.parametrize(("made", "eps"), [(undefended, (0.05, 0.1)), (chain_of, (0.1, 0.2))])
 def test_attacks_take_half_the_gradients_or_less(made, eps, monkeypatch):
     """The self-checks, which are no attacks that count, cost the same in both."""
-    monkeypatch.setattr("medfedpure.evaluation.evaluate.checks", lambda *given: [])
+    monkeypatch.setattr("medfedpure.evaluation.work.checks", lambda *given: [])
     looked, other = {}, tiny_classifier(steps=40)
     for cascade in (False, True):
         chain = made()
@@ -216,7 +216,7 @@ def test_a_replayed_attack_is_crafted_once_for_each_image(monkeypatch):
             monkeypatch.setattr(attack, "generate", told, raising=False)
         return attack
 
-    monkeypatch.setattr("medfedpure.evaluation.climb.create", noted)
+    monkeypatch.setattr("medfedpure.evaluation.work.create", noted)
     found = evaluate(arms, DATA, preset=BRIEF, eps=(0.04, 0.1), attackers={"b": tiny_classifier(steps=40)})
     crafted = Counter((eps, view, one) for eps, view, ids in met for one in ids)
     assert set(crafted.values()) == {1}

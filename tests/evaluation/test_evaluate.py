@@ -16,7 +16,8 @@ from medfedpure.defence.acceleration import Acceleration
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.evaluate import beside_itself, choose, evaluate
 from medfedpure.evaluation.ladder import Preset, preset_of, rungs
-from medfedpure.evaluation.readings import Reading, read
+from medfedpure.evaluation.readings import Reading, hear
+from medfedpure.evaluation.readings import reading_of as read_from
 from medfedpure.evaluation.records import RungResult
 from medfedpure.evaluation.self_checks import clearly_more, compare, probe
 from medfedpure.figures.balanced import balanced
@@ -59,7 +60,7 @@ def test_counts_by_hand():
 
 def test_network_evaluations_of_detector_and_purifier_are_counted():
     chain = diffusing(steps=4)
-    said = read(chain, DATA.images, DATA.ids, DATA.labels, seed=0, draws=2, batch_size=16)
+    said = read_from([hear(chain, DATA.images, DATA.ids, seed=0, draws=2, batch_size=16)], DATA.labels)
     flagged = torch.tensor(said.flagged).double().mean()
     assert said.flagged == said.purified
     assert 0 < flagged < 1
@@ -167,7 +168,7 @@ def test_what_is_missing_is_said_and_the_rest_is_measured(monkeypatch):
             raise MissingExtraError("install it")
         return create(kind, name, *args, **options)
 
-    monkeypatch.setattr("medfedpure.evaluation.climb.create", without_art)
+    monkeypatch.setattr("medfedpure.evaluation.work.create", without_art)
     bare = DefendedClassifier(tiny_classifier(), policy="none")
     result = evaluate({"bare": bare}, DATA, preset=BRIEF, eps=(0.05,)).arms[0]
     skipped = {rung.rung: rung.skipped for rung in result.rungs}
@@ -271,7 +272,7 @@ def test_an_attack_that_overspends_does_not_count(monkeypatch):
     def planted(kind, name, *args, **options):
         return Overspends() if kind == "attack" and name == "pgd_eot" else create(kind, name, *args, **options)
 
-    monkeypatch.setattr("medfedpure.evaluation.climb.create", planted)
+    monkeypatch.setattr("medfedpure.evaluation.work.create", planted)
     arm = evaluate({"it": DefendedClassifier(tiny_classifier(), policy="none")}, DATA, preset=BRIEF, eps=(0.05,)).arms[
         0
     ]

@@ -100,7 +100,7 @@ def test_what_was_missing_is_tried_again(monkeypatch, tmp_path):
         return create(kind, name, *args, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr("medfedpure.evaluation.climb.create", without_art)
+        patched.setattr("medfedpure.evaluation.work.create", without_art)
         first = evaluate({"bare": bare()}, DATA, preset=BRIEF, eps=(0.05,), out=tmp_path)
     again = evaluate({"bare": bare()}, DATA, preset=BRIEF, eps=(0.05,), out=tmp_path)
     assert [r.skipped for r in first.arms[0].rungs if r.rung == "square"] == ["install it"]

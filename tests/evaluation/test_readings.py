@@ -22,7 +22,8 @@ def test_shares_of_draws_stand_between_the_draws():
     assert balanced(share, labels) == pytest.approx(0.7)
     low, high = balanced_interval(share, labels, alone)
     (low6, high6), (low8, high8) = (balanced_interval(right, labels, alone) for right in (one, other))
-    assert low6 < low < low8 and high6 < high < high8
+    assert low6 < low < low8
+    assert high6 < high < high8
     low, high = balanced_interval(share, labels, alone // 2)
     assert low < 0.7 < high, "groups of two are drawn whole"
 

@@ -226,7 +226,7 @@ def test_a16_images_to_learn_from_are_part_of_the_setting(monkeypatch, tmp_path)
         monkeypatch.setattr(attack, "fit", told, raising=False)
         return attack
 
-    monkeypatch.setattr("medfedpure.evaluation.climb.create", noted)
+    monkeypatch.setattr("medfedpure.evaluation.work.create", noted)
     reference = tiny_dataset(16, seed=77)
     found = evaluate({"it": bare()}, DATA, preset=SHORT, eps=(0.05,), out=tmp_path, reference=reference)
     assert found.setting["reference"] == reference.fingerprint()

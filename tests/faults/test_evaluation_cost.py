@@ -17,11 +17,12 @@ from medfedpure.core.registry import create
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.defence.voting import Vote
 from medfedpure.evaluation import evaluate as module
-from medfedpure.evaluation import memory
-from medfedpure.evaluation.cost import Cost
+from medfedpure.evaluation import work
+from medfedpure.evaluation.cost import Cost, foresee
 from medfedpure.evaluation.evaluate import beside_itself, evaluate
 from medfedpure.evaluation.ladder import Preset
 from medfedpure.evaluation.pairs import Victims
+from medfedpure.parallel import memory
 from medfedpure.testing import tiny_classifier, tiny_dataset
 
 SHORT = Preset("short", 6, 3, 2, 2, 2, 3, 2, "for tests")
@@ -102,20 +103,23 @@ def told_and_counted(
     *,
     eps: tuple[float, ...],
     preset: Preset = SHORT,
+    batch_size: int = 64,
 ) -> tuple[Cost, Counter[str]]:
     """What was foreseen, and what was looked at after that was told."""
     told: list[Cost] = []
-    foresee = module.foresee
+    foresee = work.foresee_each
     bare = [chain.classifier for chain in arms.values()] + [chain.classifier for chain, _ in federation.values()]
     with monkeypatch.context() as patched, counting(monkeypatch, *bare, *attackers.values()) as rows:
 
-        def noted(*given, **options) -> Cost:
-            told.append(foresee(*given, **options))
+        def noted(*given, **options) -> list[Cost]:
+            each = foresee(*given, **options)
+            told.append(sum(each, Cost()))
             rows.clear()
-            return told[0]
+            return each
 
-        patched.setattr(module, "foresee", noted)
-        evaluate(arms, DATA, preset=preset, eps=eps, attackers=attackers, federation=federation)
+        patched.setattr(work, "foresee_each", noted)
+        told_to = {"attackers": attackers, "federation": federation, "batch_size": batch_size}
+        evaluate(arms, DATA, preset=preset, eps=eps, **told_to)
         return told[0], Counter(rows)
 
 
@@ -171,6 +175,16 @@ def test_a17_the_suite_is_foreseen_by_its_parts(classes, stochastic, monkeypatch
         assert getattr(told, kind) <= 3 * rows[kind], f"{kind}: {getattr(told, kind)} for {rows[kind]}"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a17_chunks_of_one_image_are_foreseen(kind, monkeypatch) -> None:
+    """A17: what an attack asks once of every chunk is counted for each."""
+    preset = replace(SHORTEST, suite=True)
+    arms = {"bare": made("none", stochastic=False), "it": made("purify_all", stochastic=False)}
+    with attacks_that_see(monkeypatch, never):
+        told, rows = told_and_counted(monkeypatch, arms, {}, {}, eps=(1e-4,), preset=preset, batch_size=1)
+    assert 0 < rows[kind] <= getattr(told, kind)
+
+
 class Wider(nn.Module):
     """The same answers, and further classes that are less likely."""
 
@@ -223,7 +237,7 @@ def test_a17_timing_leaves_an_attackers_model_as_it_is() -> None:
     """A17: to time an attacker's model in training mode moves none of its statistics."""
     norm = nn.BatchNorm2d(1)
     other = nn.Sequential(norm, tiny_classifier()).train()
-    module.foresee([made("none")], DATA.images[:8], SHORT, "linf", (0.05,), {"other": other}, seed=0)
+    foresee([made("none")], DATA.images[:8], SHORT, "linf", (0.05,), {"other": other}, seed=0)
     assert float(norm.running_mean) == 0
     assert norm.training
 

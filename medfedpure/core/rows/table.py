@@ -13,7 +13,8 @@ from medfedpure.core.errors import MissingExtraError
 from medfedpure.core.storage import write_bytes
 
 Columns = Mapping[str, Sequence[Any]]
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes for the beginning of a formula."""
 
 
 class Tabular:
@@ -77,4 +78,4 @@ def columns_of(rows: Sequence[Mapping[str, Any]], otherwise: Sequence[str] = ())
 
 
 def _harmless(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

@@ -87,3 +87,21 @@ def some(names: Iterable[object], most: int = 10) -> str:
     texts = [str(name) for name in names]
     rest = f" and {len(texts) - most} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + rest
+
+
+class naming:
+    """A context that puts a file's name before the reason of a DataError; an empty one leaves the reason alone.
+
+    Args:
+        name: of the file.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, DataError) and self._name:
+            raise DataError(f"{self._name}: {error}") from None

@@ -28,6 +28,7 @@ from torch import Tensor
 from medfedpure.core.errors import DataError
 from medfedpure.data.readers.deep_colour import layout_of, read_values
 from medfedpure.data.readers.folders import what_else
+from medfedpure.data.readers.squares import square_of
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"})
 # A reader registers itself when imported. No other is ever tried: some of Pillow's start programs.
@@ -93,7 +94,7 @@ class Decoder:
         try:
             if other := what_else(path):
                 raise DataError(f"it is {other}, not a file")
-            planes = [self._tensor(picture) for picture in self._flat(path)]
+            planes = [square_of(picture, self.image_size, self.pixel_bits) for picture in self._flat(path)]
             if len(planes) == 1 and len(planes[0]) == 1:
                 planes *= self.channels
             return torch.cat(planes)
@@ -210,23 +211,6 @@ class Decoder:
         grey = image.convert("F").point(lambda value: value * scale + black)
         # Half a step was added because the conversion to L cuts.
         return grey.convert("L") if self.pixel_bits == 8 else grey
-
-    def _tensor(self, image: Image.Image) -> Tensor:
-        """Square and of the size, `(C, S, S)` with the channels that the picture has."""
-        side, size = max(image.size), self.image_size
-        if image.width != image.height:
-            square = Image.new(image.mode, (side, side))
-            square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-            image = square
-        if side != size:
-            # The gap lets very large pictures be averaged in whole steps first.
-            image = image.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
-        if image.mode == "F":
-            grey = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.float32).round_().clamp_(0, 65535)
-            return grey.to(torch.int32).to(torch.uint16).reshape(1, size, size)
-        values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        values = values.reshape(size, size, len(image.getbands())).permute(2, 0, 1)
-        return values if self.pixel_bits == 8 else (values.to(torch.int32) * 257).to(torch.uint16)
 
 
 def _is_sixteen(image: Image.Image, kind: str | None) -> bool:

@@ -23,16 +23,14 @@ from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import Detector, FitContext, ScoreContext, check_requirements
 from medfedpure.core.errors import DataError
 from medfedpure.core.progress import track
-from medfedpure.core.registry import create, registry
 from medfedpure.core.results import State
 from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.plugins.detectors.parts import PartConfig, made, packed, spelled, unpack, upgraded
 
 
-class ComponentConfig(Config):
+class ComponentConfig(PartConfig):
     """One detector by name."""
 
-    plugin: str = Field(description="registered name")
-    config: dict[str, Any] = Field(default_factory=dict, description="its configuration")
     floor: float | None = Field(None, gt=0, description="if given, log(score + floor) stands for the score")
 
 
@@ -58,14 +56,10 @@ class Compose(Detector):
 
     def __init__(self, config: Any = None, **options: Any) -> None:
         super().__init__(config, **options)
-        made = [create("detector", part.plugin, part.config) for part in self.config.parts]
-        # With all defaults spelled out, so that a saved one stays what it was when a default changes.
-        spelled = [
-            ComponentConfig(plugin=part.plugin, config=detector.config.model_dump(mode="json"), floor=part.floor)
-            for part, detector in zip(self.config.parts, made, strict=True)
-        ]
-        self.config = self.config.model_copy(update={"parts": tuple(spelled)})
-        self.parts = nn.ModuleList(made)
+        detectors = [made(part) for part in self.config.parts]
+        known = tuple(spelled(part, detector) for part, detector in zip(self.config.parts, detectors, strict=True))
+        self.config = self.config.model_copy(update={"parts": known})
+        self.parts = nn.ModuleList(detectors)
         self.register_buffer("centre", torch.zeros(len(self.parts), dtype=torch.float64), persistent=False)
         self.register_buffer("spread", torch.ones(len(self.parts), dtype=torch.float64), persistent=False)
         self.deterministic = all(part.deterministic for part in self._detectors())
@@ -75,10 +69,7 @@ class Compose(Detector):
     @classmethod
     def upgrade(cls, config: Mapping[str, Any], format: int) -> Mapping[str, Any]:
         """Each part's configuration is brought up to date by its own plugin."""
-        parts = [
-            {**part, "config": registry().load("detector", part["plugin"]).upgrade(part.get("config", {}), format)}
-            for part in config.get("parts", ())
-        ]
+        parts = [upgraded(part, format) for part in config.get("parts", ())]
         return {**config, "parts": parts} if parts else config
 
     def _detectors(self) -> list[Detector]:
@@ -127,18 +118,12 @@ class Compose(Detector):
 
     def fitted_state(self) -> State:
         """Mean and standard deviation `(P,)`, and the parts' own states under their numbers."""
-        states = [part.fitted_state() for part in self._detectors()]
-        tensors = {f"{place}.{key}": value for place, s in enumerate(states) for key, value in s.tensors.items()}
-        values = {str(place): dict(state.values) for place, state in enumerate(states)}
-        return State(values, {**tensors, "centre": self.centre, "spread": self.spread})
+        inner = packed(self._detectors())
+        return State(inner.values, {**inner.tensors, "centre": self.centre, "spread": self.spread})
 
     def restore(self, state: State) -> None:
         """Give every part its own state back."""
-        for place, part in enumerate(self._detectors()):
-            head = f"{place}."
-            own = {key.removeprefix(head): value for key, value in state.tensors.items() if key.startswith(head)}
-            part.restore(State(state.values[str(place)], own))
-            part.mark_fitted()
+        unpack(state, self._detectors())
         self.centre, self.spread = state.tensors["centre"], state.tensors["spread"]
         self.mark_fitted()
 

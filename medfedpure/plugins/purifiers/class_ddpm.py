@@ -54,7 +54,7 @@ class ClassDDPM(DDPM):
 
     def make_network(self, image_shape: tuple[int, int, int], seed: int) -> nn.Module:
         """A fresh noise predictor for `(C, H, W)` images of the configured classes."""
-        return self._built(image_shape[0], seed, self.config.generation.classes)
+        return self._built(image_shape, seed, self.config.generation.classes)
 
     @property
     def classes(self) -> int:

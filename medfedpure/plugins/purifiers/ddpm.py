@@ -23,6 +23,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from medfedpure.acceleration.known import on_host
 from medfedpure.core.attack import Attack
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import InputError
@@ -98,11 +99,14 @@ class DDPM(DiffusionPurifier):
 
     def purify(self, images: Tensor, strength: Tensor, *, streams: Streams) -> Purification:
         """`(N, C, H, W)` cleaned at t* = t_min + strength (t_max - t_min)."""
-        timestep = self.depth.t_min + strength * (self.depth.t_max - self.depth.t_min)
-        nfe, sampler = self.evaluations(timestep), self.config.sampling.sampler
+        timestep, sampler = self.depth.of(strength), self.config.sampling.sampler
         alike = 1 if sampler == "one_step" else self.depth.steps
         varied = sampler == "ddpm" or (sampler in FEW and self.config.sampling.adaptive_steps)
-        steps = nfe if varied or self.depth.t_min <= 0 else alike
+        steps: Tensor | int = alike
+        nfe = self.evaluations(timestep)
+        if varied or self.depth.t_min <= 0:
+            known = on_host(strength)
+            steps = nfe if known is None else self.evaluations(self.depth.of(known))
         ancestral = sampler in ("ddpm", "ancestral")
         cleaned = self.clean(images, timestep, steps, ancestral=ancestral, streams=streams, stage="purify")
         return Purification(cleaned, nfe, timestep)
@@ -221,6 +225,10 @@ class Depth:
     t_min: float
     t_max: float
     steps: int
+
+    def of(self, strength: Tensor) -> Tensor:
+        """t* `(N,)` of strengths `(N,)`."""
+        return self.t_min + strength * (self.t_max - self.t_min)
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,9 @@ class DiffPure(DiffusionPurifier):
     def purify(self, images: Tensor, strength: Tensor, *, streams: Streams) -> Purification:  # noqa: ARG002
         """`(N, C, H, W)` cleaned in ceil(t*) evaluations each."""
         timestep = images.new_full((len(images),), self.config.timestep)
-        steps = torch.full((len(images),), math.ceil(self.config.timestep), device=images.device)
+        steps = math.ceil(self.config.timestep)
         cleaned = self.clean(images, timestep, steps, ancestral=True, streams=streams, stage="purify")
-        return Purification(cleaned, steps, timestep)
+        return Purification(cleaned, torch.full((len(images),), steps, device=images.device), timestep)
 
     def shortened(self, steps: int) -> DDPM:
         """The same network and depth, in at most so many DDIM steps: what a cheaper attacker differentiates."""

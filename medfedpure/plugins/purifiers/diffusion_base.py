@@ -13,6 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from medfedpure.acceleration.compiled import prepared
 from medfedpure.core.config import Config
 from medfedpure.core.dataset import Batch, ImageDataset
 from medfedpure.core.detector import FitContext
@@ -23,7 +24,7 @@ from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.storage import load_strictly
 from medfedpure.core.streams import Streams, isolated_rng
 from medfedpure.core.task import Task
-from medfedpure.models.diffusion import Diffusion, sample_timesteps
+from medfedpure.models.diffusion import Diffusion, predicted_noise, sample_timesteps
 from medfedpure.models.samples import write_samples
 from medfedpure.models.unet import NoiseUNet
 from medfedpure.training.loop import train
@@ -35,21 +36,36 @@ SHOWN = 8
 Width = Annotated[int, Field(ge=8, le=4096)]
 
 
-class UNetConfig(Config):
-    """Size of the noise predictor."""
+SIZES: tuple[tuple[float, int, tuple[int, ...]], ...] = ((96, 2, (48, 96)), (math.inf, 4, (64, 128)))
+"""Up to which longer side of images in pixels: unshuffle, and widths. See `benchmarks.unet_size`."""
 
-    widths: tuple[Width, ...] = Field(
-        (48, 96), min_length=1, max_length=8, description="channels of each level, multiples of 8"
+
+class UNetConfig(Config):
+    """Size of the noise predictor; what is not given follows the images' size once they are known."""
+
+    widths: tuple[Width, ...] | None = Field(
+        None, min_length=1, max_length=8, description="channels of each level, multiples of 8; none = by image size"
     )
     layers_per_block: int = Field(1, ge=1, le=16, description="residual blocks at each level")
-    unshuffle: int = Field(2, ge=1, le=64, description="pixels folded into channels along each side; 1 = none")
+    unshuffle: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="pixels folded into channels along each side, 1 folds none; none = by image size",
+    )
     attention: bool = Field(False, description="self-attention at the coarsest level")
 
     @model_validator(mode="after")
     def _groups(self) -> Self:
-        if any(width % 8 for width in self.widths):
+        if any(width % 8 for width in self.widths or ()):
             raise ValueError(f"widths must be multiples of 8 (group normalization); got {self.widths}")
         return self
+
+    def of(self, image_shape: tuple[int, int, int]) -> Self:
+        """The same with nothing left open, for `(C, H, W)` images."""
+        _, unshuffle, widths = next(size for size in SIZES if max(image_shape[1:]) <= size[0])
+        chosen = {"unshuffle": self.unshuffle or unshuffle, "widths": self.widths or widths}
+        return self.model_copy(update=chosen)
 
 
 class ScheduleConfig(Config):
@@ -150,29 +166,27 @@ class DiffusionPurifier(Purifier):
     # -- training ------------------------------------------------------------------------------
 
     def make_network(self, image_shape: tuple[int, int, int], seed: int) -> nn.Module:
-        """A fresh noise predictor for `(C, H, W)` images; the architecture depends on C only."""
-        return self._built(image_shape[0], seed)
+        """A fresh noise predictor for `(C, H, W)` images; where `model` leaves its size open, H and W choose it."""
+        return self._built(image_shape, seed)
 
-    def _built(self, channels: int, seed: int, classes: int = 0) -> nn.Module:
-        model = self.config.model
+    def _built(self, image_shape: tuple[int, int, int], seed: int, classes: int = 0) -> nn.Module:
+        model, channels = self.config.model.of(image_shape), image_shape[0]
+        sizes = (model.widths, model.layers_per_block, model.unshuffle, classes)
         with isolated_rng(seed):
-            return NoiseUNet(
-                channels,
-                model.widths,
-                model.layers_per_block,
-                model.unshuffle,
-                classes,
-                attention=model.attention,
-            ).eval()
+            return NoiseUNet(channels, *sizes, attention=model.attention).eval()
 
     def task(self) -> Task:
         """Predict the noise at the timesteps that purification uses."""
         return DiffusionTask(self)
 
     def adopt(self, network: nn.Module, image_shape: tuple[int, int, int]) -> Self:
-        """Take a trained noise predictor."""
-        self.network, self.channels = network.eval(), image_shape[0]
+        """Take a trained noise predictor, as `make_network` makes it; from now on `config` says its size."""
+        self._hold(network, image_shape)
         return self.mark_fitted()
+
+    def _hold(self, network: nn.Module, image_shape: tuple[int, int, int]) -> None:
+        self.network, self.channels = network.eval(), image_shape[0]
+        self.config = self.config.model_copy(update={"model": self.config.model.of(image_shape)})
 
     def fit(self, data: ImageDataset, *, context: FitContext | None = None, seed: int = 0) -> Self:
         """Train the noise predictor on benign images.
@@ -268,8 +282,8 @@ class DiffusionPurifier(Purifier):
         No noise is added: the images stand for ones at depth `(N,)`, one evaluation each.
         """
         network, scaled = self._scaled(images)
-        noise: Tensor = network(scaled, timestep.to(scaled.dtype))
-        return noise.to(images.dtype)
+        predict = prepared(predicted_noise, network, what="the noise predictor")
+        return predict(scaled, timestep.to(scaled.dtype)).to(images.dtype)
 
     def denoise_once(self, noisy: Tensor, sigma: float) -> Tensor:
         """x0 of images in [0, 1] plus Gaussian noise of std sigma, in one evaluation (Carlini et al. 2023).

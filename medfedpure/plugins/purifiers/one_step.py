@@ -29,6 +29,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medfedpure.acceleration.compiled import prepared
 from medfedpure.core.attack import project, step_along
 from medfedpure.core.config import Config
 from medfedpure.core.dataset import Batch, ImageDataset
@@ -39,6 +40,7 @@ from medfedpure.core.settings import AdversarialTraining, Augmentation, Training
 from medfedpure.core.storage import load_strictly
 from medfedpure.core.streams import Streams, derive_seed
 from medfedpure.core.task import Task, TrainingLog, WrappedTask
+from medfedpure.models.diffusion import predicted_noise
 from medfedpure.plugins.purifiers.ddpm import DDPM, DDPMConfig
 from medfedpure.plugins.purifiers.diffusion_base import DiffusionPurifier
 from medfedpure.training.adversarial import AdversarialTask
@@ -79,7 +81,8 @@ class OneStep(DiffusionPurifier):
 
     def adopt(self, network: nn.Module, image_shape: tuple[int, int, int]) -> Self:
         """Take a trained teacher; `finish_fit` distils it."""
-        self.network, self.channels, self.student = network.eval(), image_shape[0], None
+        self._hold(network, image_shape)
+        self.student = None
         return self
 
     def fit(self, data: ImageDataset, *, context: FitContext | None = None, seed: int = 0) -> Self:
@@ -199,7 +202,8 @@ class OneStep(DiffusionPurifier):
         scaled = self._scaled_for(student, images)
         signal, _ = self.diffusion.coefficients(timestep)
         given = scaled * signal.to(scaled.dtype)[:, None, None, None]
-        clean = self.diffusion.predict_clean(given, student(given, timestep.to(scaled.dtype)), timestep)
+        predict = prepared(predicted_noise, student, what="the noise predictor")
+        clean = self.diffusion.predict_clean(given, predict(given, timestep.to(scaled.dtype)), timestep)
         cleaned = ((clean + 1) / 2).clamp(0, 1).to(images.dtype)
         return torch.where((timestep > 0)[:, None, None, None], cleaned, images)
 

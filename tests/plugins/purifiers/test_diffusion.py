@@ -180,3 +180,33 @@ def test_diffpure_is_ancestral_sampling_at_one_depth():
         one, other = (part(images(3), torch.tensor([0.0, 0.5, 1.0])) for part in (anchor, adaptive))
     assert torch.equal(one.images, other.images)
     assert one.nfe.tolist() == [6, 6, 6]
+
+
+@pytest.mark.parametrize("plugin", ["ddpm", "diffpure", "class_ddpm", "one_step"])
+@pytest.mark.parametrize(("side", "unshuffle"), [(64, 2), (128, 4)])
+def test_an_open_size_follows_the_images_and_is_kept(plugin, side, unshuffle, tmp_path):
+    purifier = medfedpure.create("purifier", plugin)
+    assert purifier.config.model.unshuffle is None
+    network = purifier.make_network((1, side, side), seed=0)
+    assert network.unshuffle == unshuffle
+    purifier.adopt(network, (1, side, side))
+    assert purifier.config.model.unshuffle == unshuffle
+    assert purifier.config.model.widths is not None
+    if plugin != "one_step":
+        purifier.save(tmp_path / "kept")
+        again = medfedpure.core.purifier.Purifier.load(tmp_path / "kept")
+        assert again.config == purifier.config
+        assert again.network.unshuffle == unshuffle
+
+
+def test_a_given_size_stays_and_attention_is_learned_with():
+    purifier = medfedpure.create("purifier", "ddpm", model={"widths": (8, 16), "attention": True})
+    network = purifier.make_network((1, 128, 128), seed=0)
+    assert network.unshuffle == 4
+    assert network.widest == 16
+    plain = medfedpure.create("purifier", "ddpm", model={"widths": (8, 16)}).make_network((1, 128, 128), seed=0)
+    attending = [name for name, module in network.named_modules() if type(module).__name__ == "Attention"]
+    assert attending
+    assert not [module for module in plain.modules() if type(module).__name__ == "Attention"]
+    images, at = torch.rand(1, 1, 16, 16), torch.ones(1)
+    assert network(images, at).shape == images.shape

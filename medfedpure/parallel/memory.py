@@ -1,4 +1,4 @@
-"""What an evaluation holds at once, told after it ended."""
+"""What a process holds at once, told after it ended."""
 
 from __future__ import annotations
 
@@ -24,8 +24,15 @@ def peak_memory_mb(modules: Iterable[nn.Module]) -> float | None:
     started.
     """
     cards = _cards(modules)
-    if cards:
-        return max(torch.cuda.max_memory_allocated(card) for card in cards) / 2**20
+    if not cards:
+        return held_here(torch.device("cpu"))
+    return max(torch.cuda.max_memory_allocated(card) for card in cards) / 2**20
+
+
+def held_here(device: torch.device) -> float | None:
+    """The most that this process has held at once, in MiB: by tensors on a GPU, or on the CPU by all."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     try:
         import resource
     except ImportError:  # not on this platform

@@ -1,0 +1,152 @@
+"""`medfedpure fit` and `medfedpure calibrate`: a defence for a model one has, and another threshold for a defence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medfedpure.cli.job import known_recipe
+from medfedpure.cli.options import OwnModule, Threads, json_object, number
+from medfedpure.cli.shown import Terminal, say_json
+from medfedpure.cli.threads import use_threads
+
+_Benign = Annotated[
+    str,
+    typer.Argument(
+        help="Benign images that nothing was trained on: a folder of one sub-folder per class, a MedMNIST .npz, or a "
+        "data set plugin."
+    ),
+]
+_DataConfig = Annotated[str, typer.Option("--data-config", help="JSON options of the data set plugin.")]
+_Rate = Annotated[float, typer.Option("--target-fpr", help="Share of benign images that may be flagged.")]
+_Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the last lines.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print what came out as JSON.")]
+_Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:0.")]
+
+
+def fit(
+    model: Annotated[
+        str, typer.Argument(help="A saved classifier or defence, or package.module:function that builds your model.")
+    ],
+    benign: _Benign,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the defence; it must not exist yet.")],
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe",
+            callback=known_recipe,
+            help="paper: what is flagged is purified. robust: the best of three policies, each attacked by who knows "
+            "it. fast: no purifier, what is flagged is refused.",
+        ),
+    ] = "paper",
+    target_fpr: _Rate = 0.05,
+    detector: Annotated[str | None, typer.Option("--detector", help="A plugin; default: the recipe's.")] = None,
+    purifier: Annotated[str | None, typer.Option("--purifier", help="A plugin; default: the recipe's.")] = None,
+    budget: Annotated[
+        str,
+        typer.Option("--budget", help="quick: about a minute a part at 64 px; standard; thorough: four times that."),
+    ] = "standard",
+    eps: Annotated[
+        str | None, typer.Option("--eps", help="How far the recipe robust attacks, in linf, e.g. 8/255.")
+    ] = None,
+    data_config: _DataConfig = "{}",
+    seed: Annotated[int, typer.Option("--seed", help="Of the split, the training and the calibration.")] = 0,
+    threads: Threads = None,
+    device: _Device = "cpu",
+    quiet: _Quiet = False,
+    as_json: _Json = False,
+) -> None:
+    """Fit a detector and a purifier around a model on benign images, calibrate and try them, and save the defence."""
+    from medfedpure.cli.bars import Bars
+    from medfedpure.core.disk.whole import make_folder
+    from medfedpure.core.errors import ConfigError
+    from medfedpure.core.progress import listening
+    from medfedpure.defence.arms import EPS
+    from medfedpure.defence.defend import defend
+    from medfedpure.job.device import check_device
+    from medfedpure.job.subject import images_for, model_of
+
+    options = json_object(data_config, "--data-config")
+    far = EPS if eps is None else number(eps)
+    check_device(device)
+    if out.exists():
+        raise ConfigError(f"{out} exists: name a folder that does not; a defence is never written over another one")
+    make_folder(out.parent)
+    classifier, facts = model_of(model)
+    use_threads(threads)
+    data = images_for(benign, options, facts, parts=("train",))
+    talk = Terminal(stderr=as_json, quiet=quiet)
+    with Bars(talk) as bars, listening(bars):
+        chain = defend(
+            classifier.to(device),
+            data,
+            recipe=recipe,  # type: ignore[arg-type]
+            target_fpr=target_fpr,
+            detector=detector,
+            purifier=purifier,
+            budget=budget,  # type: ignore[arg-type]
+            class_names=data.class_names,
+            say=talk.say,
+            eps=far,
+            seed=seed,
+        )
+    chain.save(out)
+    check = None if chain.own_check is None else chain.own_check.describe()
+    if as_json:
+        say_json({"out": str(out), "policy": chain.policy, "own_check": check})
+    else:
+        own = "" if facts is not None else f" --classifier {model}"
+        Terminal().say(f"saved to {out}; attack it: medfedpure evaluate {out}{own} --data FOLDER --report DIR")
+
+
+def calibrate(
+    defence: Annotated[Path, typer.Argument(help="A saved defence, or the output folder of `demo` or `run`.")],
+    benign: _Benign,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the defence with its new threshold; not there yet.")],
+    target_fpr: _Rate = 0.05,
+    client: Annotated[str | None, typer.Option("--client", help="Of a run, whose defence; default: the first.")] = None,
+    classifier: OwnModule = None,
+    data_config: _DataConfig = "{}",
+    seed: Annotated[int, typer.Option("--seed", help="Of the noise of the scores.")] = 0,
+    threads: Threads = None,
+    device: _Device = "cpu",
+    quiet: _Quiet = False,
+    as_json: _Json = False,
+) -> None:
+    """Fix the threshold anew, on benign images of another scanner or at another rate; nothing is trained."""
+    from medfedpure.cli.bars import Bars
+    from medfedpure.core.disk.whole import make_folder
+    from medfedpure.core.errors import ConfigError
+    from medfedpure.core.progress import listening
+    from medfedpure.defence.chain import DefendedClassifier
+    from medfedpure.job.device import check_device
+    from medfedpure.job.own_module import own_module
+    from medfedpure.job.subject import defence_of, facts_of, images_for
+
+    options = json_object(data_config, "--data-config")
+    check_device(device)
+    if out.exists():
+        raise ConfigError(f"{out} exists: name a folder that does not; a defence is never written over another one")
+    make_folder(out.parent)
+    model = None if classifier is None else own_module(classifier)
+    use_threads(threads)
+    chain = DefendedClassifier.load(defence_of(defence, client), classifier=model)
+    data = images_for(benign, options, facts_of(chain), parts=("train",))
+    chain.to(device)
+    before = chain.calibration
+    talk = Terminal(stderr=as_json, quiet=quiet)
+    with Bars(talk) as bars, listening(bars):
+        chain.calibrate(data, target_fpr, seed=seed)
+    chain.save(out)
+    was = None if before is None else before.threshold()
+    found = {"out": str(out), "threshold": chain.calibration.threshold(), "before": was}  # type: ignore[union-attr]
+    if as_json:
+        say_json({**found, "images": len(data), "groups": data.num_groups, "target_fpr": target_fpr})
+        return
+    moved = "there was none before" if was is None else f"it was {was:.4g}"
+    Terminal().say(
+        f"threshold {found['threshold']:.4g}, {moved}: {target_fpr:.1%} of benign images may be flagged, by "
+        f"{data.num_groups} groups of {len(data)} images; saved to {out}"
+    )

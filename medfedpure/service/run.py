@@ -1,0 +1,114 @@
+"""One process that serves: a socket, a token, and an end that drops nobody."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from medfedpure.core.errors import ConfigError
+from medfedpure.service.guard import is_loopback
+from medfedpure.service.heads import Connection
+
+TOKEN = "MEDFEDPURE_TOKEN"  # noqa: S105 - a name
+"""The variable of the environment that holds the token, where no file does."""
+_LEAST = 16
+
+
+def token_of(file: Path | None, environment: Mapping[str, str] = os.environ) -> str | None:
+    """The token that a file holds, or the environment's `MEDFEDPURE_TOKEN`; None where neither is given.
+
+    Raises:
+        ConfigError: the file cannot be read, or the token is short or holds what no header may.
+    """
+    where = TOKEN if file is None else str(file)
+    if file is not None:
+        try:
+            token = file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the token file {file} cannot be read: {error}") from error
+    elif TOKEN in environment:
+        token = environment[TOKEN].strip()
+    else:
+        return None
+    if len(token) < _LEAST or not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(
+            f"the token in {where} is no line of {_LEAST} or more letters and digits: draw one, as by "
+            "python -c 'import secrets; print(secrets.token_urlsafe())'"
+        )
+    return token
+
+
+def listen(host: str, port: int, token: str | None) -> socket.socket:
+    """A socket that takes requests.
+
+    Args:
+        host: name or address of this machine.
+        port: 0 takes a free one.
+        token: without one only loopback is served.
+
+    Raises:
+        ConfigError: no token and not loopback; an address that is not this machine's; a port that is in use.
+    """
+    if token is None and not is_loopback(host):
+        raise ConfigError(
+            f"{host} can be reached from other machines, and without a token anybody there could ask: give "
+            f"--token-file or {TOKEN}, or leave --host out"
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"{host}, port {port} cannot be listened on ({error}): give another --host or --port"
+        ) from error
+
+
+class Server(uvicorn.Server):
+    """Answers until SIGTERM or SIGINT; then it refuses, and ends when all that was in flight is answered.
+
+    Args:
+        app: from `create_app`.
+        begun: is called when requests are taken.
+    """
+
+    def __init__(self, app: FastAPI, begun: Callable[[], object]) -> None:
+        super().__init__(_config(app))
+        self.service, self.begun = app.state.service, begun
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's."""
+        await super().startup(sockets)
+        self.begun()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal: end when nothing is in flight; a second one: end now."""
+        del sig, frame
+        if self.service.ending:
+            self.should_exit = self.force_exit = True
+        self.service.ending = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: is it over?"""
+        if self.service.ending and not self.service.in_flight:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def _config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+    )

@@ -1,0 +1,76 @@
+"""What the description of the interface says (OpenAPI): bodies, answers, and an example of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ABOUT = (
+    "A defended classifier of medical images. Every image is scored by a detector; what it flags is cleaned before it "
+    "is classified. Research software: no medical device, and no verdict may be used for a diagnosis or a treatment."
+)
+_HEAD = {"request": "a1b2c3d4e5f60718", "classes": ["healthy", "lesion"]}
+_ROW = {
+    "file": "scan.png",
+    "label": 1,
+    "class": "lesion",
+    "probability_0": 0.08,
+    "probability_1": 0.92,
+    "score": 0.31,
+    "p_value": 0.04,
+    "flagged": True,
+    "strength": 0.6,
+    "purified": True,
+    "abstained": False,
+    "agreement": 1.0,
+    "nfe": 0,
+    "defence": "0f3a5c7e9b1d2468",
+}
+_BAD = {"file": "torn.png", "error": "the file cannot be read: image file is truncated", "defence": _ROW["defence"]}
+_REASONS = {
+    400: "The form is malformed or cut off.",
+    401: "No valid token came.",
+    403: "Asked from another machine, or by a page of another origin.",
+    408: "The body came too slowly.",
+    413: "Too many bytes, images or pixels.",
+    415: "The body, or the file, is of no kind that is read.",
+    422: "The file is damaged, or the defence cannot answer for it.",
+    429: "The queue is full; Retry-After says when to ask again.",
+    500: "The service failed; the reason is in its log.",
+    503: "The service is ending, or cannot write its log.",
+}
+
+
+def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Answers of these statuses, of which each is a sentence."""
+    example = {"application/json": {"example": {"error": "what came, what was wanted, what to do next"}}}
+    return {status: {"description": _REASONS[status], "content": example} for status in statuses}
+
+
+def _route(body: dict[str, Any], example: dict[str, Any], *statuses: int) -> dict[str, Any]:
+    """What a route is described by: its body, its answer, its refusals."""
+    good = {
+        "description": "Verdicts by column; what is not known is null, as the error of a verdict is.",
+        "content": {"application/json": {"example": example}},
+    }
+    return {
+        "responses": {200: good, **answers(*statuses)},
+        "openapi_extra": {"requestBody": {"required": True, "content": body}},
+    }
+
+
+def _form(file: dict[str, Any], name: str) -> dict[str, Any]:
+    properties = {name: file}
+    return {"multipart/form-data": {"schema": {"type": "object", "properties": properties, "required": [name]}}}
+
+
+_FILE = {"type": "string", "format": "binary"}
+_BYTES = {"application/octet-stream": {"schema": _FILE}, "image/png": {"schema": _FILE}}
+_REFUSALS = (401, 403, 408, 413, 415, 422, 429, 500, 503)
+
+ONE = _route({**_form(_FILE, "file"), **_BYTES}, {**_HEAD, **_ROW}, 400, *_REFUSALS)
+BATCH = _route(
+    _form({"type": "array", "items": _FILE}, "files"),
+    {**_HEAD, "rows": [{**_ROW, "status": 200}, {**_BAD, "status": 422}]},
+    400,
+    *_REFUSALS,
+)

@@ -1,0 +1,100 @@
+"""From a classifier and benign scans to verdicts in a file, by commands alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import medfedpure
+from medfedpure.cli.app import app
+from medfedpure.cli.predict import FLAGGED
+from medfedpure.core.errors import ArtifactError, ConfigError, DataError
+from medfedpure.testing import tiny_dataset
+
+CHEAP = ["--detector", "feature_squeezing", "--purifier", "median", "--target-fpr", "0.1", "--threads", "1", "--quiet"]
+NAMED = {"classes": ["normal", "lesion"]}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A saved classifier, benign scans of two classes, and a defence that was fitted on them."""
+    folder = tmp_path_factory.mktemp("hospital")
+    data = tiny_dataset(90, size=16)
+    for number, (pixels, label) in enumerate(zip(data.pixels, data.labels.tolist(), strict=True)):
+        path = folder / "scans" / NAMED["classes"][label] / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[0].numpy()).save(path)
+    options = {"in_channels": 1, "num_classes": 2, "image_size": 16, "class_names": ("normal", "lesion"), "seed": 0}
+    medfedpure.create("classifier", "small_cnn", widths=(8,)).create_model(**options).save(folder / "model")
+    done = run("fit", folder / "model", folder / "scans", "--out", folder / "guarded", *CHEAP)
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+def run(*words, catch=True):
+    return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=catch)
+
+
+def test_fit_saves_a_defence_with_its_own_check(place):
+    chain = medfedpure.DefendedClassifier.load(place / "guarded")
+    assert chain.policy == "purify_flagged"
+    assert chain.own_check is not None
+    assert chain.image_facts.class_names == ("normal", "lesion")
+    assert chain.calibration.target_fpr == 0.1
+
+
+def test_fit_refuses_what_cannot_end_well_before_it_trains(place, tmp_path):
+    with pytest.raises(ConfigError, match="never written over"):
+        run("fit", place / "model", place / "scans", "--out", place / "guarded", *CHEAP, catch=False)
+    with pytest.raises(ConfigError, match="is no folder"):
+        run("fit", tmp_path / "gone", place / "scans", "--out", tmp_path / "new", *CHEAP, catch=False)
+    (tmp_path / "scans" / "other").mkdir(parents=True)
+    (tmp_path / "scans" / "others").mkdir()
+    with pytest.raises(DataError, match="trained for normal, lesion"):
+        run("fit", place / "model", tmp_path / "scans", "--out", tmp_path / "new", *CHEAP, catch=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_calibrate_moves_the_threshold_and_nothing_else(place, tmp_path):
+    words = ["--out", tmp_path / "other", "--target-fpr", "0.3", "--threads", "1", "--json"]
+    done = run("calibrate", place / "guarded", place / "scans", *words)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    before, after = (medfedpure.DefendedClassifier.load(path) for path in (place / "guarded", tmp_path / "other"))
+    assert after.calibration.threshold() == told["threshold"] < told["before"] == before.calibration.threshold()
+    assert len(after.calibration) == told["groups"] <= told["images"] == 90
+    old, new = before.state_dict(), after.state_dict()
+    assert old.keys() == new.keys()
+    assert all(bool((old[key] == new[key]).all()) for key in old)
+
+
+def test_predict_writes_rows_that_name_the_class(place, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    words = [place / "scans", tmp_path / "broken.png", "--out", tmp_path / "v.csv", "--seed", "1", "--threads", "1"]
+    done = run("predict", place / "guarded", *words)
+    assert done.exit_code == 0, done.output
+    assert "91 files" in done.output
+    assert "1 could not be read" in done.output
+    with (tmp_path / "v.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 91
+    assert {row["class"] for row in rows if not row["error"]} <= {"normal", "lesion"}
+    assert rows[-1]["error"].startswith("not a JPEG")
+    again = run("predict", place / "guarded", *words, "--json")
+    assert json.loads(again.stdout)["read"] == 0
+    flagged = sum(row["flagged"] == "True" for row in rows)
+    loud = run("predict", place / "guarded", place / "scans", "--out", tmp_path / "w.jsonl", "--fail-on-flagged")
+    assert loud.exit_code == (FLAGGED if flagged else 0)
+    assert len((tmp_path / "w.jsonl").read_text().splitlines()) == 90
+
+
+def test_predict_says_who_spoke(place, tmp_path):
+    run("calibrate", place / "guarded", place / "scans", "--out", tmp_path / "other", "--target-fpr", "0.3", "--quiet")
+    words = [place / "scans", "--out", tmp_path / "v.csv", "--threads", "1", "--quiet"]
+    assert run("predict", place / "guarded", *words).exit_code == 0
+    with pytest.raises(ArtifactError, match="of another defence"):
+        run("predict", tmp_path / "other", *words, catch=False)

@@ -1,0 +1,61 @@
+"""A DICOM file is answered as its picture is, and nothing of its header comes back or stays."""
+
+import io
+
+import numpy
+import pytest
+import torch
+from serving import DATA, SEED, running
+
+from medfedpure.service.audit import AuditLog
+from medfedpure.service.limits import Limits
+
+pydicom = pytest.importorskip("pydicom")
+PLANTED = "MUSTERMANN^ERIKA"
+
+
+def dicom(pixels):
+    """The file of grey pixels `(H, W)`, or of frames `(F, H, W)`, that says a patient's name and number."""
+    made = pydicom.Dataset()
+    made.file_meta = pydicom.dataset.FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = pydicom.uid.MRImageStorage
+    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = pydicom.uid.generate_uid()
+    made.PatientName = made.PatientID = PLANTED
+    made.Rows, made.Columns = pixels.shape[-2:]
+    if pixels.ndim == 3:
+        made.NumberOfFrames = len(pixels)
+    made.SamplesPerPixel, made.PhotometricInterpretation, made.PixelRepresentation = 1, "MONOCHROME2", 0
+    made.BitsAllocated, made.BitsStored, made.HighBit = 8, 8, 7
+    made.WindowCenter, made.WindowWidth = 128, 256
+    made.PixelData = numpy.ascontiguousarray(pixels).tobytes()
+    written = io.BytesIO()
+    made.save_as(written, enforce_file_format=True)
+    return written.getvalue()
+
+
+def test_a_dicom_file_is_answered_as_its_picture(tmp_path, chain):
+    with (
+        AuditLog(tmp_path / "log") as log,
+        running(chain, seed=SEED, audit=log, limits=Limits(max_pixels=100 * 100)) as service,
+    ):
+        found = [
+            service.client.post("/v1/verdict", files={"file": ("a.dcm", dicom(pixels))})
+            for pixels in (
+                DATA.pixels[0, 0].numpy(),
+                DATA.pixels[:3, 0].numpy(),
+                numpy.zeros((100, 101), numpy.uint8),
+            )
+        ]
+        torn = service.client.post("/v1/verdict", files={"file": dicom(DATA.pixels[0, 0].numpy())[:-9]})
+        metrics = service.client.get("/metrics").text
+    one, several, large = found
+    (wanted,) = chain.predict(DATA.select(torch.tensor([0])).images, seed=SEED).rows()
+    assert one.status_code == 200
+    assert one.json()["score"] == pytest.approx(wanted["score"], abs=1e-3)
+    assert one.json()["probability_0"] == pytest.approx(wanted["probability_0"], abs=0.02)
+    assert (several.status_code, "3 pictures" in several.json()["error"]) == (422, True)
+    assert (large.status_code, "101 x 100" in large.json()["error"]) == (413, True)
+    assert torn.status_code == 422
+    told = "".join(answer.text for answer in (*found, torn)) + metrics + (tmp_path / "log").read_text()
+    assert "MUSTERMANN" not in told

@@ -1,0 +1,50 @@
+"""The command as a process: it begins, refuses when it is told to end, answers what is in flight, and ends well."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+from serving import TOKEN, defence, png, until
+
+from medfedpure.service.audit import check
+
+
+def test_sigterm_drops_nothing_that_is_in_flight(tmp_path):
+    defence().save(tmp_path / "guarded")
+    (tmp_path / "token").write_text(TOKEN)
+    words = ["serve", "guarded", "--port", "0", "--token-file", "token", "--audit", "log", "--threads", "1"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "20"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "medfedpure", *words], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        said = process.stdout.readline()
+        port = int(re.match(r"listening on http://127\.0\.0\.1:(\d+);", said)[1])
+        content, bearer = png(0), {"authorization": f"Bearer {TOKEN}"}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=bearer, timeout=20, trust_env=False) as client:
+            assert client.post("/v1/verdict", files={"file": content}).status_code == 200
+            uploading = socket.create_connection(("127.0.0.1", port))
+            head = (
+                f"POST /v1/verdict HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: image/png\r\n"
+            )
+            uploading.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content[:50])
+            until(lambda: "medfedpure_queue_images 1.0" in client.get("/metrics").text)
+            process.send_signal(signal.SIGTERM)
+            until(lambda: client.get("/ready").status_code == 503)
+            refused = client.post("/v1/verdict", files={"file": content})
+            assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
+            uploading.sendall(content[50:])
+            assert uploading.recv(65536).startswith(b"HTTP/1.1 200 ")
+            uploading.close()
+        assert process.wait(20) == 0
+        assert process.stdout.read() == "ended\n"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    found = check(tmp_path / "log")
+    assert (found.rows, found.fault) == (4, None)  # begun, two verdicts, ended
