@@ -84,3 +84,14 @@ def until(true: Callable[[], Any], seconds: float = 20) -> None:
     while not true() and time.monotonic() < end:
         time.sleep(0.01)
     assert true(), f"not within {seconds} seconds"
+
+
+@pytest.fixture(scope="session")
+def chain():
+    return defence()
+
+
+@pytest.fixture(scope="module")
+def service(chain):
+    with running(chain, seed=SEED, made_by="me") as found:
+        yield found

@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from serving import defence, png, running
+from serving import chain, defence, png, running
 from typer.testing import CliRunner
 
 from medfedpure.cli.app import app

@@ -5,7 +5,7 @@ import io
 import numpy
 import pytest
 import torch
-from serving import DATA, SEED, running
+from serving import DATA, SEED, chain, running
 
 from medfedpure.service.audit import AuditLog
 from medfedpure.service.limits import Limits

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import re
 
-from serving import png
+from serving import chain, png, service
 
 from medfedpure.service.page import page
 from medfedpure.service.schema import ABOUT

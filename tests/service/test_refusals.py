@@ -12,7 +12,7 @@ import zlib
 import httpx
 import pytest
 from PIL import Image
-from serving import TOKEN, defence, png, running, until
+from serving import TOKEN, chain, defence, png, running, service, until
 
 from medfedpure.core.errors import ConfigError, MissingExtraError
 from medfedpure.service.app import create_app

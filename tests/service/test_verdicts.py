@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from PIL import Image
-from serving import DATA, SEED, defence, png, running
+from serving import DATA, SEED, chain, defence, png, running, service
 
 from medfedpure.core.errors import ConfigError, InputError
 from medfedpure.defence.calibration import Calibration
