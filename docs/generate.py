@@ -138,7 +138,7 @@ def options_of(schema: Mapping[str, Any]) -> Iterator[Option]:
             if "properties" in inner:
                 yield from walk(inner, f"{prefix}{name}.", default)
                 continue
-            required = name in part.get("required", ())
+            required = name in part.get("required", ()) and name not in (defaults or {})
             default = {} if default is None and inner.get("type") == "object" else default
             shown = "required" if required else _value(default)
             yield Option(prefix + name, _type(inner, definitions), shown, _range(inner), field.get("description", ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -54,10 +55,37 @@ class Labour:
         warnings.warn("rows sum to 1", ProbabilitiesWarning, stacklevel=2)
         return 1
 
+    def warn_in_its_own_way(self) -> int:
+        """A warning of a class that nobody else can have, and one that cannot be made from a text."""
+
+        class Local(ProbabilitiesWarning):
+            pass
+
+        warnings.warn("rows sum to 2", Local, stacklevel=2)
+        warnings.warn(Counted("rows", 3), stacklevel=2)
+        return 1
+
+    def break_down_at_home(self) -> None:
+        """An error of a class that stands in the script itself."""
+
+        class Mine(ValueError):
+            pass
+
+        Mine.__module__, Mine.__qualname__ = "__mp_main__", "Mine"
+        sys.modules["__mp_main__"].Mine = Mine  # type: ignore[attr-defined]
+        raise Mine("of the script")
+
     def wait(self, seconds: float) -> float:
         """So long."""
         time.sleep(seconds)
         return seconds
+
+
+class Counted(UserWarning):
+    """Is made from two things."""
+
+    def __init__(self, what: str, number: int) -> None:
+        super().__init__(f"{what} sum to {number}")
 
 
 class Unwelcome:

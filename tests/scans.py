@@ -71,9 +71,9 @@ def dicom_bytes(pixels: numpy.ndarray, *, bits: int | None = None, syntax: str =
     return stream.getvalue()
 
 
-def write_dicom_folder(folder: Path) -> Path:
-    """Two classes of three patients each, of whom each has one study of two files of 12 bits."""
-    for place in range(12):
+def write_dicom_folder(folder: Path, patients: int = 6) -> Path:
+    """Two classes, and patients of whom each has one study of two files of 12 bits."""
+    for place in range(2 * patients):
         kind, patient = ("normal", "lesion")[place % 2], place // 2
         path = folder / kind / f"patient{patient}" / f"study{patient}" / f"{place}"
         path.parent.mkdir(parents=True, exist_ok=True)

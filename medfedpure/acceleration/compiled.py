@@ -6,7 +6,8 @@ of attacks shrink image by image, and backward passes are not recorded: there, a
 all sizes, which excludes CUDA graphs, and nothing is padded. No row of a batch sees another, so padding changes no
 answer.
 
-What cannot be compiled is computed as it is written, after one warning.
+What cannot be compiled is computed as it is written, after one warning. So is, without one, a network while somebody
+has hooks in it, which a compiled one would not call.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from medfedpure.acceleration.counted import is_watched, passing
 from medfedpure.core.errors import CompilationWarning, MedFedPureError
 
 _asked: ContextVar[bool] = ContextVar("compiled", default=False)
@@ -42,7 +44,8 @@ def prepared(function: Callable[..., Tensor], network: Any, *, what: str, **cons
     """`function(network, *rows, **constants)` of the rows alone, compiled inside `compiling(True)`.
 
     Args:
-        function: a plain function without a closure; its rows are tensors `(N, ...)`, and so is its answer.
+        function: a plain function without a closure, which asks the network once; its rows are tensors `(N, ...)`, and
+            so is its answer.
         network: compiled only where it is a module.
         what: it is, in words.
         constants: the function is compiled anew for other ones.
@@ -89,10 +92,11 @@ class Compiled:
         Warns:
             CompilationWarning: once, where it cannot be compiled here.
         """
-        if self.failed or not len(rows[0]):
+        if self.failed or not len(rows[0]) or is_watched(network):
             return self.function(network, *rows, **self.constants)
         try:
-            return self._fast(network, *rows)
+            with passing(network, len(rows[0])):
+                return self._fast(network, *rows)
         except (MedFedPureError, torch.OutOfMemoryError):
             raise
         except RuntimeError as error:  # all that a compiler raises; others steer, such as a checkpoint's early stop
@@ -116,10 +120,14 @@ class Compiled:
         how = plan(rows[0].device, gradient)
         if how["dynamic"]:
             return self._for(0, gradient, how)(network, *rows, **self.constants)
-        function = self._for(padded_size(count), gradient, how)
+        size = padded_size(count)
+        function = self._for(size, gradient, how)
         if "mode" in how:
             torch.compiler.cudagraph_mark_step_begin()
-        found = function(network, *(padded(part, padded_size(count)) for part in rows), **self.constants)
+        found = function(network, *(padded(part, size) for part in rows), **self.constants)
+        if not isinstance(found, Tensor) or found.shape[:1] != (size,):
+            # no answer for each row, of which nothing can be cut off: whoever asked says what is wrong with it
+            return self.function(network, *rows, **self.constants)
         return found[:count].clone()  # the next replay of a graph writes where this one did
 
     def _for(self, size: int, gradient: bool, how: dict[str, Any]) -> Callable[..., Tensor]:

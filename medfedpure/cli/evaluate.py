@@ -25,7 +25,9 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", help="Image folder, MedMNIST .npz or data set plugin; a run brings its own test images."
+            "--data",
+            help="Folder of pictures, MedMNIST .npz or data set plugin, such as dicom_folder, with its options; "
+            "a run brings its own test images.",
         ),
     ] = None,
     data_config: Annotated[str, typer.Option("--data-config", help="JSON options of the data set plugin.")] = "{}",

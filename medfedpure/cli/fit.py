@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +16,8 @@ from medfedpure.cli.threads import use_threads
 _Benign = Annotated[
     str,
     typer.Argument(
-        help="Benign images that nothing was trained on: a folder of one sub-folder per class, a MedMNIST .npz, or a "
-        "data set plugin."
+        help="Benign images that nothing was trained on: a folder of pictures, one sub-folder per class, a MedMNIST "
+        ".npz, or a data set plugin (of DICOM files: dicom_folder, with its root as an option)."
     ),
 ]
 _DataConfig = Annotated[str, typer.Option("--data-config", help="JSON options of the data set plugin.")]
@@ -61,7 +62,7 @@ def fit(
     """Fit a detector and a purifier around a model on benign images, calibrate and try them, and save the defence."""
     from medfedpure.cli.bars import Bars
     from medfedpure.core.disk.whole import make_folder
-    from medfedpure.core.errors import ConfigError
+    from medfedpure.core.errors import ConfigError, DataError
     from medfedpure.core.progress import listening
     from medfedpure.defence.arms import EPS
     from medfedpure.defence.defend import defend
@@ -77,6 +78,17 @@ def fit(
     classifier, facts = model_of(model)
     use_threads(threads)
     data = images_for(benign, options, facts, parts=("train",))
+    known = () if facts is None else facts.class_names
+    if known == tuple(map(str, range(len(known)))):  # numbers mean nothing
+        known = ()
+    # Names that the user gives win over others, but not over the same names in another order.
+    told = "classes" in options and sorted(known) != sorted(data.class_names)
+    if known and not told and data.num_classes > 1 and data.class_names != known:
+        raise DataError(
+            f"{benign} holds the classes {', '.join(data.class_names)} in this order, and the logits of {model} mean "
+            f"{', '.join(known)}: read the images in that order, as in --data-config "
+            f"'{json.dumps({'classes': known})}'"
+        )
     talk = Terminal(stderr=as_json, quiet=quiet)
     with Bars(talk) as bars, listening(bars):
         chain = defend(
@@ -87,7 +99,7 @@ def fit(
             detector=detector,
             purifier=purifier,
             budget=budget,  # type: ignore[arg-type]
-            class_names=data.class_names,
+            class_names=data.class_names if "classes" in options else known,
             say=talk.say,
             eps=far,
             seed=seed,

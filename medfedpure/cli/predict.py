@@ -29,10 +29,17 @@ def predict(
     target_fpr: Annotated[
         float | None, typer.Option("--target-fpr", help="Share of benign scans to flag; default: as it was calibrated.")
     ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--key-file",
+            help="A secret, made if it is missing: under it rows say the patient and the study of DICOM files.",
+        ),
+    ] = None,
     fail_on_flagged: Annotated[
         bool, typer.Option("--fail-on-flagged", help=f"Exit with status {FLAGGED} where this call flags a scan.")
     ] = False,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Scans at a time.")] = 64,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 64,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Threads that decode; default: one a processor, at most 8.")
     ] = None,
@@ -45,7 +52,7 @@ def predict(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the last line.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Say of every scan what it is, whether it looks attacked, and what was done about it: a row for every file."""
+    """Say of every picture, DICOM frame and NIfTI slice what it is, whether it looks attacked, and what was done."""
     from dataclasses import asdict
 
     from medfedpure.cli.bars import Bars
@@ -76,6 +83,7 @@ def predict(
                 target_fpr=target_fpr,
                 batch_size=batch_size,
                 workers=workers,
+                key_file=key_file,
             )
     except KeyboardInterrupt:
         Terminal(stderr=True).print(f"\nstopped; the rows so far are in {out}: the same command goes on")

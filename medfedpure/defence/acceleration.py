@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -124,11 +124,19 @@ class Accelerable(nn.Module):
 
 
 class Answering(nn.Module):
-    """A classifier that is compiled inside `compiling(True)`."""
+    """A classifier that is compiled inside `compiling(True)`; mode and attributes are the classifier's."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
         self.classifier = classifier
+        self.training = classifier.training
+
+    def __getattr__(self, name: str) -> Any:
+        """What a detector of one classifier looks for, such as its layers."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("classifier"), name)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(N, K)` of images `(N, C, H, W)`."""

@@ -8,8 +8,7 @@ what N readings give together (DiffHammer, arXiv 2410.16910; DiffBreak, arXiv 24
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import chain as in_turn
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from medfedpure.acceleration.counted import counting
 from medfedpure.core.config import Record
 from medfedpure.core.streams import derive_seed
 from medfedpure.core.verdict import ABSTAINED, fooled
@@ -32,7 +32,7 @@ class Reading(Record):
     Attributes:
         verdicts: for each draw the N classes; -1 where it abstains.
         flagged, purified, scores: of the first draw; scores are None without a detector.
-        nfe: evaluations of the purifier's network for each image and draw, those of the detector included, mean.
+        nfe: evaluations of the purifier's networks for each image and draw, those of the detector included, mean.
         ms: wall-clock milliseconds for each image and draw, mean.
         ece: expected calibration error of the first draw, NaN where nothing is accepted.
         places: which of the evaluated images these are, in rising order; None = the first N of them.
@@ -90,7 +90,7 @@ class Said:
         verdicts: for each draw the M classes; -1 where it abstains.
         flagged, purified, scores: of the first draw; scores are None without a detector.
         probabilities: `(M, K)` of the first draw, on the CPU.
-        rows: that passed the purifier's network.
+        rows: that passed the purifier's networks.
         seconds: wall clock.
     """
 
@@ -110,7 +110,7 @@ class Said:
 def hear(chain: DefendedClassifier, images: Tensor, ids: Tensor, *, seed: int, draws: int, batch_size: int) -> Said:
     """Ask a chain `draws` times about `(M, C, H, W)`."""
     answers = []
-    with counted_rows(chain) as rows:
+    with counting(networks_of(chain.purifier)) as count:
         start = time.perf_counter()
         for place in range(draws):
             answers.append(chain.predict(images, ids=ids, seed=derive_seed(seed, "draw", place), batch_size=batch_size))
@@ -122,7 +122,7 @@ def hear(chain: DefendedClassifier, images: Tensor, ids: Tensor, *, seed: int, d
         purified=first.purified.tolist(),
         scores=None if first.scores is None else first.scores.tolist(),
         probabilities=first.probabilities.cpu(),
-        rows=rows[0],
+        rows=count.rows,
         seconds=seconds,
     )
 
@@ -147,18 +147,7 @@ def reading_of(parts: Sequence[Said], labels: Tensor) -> Reading:
     )
 
 
-@contextmanager
-def counted_rows(chain: DefendedClassifier) -> Iterator[list[int]]:
-    """Counts, in the first place of a list, the rows that pass the purifier's network inside the block."""
-    total, network = [0], getattr(chain.purifier, "network", None)
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        del module, output
-        total[0] += len(inputs[0])
-
-    handle = network.register_forward_hook(count) if isinstance(network, nn.Module) else None
-    try:
-        yield total
-    finally:
-        if handle is not None:
-            handle.remove()
+def networks_of(purifier: nn.Module | None) -> list[nn.Module]:
+    """What counts as the network of a purifier: the one that it trained, and the one that was distilled from it."""
+    found = [getattr(purifier, name, None) for name in ("network", "student")]
+    return [network for network in found if isinstance(network, nn.Module)]

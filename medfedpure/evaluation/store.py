@@ -52,8 +52,10 @@ class Store:
             if not isinstance(found, dict):
                 raise ArtifactError(f"{path} holds no setting of an evaluation: choose another folder")
             if found != wanted:
-                differing = ", ".join(key for key in {**wanted, **found} if found.get(key) != wanted.get(key))
-                raise ConfigError(f"{out} holds another evaluation ({differing} differ): choose another folder")
+                differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
+                raise ConfigError(
+                    f"{out} holds another evaluation ({', '.join(differing)} differ): {_advice(differing, found)}"
+                )
         else:
             if (out / "results.json").exists() or (out / "config.toml").exists():
                 raise ConfigError(f"{out} holds another run's results, which this would replace: choose another folder")
@@ -90,6 +92,15 @@ class Store:
     def _path(self, name: Sequence[str], room: str) -> Path:
         assert self.out is not None
         return self.out.joinpath(room, *map(folder_name, name))
+
+
+def _advice(differing: list[str], found: dict[str, Any]) -> str:
+    """What to do where a folder holds another evaluation."""
+    if differing == ["threads"]:
+        return f"it was begun with {found['threads']}: call torch.set_num_threads, or choose another folder"
+    if "versions" in differing:
+        return "what other versions began they alone can finish: choose another folder"
+    return "choose another folder"
 
 
 def folder_name(text: str) -> str:

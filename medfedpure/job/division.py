@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from medfedpure.core.dataset import ImageDataset, check_disjoint
 from medfedpure.core.errors import DataError
@@ -41,7 +42,9 @@ def deal(choice: DataChoice, seed: int) -> Parts:
 
 
 def _read(choice: DataChoice, seed: int, cache: Path | None = None) -> ImageDataset:
-    keeps = cache is not None and "cache" in registry().load("dataset", choice.plugin).Config.model_fields
+    field = registry().load("dataset", choice.plugin).Config.model_fields.get("cache")
+    # a plugin of somebody else's may mean something else by that name
+    keeps = cache is not None and field is not None and Path in (field.annotation, *get_args(field.annotation))
     own = {"cache": cache, **choice.config} if keeps else choice.config
     data: ImageDataset = create("dataset", choice.plugin, own).read()
     return data if choice.max_per_group is None else data.cap_groups(choice.max_per_group, seed)

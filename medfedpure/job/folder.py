@@ -61,16 +61,18 @@ def complete(out: Path) -> None:
 
 
 def clean_cache(out: Path) -> int:
-    """Remove the decoded images that a run has kept, and say how many bytes they took; 0 where there are none.
+    """Remove the decoded images that runs have kept, also one that was killed, and say how many bytes they took, or 0.
 
     Raises:
         ConfigError: there is no run in the folder, or the cache holds something else.
         ArtifactError: somebody is at work in the folder, or it cannot be written.
     """
-    if not (out / CONFIG).is_file():
+    if not (out / CONFIG).is_file() and not any((out / name).is_dir() for name in (_NEW, _DONE)):
         raise ConfigError(f"{out} is no folder of a run: it holds no {CONFIG}")
+    complete(out)
     with locked(out, "what removes a run's cache"), writing_to(out):
-        kept = _kept(out / CACHE)
+        caches = (out / CACHE, out / _NEW / CACHE)
+        kept = [path for cache in caches for path in _kept(cache)]
         if foreign := [path.name for path in kept if not is_cache_file(path)]:
             raise ConfigError(
                 f"{out / CACHE} holds what no run has kept there ({', '.join(foreign[:3])}): move it away"
@@ -78,8 +80,9 @@ def clean_cache(out: Path) -> int:
         size = sum(path.stat().st_size for path in kept)
         for path in kept:
             path.unlink()
-        if (out / CACHE).is_dir():
-            (out / CACHE).rmdir()
+        for cache in caches:
+            if cache.is_dir():
+                cache.rmdir()
     return size
 
 

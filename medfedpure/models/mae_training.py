@@ -51,7 +51,7 @@ class MAENetworkConfig(Config):
         0.0, ge=0, lt=1, description="of the images of `fit` (a federation keeps none), to stop early and keep the best"
     )
     training: TrainingConfig = Field(
-        default_factory=lambda: TrainingConfig(steps=1500, batch_size=64, learning_rate=1e-3, ema=0.99),
+        TrainingConfig(steps=1500, batch_size=64, learning_rate=1e-3, ema=0.99),
         description="its training",
     )
 

@@ -225,7 +225,10 @@ class Team(Generic[W]):
         begun = self._payload == b""
         hint = "a system does that to a process when memory runs short: start fewer"
         if not begun:
-            hint = 'a script that starts workers does so below `if __name__ == "__main__":`, for each worker imports it'
+            hint = (
+                'a script that starts workers is a file, and does so below `if __name__ == "__main__":`, for each '
+                "worker imports it"
+            )
         return MedFedPureError(f"the worker process on {worker.device} died ({worker.fate()}): {hint}")
 
     def _end(self) -> None:

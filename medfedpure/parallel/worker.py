@@ -99,18 +99,38 @@ def _done(work: Any, call: str, arguments: tuple[Any, ...], device: str) -> byte
             reply = Reply(getattr(work, call)(*arguments))
         except Exception as error:
             reply = _failure(error, "call")
-    warned = [(each.category, str(each.message)) for each in caught]
+    warned = [(_category(each.category, str(each.message)), str(each.message)) for each in caught]
     peak = held_here(torch.device(device))
     return packed(Reply(reply.answer, reply.error, reply.trace, reply.stage, warned, peak))
 
 
 def _failure(error: Exception, stage: str) -> Reply:
     trace = "".join(traceback.format_exception(error))
-    try:
-        unpacked(packed(error))
-    except Exception:  # it holds what cannot travel
+    if not _travels(error):
         error = MedFedPureError(f"{type(error).__name__}: {error}")
     return Reply(error=error, trace=trace, stage=stage)
+
+
+def _category(kind: type[Warning], text: str) -> type[Warning]:
+    """The nearest one that can travel, and be made from a text."""
+    for one in kind.__mro__:
+        try:
+            one(text)
+        except Exception:  # noqa: S112 - it wants other arguments
+            continue
+        if issubclass(one, Warning) and _travels(one):
+            return one
+    return UserWarning
+
+
+def _travels(value: Any) -> bool:
+    """Whether whoever started this process can rebuild it; a script's own classes have another module's name there."""
+    try:
+        data = packed(value)
+        unpacked(data)
+    except Exception:
+        return False
+    return b"__mp_main__" not in data
 
 
 def _leave_with_parent() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,17 +13,17 @@ from torch import Tensor
 from medfedpure.core.errors import DataError, MissingExtraError
 from medfedpure.data.readers.dicom import scan_of
 from medfedpure.data.readers.pseudonyms import Pseudonyms
-from medfedpure.data.readers.scans import ScanReader, kind_of
+from medfedpure.data.readers.scans import Kind, kind_of
 from medfedpure.defence.images import ImageFacts
 from medfedpure.service.limits import Refusal
-from medfedpure.verdicts.predict import decoder_for
+from medfedpure.verdicts.decoding import FileDecoder
 
 WANTED = "DICOM, JPEG, PNG, TIFF, BMP, GIF or WebP"
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")
 
 
 class Reader:
-    """Reads what somebody sent: a picture as `predict` reads files, a DICOM file of one frame by its own window.
+    """Reads what somebody sent: files as `predict` reads them, a DICOM file only of one frame.
 
     Args:
         facts: what images the defence is for.
@@ -35,11 +35,7 @@ class Reader:
 
     def __init__(self, facts: ImageFacts, most_pixels: int) -> None:
         self.most_pixels = most_pixels
-        pictures, scans = decoder_for(facts), ScanReader(facts.image_shape[1], 3 if facts.image_shape[0] == 3 else 1)
-        self._decoders = {
-            "image": (_sides_of_picture, pictures),
-            "dicom": (_sides_of_dicom, lambda path: scans.read(path, "dicom").pixels[0].float().div_(65535)),
-        }
+        self._decoder = FileDecoder(facts)
 
     def read(self, content: bytes) -> Tensor:
         """`(C, S, S)` float32 in [0, 1].
@@ -52,17 +48,16 @@ class Reader:
             raise Refusal(422, f"an empty file came; {WANTED} is wanted")
         with _in_memory(content) as path:
             kind = kind_of(path)
-            if kind not in self._decoders:
+            if kind not in _SIDES:
                 raise Refusal(415, f"the file is no {WANTED} by its first bytes: convert it to one of them")
-            sides_of, decode = self._decoders[kind]
             try:
-                sides = sides_of(path)
+                sides = _SIDES[kind](path)
                 if sides is None or max(sides) ** 2 > self.most_pixels:
                     told = "it" if sides is None else f"{sides[0]} x {sides[1]}"
                     raise Refusal(
                         413, f"{told} would be a square of more than {self.most_pixels} pixels: send it smaller"
                     )
-                return decode(path)
+                return self._decoder.read(path, kind).image(0)
             except DataError as error:
                 raise Refusal(422, f"the file cannot be read: {error}") from error
             except MissingExtraError as error:
@@ -94,6 +89,12 @@ def _sides_of_dicom(path: Path) -> tuple[int, int]:
     if header.frames != 1:
         raise DataError(f"it holds {header.frames} pictures, one is wanted: send its frames one by one")
     return header.width, header.height
+
+
+_SIDES: dict[Kind | None, Callable[[Path], tuple[int, int] | None]] = {
+    "image": _sides_of_picture,
+    "dicom": _sides_of_dicom,
+}
 
 
 @contextmanager

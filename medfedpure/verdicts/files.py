@@ -10,7 +10,7 @@ from pathlib import Path
 
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.rows.table import FORMULA
-from medfedpure.data.readers.folders import is_litter
+from medfedpure.data.readers.folders import entries_of, is_folder
 
 
 def files_of(inputs: Sequence[str | Path], is_scan: Callable[[Path], bool]) -> list[Path]:
@@ -22,12 +22,13 @@ def files_of(inputs: Sequence[str | Path], is_scan: Callable[[Path], bool]) -> l
 
     Raises:
         ConfigError: an input that is not there, or that leads to no file.
+        DataError: a folder that cannot be listed.
     """
     found: dict[Path, None] = {}
     for given in inputs:
-        few = list(_below(Path(given), is_scan)) if Path(given).is_dir() else _named(given)
+        few = list(_below(Path(given), is_scan)) if is_folder(Path(given)) else _named(given)
         if not few:
-            kind = "the folder holds no scan" if Path(given).is_dir() else "there is no such file or folder"
+            kind = "the folder holds no scan" if is_folder(Path(given)) else "there is no such file or folder"
             raise ConfigError(f"{given}: {kind}; files, folders or patterns of scans are wanted")
         found |= dict.fromkeys(few)
     return list(found)
@@ -49,13 +50,43 @@ def _named(given: str | Path) -> list[Path]:
     if os.path.lexists(given):
         return [Path(given)]
     found = sorted(glob.glob(str(given), recursive=True))  # noqa: PTH207 - from any root
-    return [Path(name) for name in found if not Path(name).is_dir()]
+    inside = _Inside(str(given))
+    return [path for path in map(Path, found) if not is_folder(path) and inside.holds(path.parent)]
+
+
+class _Inside:
+    """Folders that a pattern leads to without a link back to one of those above, which `**` would go round and round.
+
+    Args:
+        pattern: of files.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        parts = Path(pattern).parts
+        plain = next((place for place, part in enumerate(parts) if glob.has_magic(part)), 0)
+        self._root = Path(*parts[:plain]) if "**" in parts else None
+        self._known: dict[Path, tuple[Path, ...] | None] = {}
+
+    def holds(self, folder: Path) -> bool:
+        """Whether a folder is reached on a straight way."""
+        return self._root is None or self._way(folder) is not None
+
+    def _way(self, folder: Path) -> tuple[Path, ...] | None:
+        """The folders on the way, links followed; None where one comes twice."""
+        if folder not in self._known:
+            above = () if folder in (self._root, folder.parent) else self._way(folder.parent)
+            here = folder.resolve()
+            self._known[folder] = None if above is None or here in above else (*above, here)
+        return self._known[folder]
 
 
 def _below(folder: Path, is_scan: Callable[[Path], bool]) -> Iterator[Path]:
-    for base, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not is_litter(Path(name)))
-        for name in sorted(names):
-            path = Path(base, name)
-            if not is_litter(path) and is_scan(path):
+    """Files at any depth; links are followed, but for those that lead back to a folder above."""
+    waiting: list[tuple[Path, frozenset[Path]]] = [(folder, frozenset())]
+    while waiting:
+        path, above = waiting.pop()
+        if not is_folder(path):
+            if is_scan(path):
                 yield path
+        elif (here := path.resolve()) not in above:
+            waiting += [(entry, above | {here}) for entry in reversed(entries_of(path))]

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from medfedpure.acceleration import compiled
 from medfedpure.acceleration.compiled import CompilationWarning, compiling, padded_size, plan, prepared
+from medfedpure.acceleration.counted import counting
 from medfedpure.core.errors import InputError
+from medfedpure.defence.acceleration import logits_of
 
 
 class Compiler:
@@ -169,6 +171,26 @@ def test_what_is_wrong_with_the_call_is_no_failure_of_the_compiler(
     assert compiler.sizes[-1] == 3, "it is still compiled"
 
 
+@pytest.mark.usefixtures("static")
+@pytest.mark.parametrize(
+    "answer", [lambda rows: (rows, rows), lambda rows: {"logits": rows}, Tensor.sum, torch.flatten]
+)
+def test_what_is_no_answer_for_each_row_comes_through_uncut(
+    answer: Callable[[Tensor], Any], compiler: Compiler
+) -> None:
+    class Wrong(nn.Module):
+        def forward(self, given: Tensor) -> Any:
+            return answer(given)
+
+    own, given = Wrong(), rows(5)[0]
+    with torch.no_grad(), compiling(True):
+        found = prepared(logits_of, own, what="the classifier")(given)
+    wanted: Any = answer(given)
+    assert type(found) is type(wanted)
+    assert not isinstance(found, Tensor) or torch.equal(found, wanted)
+    assert compiler.sizes == [8]
+
+
 def test_memory_that_is_out_is_the_callers_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(function: object, **how: object) -> Callable[..., Tensor]:
         def run(*given: object, **constants: object) -> Tensor:
@@ -195,3 +217,57 @@ def test_many_sizes_of_one_function_stay_compiled(monkeypatch: pytest.MonkeyPatc
                 assert torch.allclose(found, scaled(own, *rows(count)), atol=1e-6)
     finally:
         torch._dynamo.config.fail_on_recompile_limit_hit = before
+
+
+# -- hooks and counted rows ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("static")
+def test_rows_are_counted_as_they_were_given_compiled_or_not(compiler: Compiler) -> None:
+    own = network()
+    with torch.no_grad():
+        with counting([own, own]) as plain:
+            own(rows(5)[0])
+        with compiling(True), counting([own]) as fast:
+            for count in (5, 3, 0):
+                prepared(scaled, own, what="a thing")(*rows(count))
+            own(rows(2)[0])
+    assert compiler.sizes == [8, 4], "they were padded"
+    assert (plain.rows, fast.rows) == (5, 5 + 3 + 2)
+    assert not own._forward_hooks, "nothing is left behind"
+
+
+def test_rows_are_counted_once_where_a_compiler_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(function: Callable[..., Tensor], **how: object) -> Callable[..., Tensor]:
+        def run(network: nn.Module, *given: Tensor, **constants: Any) -> Tensor:
+            function(network, *given, **constants)
+            raise RuntimeError("after all that")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    own = network()
+    with torch.no_grad(), compiling(True), counting([own]) as count:
+        with pytest.warns(CompilationWarning):
+            prepared(scaled, own, what="the thing")(*rows(3))
+        prepared(scaled, own, what="the thing")(*rows(4))
+    assert count.rows == 3 + 4
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_that_comes_later_is_called(register: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch guards no hooks: what was compiled before one came does not call it."""
+    monkeypatch.setattr(compiled, "plan", lambda device, gradient: {"dynamic": True, "backend": "eager"})
+    own = nn.Sequential(network(), nn.Tanh())
+    seen: list[int] = []
+    with torch.no_grad(), compiling(True), warnings.catch_warnings():
+        warnings.simplefilter("error", CompilationWarning)
+        ask = prepared(logits_of, own, what="the classifier")
+        before = ask(rows(4)[0])
+        handle = getattr(own[0], register)(lambda module, given, *found: seen.append(len(given[0])))
+        assert torch.equal(ask(rows(4)[0]), before)
+        handle.remove()
+        with counting([own]) as count:
+            assert torch.equal(ask(rows(4)[0]), before)
+    assert seen == [4]
+    assert count.rows == 4

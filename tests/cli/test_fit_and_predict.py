@@ -7,6 +7,7 @@ import json
 
 import pytest
 from PIL import Image
+from scans import write_dicom_folder
 from typer.testing import CliRunner
 
 import medfedpure
@@ -98,3 +99,45 @@ def test_predict_says_who_spoke(place, tmp_path):
     assert run("predict", place / "guarded", *words).exit_code == 0
     with pytest.raises(ArtifactError, match="of another defence"):
         run("predict", tmp_path / "other", *words, catch=False)
+
+
+def test_from_dicom_files_to_a_row_for_each_frame(place, tmp_path):
+    pytest.importorskip("pydicom")
+    archive = write_dicom_folder(tmp_path / "archive", patients=40)
+    options = ["--data-config", json.dumps({"root": str(archive)})]
+    done = run("fit", place / "model", "dicom_folder", "--out", tmp_path / "guarded", *options, *CHEAP)
+    assert done.exit_code == 0, done.output
+    words = [archive, "--out", tmp_path / "v.csv", "--key-file", tmp_path / "key", "--threads", "1", "--json"]
+    told = json.loads(run("predict", tmp_path / "guarded", *words).stdout)
+    assert (told["files"], told["images"], told["failed"]) == (80, 80, 0)
+    with (tmp_path / "v.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len({row["patient"] for row in rows}) == len({row["study"] for row in rows}) == 40
+    assert {(row["frame"], row["frames"]) for row in rows} == {("0", "1")}
+    assert "P00" not in (tmp_path / "v.csv").read_text()
+
+
+def test_logits_keep_their_names_whatever_order_the_folders_have(tmp_path):
+    """Sorted, or the finding last, is not the order of every model."""
+    pytest.importorskip("pydicom")
+    archive = write_dicom_folder(tmp_path / "archive", patients=40)
+    options = {"in_channels": 1, "num_classes": 2, "image_size": 16, "class_names": ("lesion", "normal"), "seed": 0}
+    medfedpure.create("classifier", "small_cnn", widths=(8,)).create_model(**options).save(tmp_path / "model")
+    words = ["fit", tmp_path / "model", "dicom_folder", "--out", tmp_path / "guarded", *CHEAP, "--data-config"]
+    with pytest.raises(DataError, match=r"normal, lesion in this order, .* mean lesion, normal: .*\"classes\": \["):
+        run(*words, json.dumps({"root": str(archive)}), catch=False)
+    assert not (tmp_path / "guarded").exists()
+    done = run(*words, json.dumps({"root": str(archive), "classes": ["lesion", "normal"]}))
+    assert done.exit_code == 0, done.output
+    chain = medfedpure.DefendedClassifier.load(tmp_path / "guarded")
+    assert chain.image_facts.class_names == ("lesion", "normal")
+
+
+def test_a_model_that_numbers_its_classes_takes_the_names_of_the_images(tmp_path):
+    options = {"in_channels": 1, "num_classes": 2, "image_size": 32, "seed": 0}
+    medfedpure.create("classifier", "small_cnn", widths=(8,)).create_model(**options).save(tmp_path / "model")
+    words = ["--out", tmp_path / "guarded", *CHEAP, "--data-config", json.dumps({"images": 90})]
+    done = run("fit", tmp_path / "model", "phantom", *words)
+    assert done.exit_code == 0, done.output
+    names = medfedpure.create("dataset", "phantom", images=8).read().class_names
+    assert medfedpure.DefendedClassifier.load(tmp_path / "guarded").image_facts.class_names == names

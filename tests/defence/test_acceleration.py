@@ -18,6 +18,7 @@ from medfedpure.acceleration import compiled
 from medfedpure.acceleration.compiled import CompilationWarning
 from medfedpure.core.errors import ConfigError
 from medfedpure.defence.views import exact_view
+from medfedpure.evaluation.readings import hear
 from medfedpure.figures.intervals import realised_fpr_interval
 from medfedpure.figures.metrics import auroc
 from medfedpure.testing import tiny_classifier, tiny_dataset
@@ -107,10 +108,10 @@ def test_a_thousand_images_say_the_same_in_half_precision(noise: Any) -> None:
     training = {"steps": 80, "batch_size": 8, "learning_rate": 1e-2}
     few = {"num_inference_steps": 2}
     purifier = medfedpure.create(
-        "purifier", "ddpm", model=SMALL, t_min=10, t_max=30, sampling=few, training=training
+        "purifier", "ddpm", model=SMALL, t_min=10, t_max=60, sampling=few, training=training
     ).fit(train)
     classifier, tested = tiny_classifier(16, 1), data.select(torch.arange(200, 700))
-    detector = medfedpure.create("detector", "denoising_disagreement", timestep=5)
+    detector = medfedpure.create("detector", "score_norm", timestep=20)
     plain = DefendedClassifier(classifier, detector=detector, purifier=purifier)
     plain.accelerate(Acceleration(noise=noise)).calibrate(data.images[:200], 0.05)
     attack = medfedpure.create("attack", "pgd_eot", eps=0.3, step=0.12, steps=4)
@@ -121,6 +122,7 @@ def test_a_thousand_images_say_the_same_in_half_precision(noise: Any) -> None:
     assert float((one.labels == other.labels).double().mean()) >= 0.995
     assert int(one.flagged.sum()) > 50, "the test shows nothing of the purifier"
     areas = [auroc(found.scores[:500], found.scores[500:]) for found in (one, other)]
+    assert areas[0] > 0.9, "of a detector that separates: where scores overlap, rounding moves any area"
     assert abs(areas[1] - areas[0]) <= 0.002
     low, high = realised_fpr_interval(500, rank=plain.calibration.rank(), calibration=200)
     assert low <= float(other.flagged[:500].double().mean()) <= high
@@ -178,6 +180,30 @@ def test_the_score_asks_the_compiled_classifier_too(compiler: Compiler) -> None:
     compiler.sizes.clear()
     made.predict(DATA.images[:5], seed=3)
     assert compiler.sizes["logits_of"] == [8, 8], "the images, and what the detector made of them"
+
+
+def test_a_detector_of_one_classifier_finds_its_layers(compiler: Compiler) -> None:
+    made = chain(Acceleration(compile=True), policy="none")
+    lent = made.context().classifier
+    assert lent is not made.classifier, "it is compiled"
+    assert lent.class_names is made.classifier.class_names
+    assert lent.network is made.classifier.network
+    assert not lent.training
+    assert type(copy.deepcopy(lent).classifier) is type(made.classifier)
+    with pytest.raises(AttributeError, match="no_such_layer"):
+        _ = lent.no_such_layer
+
+
+def test_evaluations_are_counted_in_a_compiled_chain_as_in_another(compiler: Compiler) -> None:
+    images, ids, told = DATA.images[:11], DATA.ids[:11], {}
+    for asked in ("off", Acceleration(compile=True)):
+        made = chain(asked, policy="purify_flagged")
+        made.predict(images, ids, seed=3)
+        said = [hear(made, images, ids, seed=3, draws=1, batch_size=5) for _ in range(2)]
+        assert said[0].rows == said[1].rows
+        told[str(asked)] = said[0].rows
+    assert len(set(told.values())) == 1
+    assert said[0].rows >= 11, "the detector asks the network about every image"
 
 
 def test_a_chain_goes_on_where_nothing_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def test_budgets_scale_what_is_trained_and_leave_the_rest_of_its_training() -> N
     assert thorough == usual.model_copy(update={"training": usual.training.model_copy(update={"steps": 8000})})
     quick = create("purifier", "ddpm", with_budget("purifier", "ddpm", None, "quick")).config
     assert quick.training.steps * quick.training.batch_size < usual.training.steps * usual.training.batch_size / 10
-    assert max(quick.model.widths) < max(usual.model.widths)
+    assert max(quick.model.widths) < max(usual.model.of((1, 64, 64)).widths)
     autoencoder = create("detector", "mae").config.training
     shorter = create("detector", "mae", with_budget("detector", "mae", None, "quick")).config.training
     assert (shorter.steps, shorter.batch_size) == (autoencoder.steps // 5, 16)

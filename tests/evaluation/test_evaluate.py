@@ -193,7 +193,7 @@ def test_an_adversarially_trained_classifier_is_believed():
     model = tiny_classifier().train().requires_grad_(True)
     training, optimizer = tiny_dataset(160, seed=2), torch.optim.Adam(model.parameters(), 3e-3)
     attack = create("attack", "pgd_eot", eps=0.05, step=0.02, steps=5, early_stop=False)
-    for place in range(40):
+    for place in range(80):
         batch = training.batch(torch.arange(place * 16, place * 16 + 16) % len(training))
         attacked = attack(model.eval(), batch.images, batch.labels).images
         optimizer.zero_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +14,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from medfedpure.cli.clean_cache import clean_cache as command
+from medfedpure.core.config import Config
+from medfedpure.core.dataset import Dataset, ImageDataset
 from medfedpure.core.errors import ArtifactError, ConfigError
 from medfedpure.core.storage import FORMAT, locked, write_bytes
 from medfedpure.data.readers.images import Decoder
 from medfedpure.defence.chain import DefendedClassifier
-from medfedpure.job.config import RunConfig
+from medfedpure.job import division
+from medfedpure.job.config import DataChoice, RunConfig
 from medfedpure.job.division import Parts, divide
 from medfedpure.job.folder import CACHE, clean_cache, run_folder
 from medfedpure.job.run import run_job
@@ -163,6 +167,36 @@ def test_one_command_removes_the_images_and_nothing_else(images: Path, tmp_path:
     assert before - {path.name for path in (tmp_path / "run").iterdir()} == {CACHE}
     again = CliRunner().invoke(app, [str(tmp_path / "run")])
     assert "keeps no images" in " ".join(again.output.split())
+
+
+@pytest.mark.parametrize("where", [".medfedpure-new", ".medfedpure-done"])
+def test_images_of_a_killed_run_are_removed_too(where: str, images: Path, tmp_path: Path) -> None:
+    """Killed before it was whole, and before it stood in its place."""
+    out = tmp_path / "run"
+    a_run(images, out / "whole")
+    (out / "whole").rename(out / where)
+    assert len(list(out.rglob(f"{CACHE}/*"))) == 1
+    assert clean_cache(out) > 0
+    assert not list(out.rglob(CACHE))
+    assert list(out.rglob("config.toml")), "nothing else is removed"
+    assert clean_cache(out) == 0
+
+
+def test_what_a_plugin_of_somebody_else_means_by_a_cache_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(Config):
+        cache: bool = False
+
+    class Drawn(Dataset):
+        name = "drawn"
+        Config = Own
+
+        def read(self) -> ImageDataset:
+            assert self.config.cache is False
+            return tiny_dataset(40)
+
+    monkeypatch.setattr(division, "create", lambda kind, name, config: Drawn(config))
+    monkeypatch.setattr(division, "registry", lambda: SimpleNamespace(load=lambda kind, name: Drawn))
+    assert len(division._read(DataChoice(plugin="drawn", clients=1), 0, Path("cache"))) == 40
 
 
 def test_what_is_no_cache_is_left_alone(images: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.evaluate import evaluate
 from medfedpure.evaluation.ladder import Preset
 from medfedpure.evaluation.records import Evaluation
+from medfedpure.evaluation.store import Store
 from medfedpure.testing import tiny_classifier, tiny_dataset
 
 BRIEF = Preset("brief", 10, 3, 2, 1, 2, 2, 4, "for tests")
@@ -120,6 +121,22 @@ def test_a_chunk_that_was_finished_is_not_attacked_again(
     assert made[0] not in made[1:]
     assert made[2] == made[1], "it goes on with the one that failed"
     assert numbers(found) == numbers(one)
+
+
+@pytest.mark.parametrize(
+    ("changed", "advice"),
+    [
+        ({"threads": 3}, r"threads differ\): it was begun with 3: call torch\.set_num_threads"),
+        ({"chunks": None}, r"chunks differ\): choose another folder"),
+        ({"chunks": None, "versions": {}}, "what other versions began they alone can finish"),
+    ],
+)
+def test_what_cannot_go_on_says_why(changed: dict[str, Any], advice: str, tmp_path: Path) -> None:
+    """Of other threads, and of a version that knew no chunks."""
+    setting = {"threads": 1, "chunks": "noise begins anew with each", "versions": {"medfedpure": "0.3"}}
+    Store(tmp_path, {key: value for key, value in (setting | changed).items() if value is not None})
+    with pytest.raises(ConfigError, match=advice):
+        Store(tmp_path, setting)
 
 
 class Deadly(nn.Module):

@@ -95,8 +95,20 @@ def test_what_a_worker_warns_of_is_warned_of_here(team: Team[Labour]) -> None:
         assert list(team.run([asked(Task("warn"))])) == [1]
 
 
+def test_a_warning_that_cannot_travel_is_the_nearest_that_can(team: Team[Labour]) -> None:
+    with pytest.warns() as told:
+        assert list(team.run([asked(Task("warn_in_its_own_way"))])) == [1]
+    found = {str(each.message): each.category for each in told}
+    assert found == {"rows sum to 2": ProbabilitiesWarning, "rows sum to 3": UserWarning}
+
+
 @pytest.mark.parametrize(
-    ("call", "kind", "text"), [("refuse", InputError, "no such images"), ("break_down", MedFedPureError, "ValueError")]
+    ("call", "kind", "text"),
+    [
+        ("refuse", InputError, "no such images"),
+        ("break_down", MedFedPureError, "ValueError"),
+        ("break_down_at_home", MedFedPureError, "Mine: of the script"),
+    ],
 )
 def test_an_error_is_the_workers_own(call: str, kind: type[Exception], text: str) -> None:
     with Team(Labour(), ["cpu"], 1) as team, pytest.raises(kind, match=text) as raised:

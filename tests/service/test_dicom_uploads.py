@@ -1,6 +1,7 @@
 """A DICOM file is answered as its picture is, and nothing of its header comes back or stays."""
 
 import io
+import json
 
 import numpy
 import pytest
@@ -9,6 +10,7 @@ from serving import DATA, SEED, chain, running
 
 from medfedpure.service.audit import AuditLog
 from medfedpure.service.limits import Limits
+from medfedpure.verdicts.predict import predict_files
 
 pydicom = pytest.importorskip("pydicom")
 PLANTED = "MUSTERMANN^ERIKA"
@@ -59,3 +61,14 @@ def test_a_dicom_file_is_answered_as_its_picture(tmp_path, chain):
     assert torn.status_code == 422
     told = "".join(answer.text for answer in (*found, torn)) + metrics + (tmp_path / "log").read_text()
     assert "MUSTERMANN" not in told
+
+
+def test_a_dicom_file_is_answered_as_predict_writes_it(tmp_path, chain):
+    content = dicom(DATA.pixels[5, 0].numpy())
+    (tmp_path / "IM1").write_bytes(content)
+    predict_files(chain, [tmp_path / "IM1"], tmp_path / "v.jsonl", format="jsonl", seed=SEED)
+    with running(chain, seed=SEED) as service:
+        row = service.client.post("/v1/verdict", files={"file": ("IM1", content)}).json()
+    wanted = json.loads((tmp_path / "v.jsonl").read_text())
+    for key in ("label", "score", "probability_0", "probability_1", "flagged"):
+        assert row[key] == pytest.approx(wanted[key], abs=1e-6), key

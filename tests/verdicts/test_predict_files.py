@@ -11,7 +11,7 @@ import medfedpure
 from medfedpure.core.errors import ArtifactError, ConfigError
 from medfedpure.testing import tiny_classifier, tiny_dataset
 from medfedpure.verdicts.files import files_of, name_of
-from medfedpure.verdicts.predict import decoded, predict_files
+from medfedpure.verdicts.predict import predict_files
 
 DATA = tiny_dataset(60, size=16)
 
@@ -135,17 +135,3 @@ def test_inputs_that_lead_nowhere_are_said_before_anything_is_read(chain, inbox,
     alone = medfedpure.DefendedClassifier(tiny_classifier(16, 1), policy="none")
     with pytest.raises(ConfigError, match="does not say what images it is for"):
         predict_files(alone, [inbox], tmp_path / "v.csv")
-
-
-def test_few_files_are_decoded_ahead(tmp_path):
-    begun = []
-
-    def decode(path):
-        begun.append(path)
-        return torch.zeros(1, 2, 2)
-
-    files = [tmp_path / str(place) for place in range(100)]
-    for place, (path, _) in enumerate(decoded(files, decode, 2, 6), 1):
-        assert path == files[place - 1]
-        assert len(begun) <= place + 6
-    assert len(begun) == 100

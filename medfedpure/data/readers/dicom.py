@@ -22,6 +22,9 @@ from medfedpure.data.readers.grey import PERCENTILES, Rules, Whole, Window, betw
 from medfedpure.data.readers.pseudonyms import Pseudonyms
 from medfedpure.data.readers.unheard import asked
 
+DIRECTORY = "dicomdir"
+"""Name, in small letters, of the file that lists a medium's files and is no scan."""
+_ENDINGS = frozenset({".dcm", ".dicom", ".dic", ".ima"})
 _LARGEST_FILE = 2**32
 _LUMINANCE = (0.299, 0.587, 0.114)
 
@@ -41,6 +44,13 @@ def is_dicom(path: Path, force: bool = False) -> bool:
     except OSError:
         return False
     return head[PREAMBLE:] == MAGIC or (force and is_bare(head))
+
+
+def claims(path: Path, force: bool = False) -> bool:
+    """Whether a file is DICOM by its content, or says so by its ending; the directory of a medium is none."""
+    if path.name.casefold() == DIRECTORY:
+        return False
+    return path.suffix.lower() in _ENDINGS or is_dicom(path, force)
 
 
 def read_dicom(source: Path | bytes, *, force: bool = False, pseudonyms: Pseudonyms | None = None) -> DicomScan:

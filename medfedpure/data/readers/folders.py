@@ -5,6 +5,8 @@ Only what operating systems leave behind is passed over (`is_litter`); a folder 
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,9 +42,16 @@ def is_litter(path: Path) -> bool:
 def entries_of(folder: Path) -> list[Path]:
     """What a folder holds, sorted, without litter. Raises DataError where it cannot be listed."""
     try:
+        if not os.access(folder, os.X_OK):  # its names may be listed and still nothing be learned of them
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return sorted(entry for entry in folder.iterdir() if not is_litter(entry))
     except OSError as error:
         raise DataError(f"{folder} cannot be listed: {error.strerror}") from error
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder, or a link to one, stands there; no, where nobody may look, which `Path.is_dir` raises."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def class_folders(root: Path) -> list[str]:
@@ -52,10 +61,11 @@ def class_folders(root: Path) -> list[str]:
         DataError: it is missing, a file, or holds no folder; a name that is no text, which no report could write.
     """
     wanted = "give the folder that holds one sub-folder per class"
-    if not root.is_dir():
-        raise DataError(f"{root} {'is a file' if root.exists() else 'does not exist'}: {wanted}")
+    if not is_folder(root):
+        there = os.path.exists(root)  # noqa: PTH110 - as in `is_folder`
+        raise DataError(f"{root} {'is a file' if there else 'does not exist'}: {wanted}")
     entries = entries_of(root)
-    found = [entry.name for entry in entries if entry.is_dir()]
+    found = [entry.name for entry in entries if is_folder(entry)]
     if not found:
         inside = f"only files such as {entries[0].name}" if entries else "nothing"
         raise DataError(f"{root} holds no class folder, {inside}: {wanted}")

@@ -28,6 +28,7 @@ from medfedpure.data.readers.unheard import asked
 Axis = Literal["axial", "coronal", "sagittal"]
 SMALL, TIGHTEST = 2**26, 1000
 """Bytes that any volume may claim, and how much smaller a larger one may be packed: masks shrink to a hundredth."""
+_ENDINGS = (".nii", ".nii.gz")
 _GZIP = b"\x1f\x8b"
 _LONGEST_HEADER = 544
 _PAIRED = (b"ni1\0", b"ni2\0")
@@ -43,6 +44,11 @@ def is_nifti(path: Path) -> bool:
             return _version(_head(stream.read(2**16))) is not None
     except OSError:
         return False
+
+
+def claims(path: Path) -> bool:
+    """Whether a file is NIfTI by its content, or says so by its ending."""
+    return path.name.lower().endswith(_ENDINGS) or is_nifti(path)
 
 
 def _head(content: bytes) -> bytes:

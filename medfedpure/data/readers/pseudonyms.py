@@ -42,15 +42,12 @@ class Pseudonyms:
         """
         path = path.expanduser()
         try:
-            if path.exists():
-                if other := what_else(path):
-                    raise DataError(f"the key {path} is {other}; a file of {_LEAST} or more random bytes is wanted")
-                with path.open("rb") as stream:
-                    key = stream.read(_MOST + 1)
-            else:
-                key = secrets.token_bytes(32)
-                with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-                    stream.write(key)
+            if not path.exists():
+                _draw(path)
+            if other := what_else(path):
+                raise DataError(f"the key {path} is {other}; a file of {_LEAST} or more random bytes is wanted")
+            with path.open("rb") as stream:
+                key = stream.read(_MOST + 1)
         except OSError as error:
             raise DataError(f"the key {path} cannot be read or written: {error.strerror}") from error
         if not _LEAST <= len(key) <= _MOST:
@@ -61,6 +58,26 @@ class Pseudonyms:
         """32 hexadecimal digits for one identifier, or for several of which each lies within the one before."""
         told = b"".join(len(text).to_bytes(8, "big") + text for text in (one.encode() for one in identifiers))
         return hmac.new(self._key, told, hashlib.sha256).hexdigest()[:32]
+
+
+def _draw(path: Path) -> None:
+    """A new key at a path, whole or not at all; where another process was faster, its key stays."""
+    made = path.with_name(f".{secrets.token_hex(8)}.key")
+    try:
+        _write_key(made)
+        try:
+            os.link(made, path)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without hard links
+            _write_key(path)
+    finally:
+        made.unlink(missing_ok=True)
+
+
+def _write_key(path: Path) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        stream.write(secrets.token_bytes(32))
 
 
 def number_of(pseudonym: str) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 from medfedpure.core.dataset import bits_of
 from medfedpure.core.errors import DataError
 from medfedpure.data.readers import dicom, nifti
+from medfedpure.data.readers.folders import what_else
 from medfedpure.data.readers.grey import PERCENTILES, Window
 from medfedpure.data.readers.images import Decoder, is_image
 from medfedpure.data.readers.nifti import Axis
@@ -23,6 +24,8 @@ from medfedpure.data.readers.pseudonyms import Pseudonyms
 from medfedpure.data.readers.squares import square_of_shares
 
 Kind = Literal["dicom", "nifti", "image"]
+_MOST_BYTES = 2**31
+"""That the squares of one file may take: frames of one pixel become as large as any other."""
 
 
 def kind_of(path: Path, force: bool = False) -> Kind | None:
@@ -39,6 +42,17 @@ def kind_of(path: Path, force: bool = False) -> Kind | None:
     if is_image(path):
         return "image"
     return "dicom" if force and dicom.is_dicom(path, force) else None
+
+
+def _why_none(path: Path) -> str:
+    """Why a file is of no kind."""
+    if other := what_else(path):
+        return f"it is {other}, not a file"
+    try:
+        with path.open("rb") as stream:
+            return "it is neither DICOM nor NIfTI nor a picture" if stream.read(1) else "empty file"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
 
 
 @dataclass(frozen=True)
@@ -113,16 +127,19 @@ class ScanReader:
         if kind == "nifti":
             return self._nifti(path)
         if kind is None:
-            raise DataError("it is neither DICOM nor NIfTI nor a picture")
+            raise DataError(_why_none(path))
         decoder = Decoder(self.image_size, self.channels, self.bit_depth, 16, self.dim)
         return Scan(decoder.read(path)[None], decoder.is_deep(path))
 
     def _dicom(self, path: Path) -> Scan:
         found = dicom.scan_of(path, "", self.force, self.pseudonyms)
         if found.channels == 3 and self.channels == 1 and not self.colour_to_grey:
-            raise DataError("it is in colour and grey is wanted: pass channels=3, or colour_to_grey=True")
+            raise DataError(
+                "it is in colour and grey is wanted: convert it, or pass channels=3, or colour_to_grey=True"
+            )
+        self._check_count(found.header.frames)
         images = found.images(window=self.window, percentiles=self.percentiles, colour_to_grey=self.channels == 1)
-        squares = [square_of_shares(image, self.image_size) for image in images]
+        squares = (square_of_shares(image, self.image_size) for image in images)
         return Scan(self._together(squares), found.header.bits > 8, found.header.patient, found.header.study)
 
     def _nifti(self, path: Path) -> Scan:
@@ -135,12 +152,24 @@ class ScanReader:
             every=self.every,
             part=self.part,
         )
-        squares = [square_of_shares(image, self.image_size, aspect) for image, aspect in slices]
+        squares = (square_of_shares(image, self.image_size, aspect) for image, aspect in slices)
         return Scan(self._together(squares), found.deep, oriented=found.oriented)
 
     def _together(self, squares: Iterable[Tensor]) -> Tensor:
         """Squares `(1 or 3, S, S)` of one file, grey repeated where RGB is wanted."""
-        planes = [bits_of(one).expand(self.channels, -1, -1) for one in squares]
+        planes: list[Tensor] = []
+        for one in squares:
+            self._check_count(len(planes) + 1)
+            planes.append(bits_of(one).expand(self.channels, -1, -1))
         if not planes:
             return torch.empty(0, self.channels, self.image_size, self.image_size, dtype=torch.uint16)
         return torch.stack(planes).view(torch.uint16)
+
+    def _check_count(self, count: int) -> None:
+        """Raises DataError where so many squares are more than a file may become, however small it is."""
+        most = _MOST_BYTES // (2 * self.channels * self.image_size**2)
+        if count > most:
+            raise DataError(
+                f"it holds more than {most} pictures, which as squares of {self.image_size} pixels take more than "
+                f"{_MOST_BYTES} bytes: split it"
+            )

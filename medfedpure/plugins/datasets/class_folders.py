@@ -26,7 +26,7 @@ from medfedpure.core.dataset import ImageDataset, bits_of
 from medfedpure.core.errors import DataError
 from medfedpure.core.progress import track
 from medfedpure.data.class_names import findings_among, none_among
-from medfedpure.data.readers.folders import class_folders, entries_of, some
+from medfedpure.data.readers.folders import class_folders, entries_of, is_folder, some
 from medfedpure.data.readers.squares import to_eight_bits
 
 if TYPE_CHECKING:  # it stands on NumPy, which pictures do not need
@@ -124,7 +124,7 @@ class Listing:
 def _files(folder: Path, wanted: Callable[[Path], bool], what: str, by_folder: bool) -> list[Path]:
     """The files of one class folder, and of the patients' folders in it."""
     entries = entries_of(folder)
-    nested = [entry.name for entry in entries if entry.is_dir()]
+    nested = [entry.name for entry in entries if is_folder(entry)]
     if by_folder and (others := [name for name in nested if name.casefold() in _NO_PATIENTS]):
         raise DataError(
             f"{folder} holds folders ({some(others, 3)}) that are no patients by their names, and sub-folders of a "
@@ -150,7 +150,7 @@ def _below(folder: Path, wanted: Callable[[Path], bool], above: frozenset[Path])
         return []
     found: list[Path] = []
     for entry in entries_of(folder):
-        if entry.is_dir():
+        if is_folder(entry):
             found += _below(entry, wanted, above | {here})
         elif wanted(entry):
             found.append(entry)

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, model_validator
 
 from medfedpure.core.dataset import Dataset, ImageDataset
-from medfedpure.data.readers.dicom import is_dicom
+from medfedpure.data.readers.dicom import claims
 from medfedpure.data.readers.folders import some
 from medfedpure.data.readers.grey import PERCENTILES
 from medfedpure.data.readers.pseudonyms import Pseudonyms, number_of
@@ -31,8 +31,6 @@ from medfedpure.plugins.datasets.class_folders import (
 )
 
 _logger = logging.getLogger(__name__)
-_ENDINGS = frozenset({".dcm", ".dicom", ".dic", ".ima"})
-_DIRECTORY = "dicomdir"
 
 
 class DicomFolderConfig(FolderConfig):
@@ -110,7 +108,7 @@ class DicomFolder(Dataset):
             force=config.force,
             pseudonyms=Pseudonyms() if key is None else Pseudonyms.from_file(key),
         )
-        listing = Listing.read(config, lambda path: _claims(path, config.force), "DICOM file", by_folder=False)
+        listing = Listing.read(config, lambda path: claims(path, config.force), "DICOM file", by_folder=False)
         found = read_each(listing, lambda place: reader.read(listing.paths[place], "dicom"), config.on_error)
         self.skipped = tuple(path for path, scan in zip(listing.paths, found, strict=True) if scan is None)
         say_skipped(listing, self.skipped)
@@ -133,13 +131,6 @@ class DicomFolder(Dataset):
         )
         self.paths = tuple(listing.paths[int(files[place])] for place in dataset.ids.tolist())
         return dataset
-
-
-def _claims(path: Path, force: bool) -> bool:
-    """Whether a file is DICOM by its content, or says so by its ending; the directory of a medium is none."""
-    if path.name.casefold() == _DIRECTORY:
-        return False
-    return path.suffix.lower() in _ENDINGS or is_dicom(path, force)
 
 
 def _say_empty(listing: Listing, found: list[Scan | None]) -> None:

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from medfedpure.core.dataset import Dataset, ImageDataset
 from medfedpure.data.readers.folders import some
 from medfedpure.data.readers.grey import PERCENTILES
-from medfedpure.data.readers.nifti import Axis, is_nifti
+from medfedpure.data.readers.nifti import Axis, claims
 from medfedpure.data.readers.scans import ScanReader
 from medfedpure.plugins.datasets.class_folders import (
     FolderConfig,
@@ -29,7 +29,6 @@ from medfedpure.plugins.datasets.class_folders import (
 )
 
 _logger = logging.getLogger(__name__)
-_ENDINGS = (".nii", ".nii.gz")
 
 
 class NiftiFolderConfig(FolderConfig):
@@ -99,7 +98,7 @@ class NiftiFolder(Dataset):
             every=config.every,
             part=config.part,
         )
-        listing = Listing.read(config, _claims, "NIfTI file")
+        listing = Listing.read(config, claims, "NIfTI file")
         found = read_each(listing, lambda place: reader.read(listing.paths[place], "nifti"), config.on_error)
         self.skipped = tuple(path for path, scan in zip(listing.paths, found, strict=True) if scan is None)
         say_skipped(listing, self.skipped)
@@ -121,8 +120,3 @@ class NiftiFolder(Dataset):
         )
         self.paths = tuple(listing.paths[int(files[place])] for place in dataset.ids.tolist())
         return dataset
-
-
-def _claims(path: Path) -> bool:
-    """Whether a file is NIfTI by its content, or says so by its ending."""
-    return path.name.lower().endswith(_ENDINGS) or is_nifti(path)

@@ -61,7 +61,7 @@ class DistilledConfig(Config):
     steps: int = Field(5, ge=1, description="steps of these attacks, each 2.5 eps / steps long")
     images: int = Field(800, ge=2, description="so many at most are attacked and shown, of as many groups as can be")
     training: TrainingConfig = Field(
-        default_factory=lambda: TrainingConfig(steps=1500, batch_size=64, learning_rate=2e-3, ema=0.99),
+        TrainingConfig(steps=1500, batch_size=64, learning_rate=2e-3, ema=0.99),
         description="of the small network",
     )
 

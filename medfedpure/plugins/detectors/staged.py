@@ -93,11 +93,22 @@ class Staged(Detector):
         context = context or FitContext()
         check_requirements(self, context)
         share, stages = self.config.held_out, self._detectors()
-        parts = data.split({"fit": 1 - share, "measure": share}, seed=derive_seed(seed, "staged"))
+        try:
+            parts = data.split({"fit": 1 - share, "measure": share}, seed=derive_seed(seed, "staged"))
+            kept = parts["measure"].one_per_group(seed)
+        except DataError as error:
+            raise DataError(
+                f"{error}: staged keeps out groups to measure its stages on, so bring more images"
+            ) from error
+        if len(kept) < 2:
+            raise DataError(
+                f"staged measures its stages on two groups or more that it keeps out, and of {data.num_groups} it "
+                "keeps out one: bring more images, or raise held_out"
+            )
         for place, part in enumerate(stages):
             own = None if context.checkpoint is None else context.checkpoint / f"stage{place}"
             part.fit(parts["fit"], context=replace(context, checkpoint=own), seed=derive_seed(seed, "stage", place))
-        kept, rows = parts["measure"].one_per_group(seed), []
+        rows = []
         with torch.no_grad():
             for batch in track(kept.batches(64), "scores of benign images", -(-len(kept) // 64)):
                 images, streams = batch.images.to(context.device), Streams(derive_seed(seed, "measure"), batch.ids)
@@ -107,7 +118,7 @@ class Staged(Detector):
                 ]
                 rows.append(torch.stack(scores, 1))
         found = torch.cat(rows)
-        spread = found.std(0) if len(found) > 1 else torch.zeros(2)
+        spread = found.std(0)
         names = (self.config.first.plugin, self.config.second.plugin)
         if flat := [name for name, value in zip(names, spread.tolist(), strict=True) if not value > 0]:
             raise DataError(

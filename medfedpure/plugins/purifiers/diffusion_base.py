@@ -121,7 +121,7 @@ class DiffusionConfig(Config):
     )
     model: UNetConfig = Field(default_factory=UNetConfig, description="the noise predictor")
     training: TrainingConfig = Field(
-        default_factory=lambda: TrainingConfig(steps=2000, batch_size=64, learning_rate=2e-3, ema=0.995),
+        TrainingConfig(steps=2000, batch_size=64, learning_rate=2e-3, ema=0.995),
         description="its training",
     )
 

@@ -54,7 +54,7 @@ class DistillationConfig(Config):
     eps: float = Field(8 / 255, ge=0, le=1, description="largest perturbation, in linf, that is searched for; 0 = none")
     search: int = Field(2, ge=1, description="steps of the search for it")
     training: TrainingConfig = Field(
-        default_factory=lambda: TrainingConfig(steps=1000, batch_size=32, learning_rate=5e-4, ema=0.99),
+        TrainingConfig(steps=1000, batch_size=32, learning_rate=5e-4, ema=0.99),
         description="its training, after the teacher's",
     )
 

@@ -178,9 +178,10 @@ def test_saved_stages_come_back(staged, data, context, tmp_path):
 
 
 def test_too_few_images_say_so(context):
-    data = tiny_dataset(8).select(torch.arange(2))
-    with pytest.raises(DataError, match="too few"):
-        medfedpure.create("detector", "staged", **OPTIONS).fit(data, context=context)
+    for count, words in ((2, "too few.*bring more images"), (6, "of 3 it keeps out one: bring more images")):
+        some = tiny_dataset(8).select(torch.arange(count))
+        with pytest.raises(DataError, match=words):
+            medfedpure.create("detector", "staged", **OPTIONS).fit(some, context=context)
 
     class Still(SmoothingDenoiser):
         def predict_noise(self, images, timestep):

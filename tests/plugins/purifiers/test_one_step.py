@@ -13,6 +13,7 @@ from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import InputError, NotFittedError
 from medfedpure.core.settings import AdversarialTraining, TrainingConfig
 from medfedpure.core.streams import Streams
+from medfedpure.evaluation.readings import hear
 from medfedpure.testing.checking import global_rng_untouched
 
 LEARNS = {"steps": 150, "batch_size": 8, "learning_rate": 5e-3, "ema": 0.98}
@@ -67,6 +68,18 @@ def test_one_evaluation_and_nothing_drawn(trained) -> None:
     assert trained.deterministic
     chain = medfedpure.DefendedClassifier(sides(), purifier=trained, policy="purify_all")
     assert torch.equal(chain(images), chain(images))
+
+
+def test_the_students_evaluations_are_counted(trained) -> None:
+    """By an evaluation: one each where the student purifies, and one each where a detector borrows the teacher."""
+    data, classifier = bars(6), sides()
+    chain = medfedpure.DefendedClassifier(classifier, purifier=trained, policy="purify_all")
+    said = hear(chain, data.images, data.ids, seed=0, draws=2, batch_size=4)
+    assert said.rows == 2 * 6
+    detector = medfedpure.create("detector", "score_norm", timestep=60)
+    both = medfedpure.DefendedClassifier(classifier, detector=detector, purifier=trained, policy="purify_all")
+    asked = hear(both.calibrate(bars(40), 0.1), data.images, data.ids, seed=0, draws=2, batch_size=4)
+    assert asked.rows == 2 * 6 * 2
 
 
 def test_the_student_answers_what_the_teacher_answers_on_average(trained) -> None:

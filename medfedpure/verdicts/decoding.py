@@ -1,0 +1,106 @@
+"""From a file to images as a defence was fitted on: the one decoder of `predict` and of the service.
+
+A picture is one image, a DICOM file one for each frame, a NIfTI volume one for each slice.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from medfedpure.core.errors import ConfigError, DataError
+from medfedpure.data.readers import dicom, nifti
+from medfedpure.data.readers.images import Decoder
+from medfedpure.data.readers.pseudonyms import Pseudonyms
+from medfedpure.data.readers.scans import Kind, ScanReader, kind_of
+from medfedpure.data.readers.squares import to_eight_bits
+from medfedpure.defence.images import ImageFacts
+
+
+def is_scan(path: Path) -> bool:
+    """Whether a file is to be read: by its content or its ending; so is one that nobody may look into, to be told."""
+    if path.name.casefold() == dicom.DIRECTORY:
+        return False
+    if kind_of(path) is not None or dicom.claims(path) or nifti.claims(path):
+        return True
+    try:
+        path.stat()
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return not os.access(path, os.R_OK)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The images of one file.
+
+    Attributes:
+        pixels: `(F, C, S, S)` uint8 or uint16.
+        patient: a pseudonym under the key that was given; None without a key, or where the file names nobody.
+        study: likewise.
+    """
+
+    pixels: Tensor
+    patient: str | None = None
+    study: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def image(self, place: int) -> Tensor:
+        """One of them, `(C, S, S)` float32 in [0, 1]."""
+        one = self.pixels[place]
+        return one.float().div_(255.0 if one.element_size() == 1 else 65535.0)
+
+
+class FileDecoder:
+    """Reads files as those that a defence was fitted on: size, channels, depth.
+
+    DICOM is shown by its own table or window, else by percentiles; NIfTI is cut into axial slices of its first volume,
+    shown by percentiles.
+
+    Args:
+        facts: what images the defence is for.
+        pseudonyms: for patient and study; without them neither is told.
+
+    Raises:
+        ConfigError: the defence is for images that no file is read as.
+    """
+
+    def __init__(self, facts: ImageFacts, pseudonyms: Pseudonyms | None = None) -> None:
+        channels, height, width = facts.image_shape
+        if height != width or channels not in (1, 3):
+            raise ConfigError(f"files are read as squares, grey or RGB; this defence is for {facts.describe()}")
+        self._deep = facts.top > 255
+        scaled = self._deep and facts.top < 65535 and facts.top & (facts.top + 1) == 0
+        bits = facts.top.bit_length() if scaled else None
+        self._pictures = Decoder(height, channels, bits, 16 if self._deep else 8)
+        self._named = pseudonyms is not None
+        self._scans = ScanReader(height, 3 if channels == 3 else 1, pseudonyms=pseudonyms or Pseudonyms())
+
+    def read(self, path: Path, kind: Kind | None = None) -> Frames:
+        """Every image of a file; at least one.
+
+        Args:
+            path: of the file.
+            kind: of it, where that is known; None looks at its content.
+
+        Raises:
+            DataError: it cannot be read, or holds no picture; the text is the reason without the file's name, and
+                holds no value of a header.
+            MissingExtraError: a package is missing; the text names the extra.
+        """
+        kind = kind or kind_of(path)
+        try:
+            if kind == "image":
+                return Frames(self._pictures.read(path)[None])
+            found = self._scans.read(path, kind)
+        except MemoryError:
+            raise DataError("it needs more memory than there is: shrink it, or read it on a larger machine") from None
+        if not len(found.pixels):
+            raise DataError("it holds no picture: it is a report, a plan or the like")
+        pixels = found.pixels if self._deep else to_eight_bits(found.pixels)
+        return Frames(pixels, found.patient, found.study) if self._named else Frames(pixels)
