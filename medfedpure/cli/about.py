@@ -61,19 +61,30 @@ def _show_one(kind: str, name: str, as_json: bool) -> None:
     console.print(table)
 
 
-def _rows(node: dict[str, Any], schema: dict[str, Any], prefix: str) -> list[tuple[str, str, str, str]]:
+def _rows(
+    node: dict[str, Any], schema: dict[str, Any], prefix: str, given: dict[str, Any] | None = None
+) -> list[tuple[str, str, str, str]]:
+    """Options, types, defaults and meanings; `given` is the default of the whole table, where it has one."""
     rows = []
     for key, value in node.get("properties", {}).items():
-        inner = _resolve(value, schema)
+        inner, known = _resolve(value, schema), key in (given or {}) or "default" in value
+        default = (given or {}).get(key, value.get("default"))
         if "properties" in inner:
-            rows += _rows(inner, schema, f"{prefix}{key}.")
+            rows += _rows(inner, schema, f"{prefix}{key}.", default if isinstance(default, dict) else None)
         else:
-            kind = str(value.get("type") or value.get("enum") or "see reference")
             # A default that a function makes, such as an empty table, is not in the schema.
             unsaid = "required" if key in node.get("required", ()) else "none"
-            default = json.dumps(value["default"]) if "default" in value else unsaid
-            rows.append((f"{prefix}{key}", kind, default, value.get("description", "")))
+            told = json.dumps(default) if known else unsaid
+            rows.append((f"{prefix}{key}", _type_of(value), told, value.get("description", "")))
     return rows
+
+
+def _type_of(value: dict[str, Any]) -> str:
+    """In a word; of what may also be left out, that of the rest."""
+    kinds = [one.get("type") for one in value.get("anyOf", ()) if one.get("type") != "null"]
+    return str(
+        value.get("type") or value.get("enum") or (kinds[0] if len(kinds) == 1 and kinds[0] else "see reference")
+    )
 
 
 def _resolve(value: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
