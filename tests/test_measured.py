@@ -39,3 +39,10 @@ def test_the_tables_of_performance_are_those_of_the_published_results(drawing):
     page = drawing.PAGE.read_text(encoding="utf-8")
     assert all(f"<!-- table: {name} -->" in page for name in drawing.TABLES)
     assert drawing.page_with_tables(page) == page, "draw them again: python -m benchmarks.speed_table"
+
+
+@pytest.mark.parametrize("drawing", ["unet_size_table"], indirect=True)
+def test_the_table_of_noise_predictors_is_that_of_the_published_results(drawing):
+    page = drawing.PAGE.read_text(encoding="utf-8")
+    assert "million MACs" in page
+    assert drawing.page_with_tables(page) == page, "draw it again: python -m benchmarks.unet_size_table"

@@ -20,7 +20,7 @@ NOT_RUN = {
     "docs/explanation/flagship.md": {"benchmark": 2},
     "docs/explanation/performance.md": {"benchmark": 1},
     "docs/how-to/choose-a-detector.md": {"own data": 6},
-    "docs/how-to/choose-a-purifier.md": {"own data": 3, "benchmark": 2},
+    "docs/how-to/choose-a-purifier.md": {"own data": 4, "benchmark": 2},
     "docs/how-to/choose-a-recipe.md": {"benchmark": 1},
     "docs/how-to/choose-a-strategy.md": {"benchmark": 2, "tests": 1},
     "docs/how-to/evaluate-a-defence.md": {"benchmark": 1},
