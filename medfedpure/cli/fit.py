@@ -79,8 +79,6 @@ def fit(
     use_threads(threads)
     data = images_for(benign, options, facts, parts=("train",))
     known = () if facts is None else facts.class_names
-    if known == tuple(map(str, range(len(known)))):  # numbers mean nothing
-        known = ()
     # Names that the user gives win over others, but not over the same names in another order.
     told = "classes" in options and sorted(known) != sorted(data.class_names)
     if known and not told and data.num_classes > 1 and data.class_names != known:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from medfedpure.core.disk.whole import DOCUMENT as DOCUMENT
 from medfedpure.core.disk.whole import atomic_folder as atomic_folder
+from medfedpure.core.disk.whole import make_folder
 from medfedpure.core.disk.whole import steadily as steadily
 from medfedpure.core.disk.whole import write_bytes as write_bytes
 from medfedpure.core.errors import ArtifactError
@@ -196,10 +197,10 @@ def locked(folder: str | Path, what: str) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    folder = Path(folder).resolve()
+    folder = Path(os.path.realpath(folder))  # where a link leads to itself, resolve raises
     short = folder.name if len(folder.name.encode()) <= 200 else hashlib.sha256(folder.name.encode()).hexdigest()
     path = folder.with_name(f".{short}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     handle = _seize(path, folder, what)
     try:
         yield

@@ -184,10 +184,13 @@ def _recorded(run: Path) -> dict[str, Any]:
 
 
 def _built_for(model: nn.Module) -> ImageFacts | None:
-    """What images a plugin's classifier was built for; None of any other module."""
+    """What images a plugin's classifier was built for, without names that are its classes' numbers; else None."""
     if not isinstance(model, ClassifierModel):
         return None
-    return ImageFacts((model.in_channels, model.image_size, model.image_size), model.class_names)
+    names = model.class_names
+    if names == tuple(map(str, range(len(names)))):  # numbers mean nothing
+        names = ()
+    return ImageFacts((model.in_channels, model.image_size, model.image_size), names)
 
 
 def facts_of(chain: DefendedClassifier) -> ImageFacts | None:

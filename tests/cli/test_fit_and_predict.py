@@ -141,3 +141,15 @@ def test_a_model_that_numbers_its_classes_takes_the_names_of_the_images(tmp_path
     assert done.exit_code == 0, done.output
     names = medfedpure.create("dataset", "phantom", images=8).read().class_names
     assert medfedpure.DefendedClassifier.load(tmp_path / "guarded").image_facts.class_names == names
+
+
+def test_fit_asks_for_classes_that_the_model_only_numbers(place, tmp_path):
+    options = {"in_channels": 1, "num_classes": 2, "image_size": 16, "seed": 0}
+    medfedpure.create("classifier", "small_cnn", widths=(8,)).create_model(**options).save(tmp_path / "model")
+    words = [tmp_path / "model", place / "scans", "--out", tmp_path / "guarded", *CHEAP]
+    with pytest.raises(ConfigError, match="does not know the classes"):
+        run("fit", *words, catch=False)
+    done = run("fit", *words, "--data-config", json.dumps({"classes": ["lesion", "normal"]}))
+    assert done.exit_code == 0, done.output
+    chain = medfedpure.DefendedClassifier.load(tmp_path / "guarded")
+    assert chain.image_facts.class_names == ("lesion", "normal")

@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
 from medfedpure.core.config import Config
-from medfedpure.core.dataset import ImageDataset, bits_of
+from medfedpure.core.dataset import Dataset, ImageDataset, bits_of
 from medfedpure.core.errors import DataError
 from medfedpure.core.progress import track
 from medfedpure.data.class_names import findings_among, none_among
@@ -74,6 +74,22 @@ class FolderConfig(Config):
             if any(name in ("", ".", "..") or "/" in name or "\\" in name for name in value):
                 raise ValueError("names of sub-folders are wanted, not paths")
         return value
+
+
+class FolderDataset(Dataset):
+    """Says after `read` which file each image came from.
+
+    Attributes:
+        paths: of the images, in the order of the data.
+        skipped: files that could not be read (`on_error="skip"`).
+    """
+
+    deterministic = True
+
+    def __init__(self, config: Any = None, **options: Any) -> None:
+        super().__init__(config, **options)
+        self.paths: tuple[Path, ...] = ()
+        self.skipped: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

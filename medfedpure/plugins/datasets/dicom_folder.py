@@ -7,14 +7,13 @@ PS3.3 and PS3.10; the hash: Krawczyk et al. 1997, RFC 2104.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 
-from medfedpure.core.dataset import Dataset, ImageDataset
+from medfedpure.core.dataset import ImageDataset
 from medfedpure.data.readers.dicom import claims
 from medfedpure.data.readers.folders import some
 from medfedpure.data.readers.grey import PERCENTILES
@@ -22,6 +21,7 @@ from medfedpure.data.readers.pseudonyms import Pseudonyms, number_of
 from medfedpure.data.readers.scans import Scan, ScanReader
 from medfedpure.plugins.datasets.class_folders import (
     FolderConfig,
+    FolderDataset,
     Listing,
     assembled,
     increasing,
@@ -65,7 +65,7 @@ class DicomFolderConfig(FolderConfig):
         return self
 
 
-class DicomFolder(Dataset):
+class DicomFolder(FolderDataset):
     """DICOM files of any transfer syntax that is no film, known by their content, one picture a frame.
 
     Modality table or rescale, window, MONOCHROME1, signed values and padding are taken as the file says; see
@@ -78,12 +78,6 @@ class DicomFolder(Dataset):
     """
 
     Config = DicomFolderConfig
-    deterministic = True
-
-    def __init__(self, config: DicomFolderConfig | Mapping[str, Any] | None = None, **options: Any) -> None:
-        super().__init__(config, **options)
-        self.paths: tuple[Path, ...] = ()
-        self.skipped: tuple[Path, ...] = ()
 
     def read(self) -> ImageDataset:
         """Read every frame.

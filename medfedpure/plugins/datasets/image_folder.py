@@ -16,13 +16,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from medfedpure.core.dataset import Dataset, ImageDataset, bits_of
+from medfedpure.core.dataset import ImageDataset, bits_of
 from medfedpure.core.errors import DataError
 from medfedpure.data.image_cache import cache_folder, cache_key, cache_path, through_cache
 from medfedpure.data.near_duplicates import near_duplicate_groups
 from medfedpure.data.readers.folders import entries_of, some, what_else
 from medfedpure.data.readers.images import Decoder, is_image
-from medfedpure.plugins.datasets.class_folders import FolderConfig, Listing, assembled, read_each, say_skipped
+from medfedpure.plugins.datasets.class_folders import (
+    FolderConfig,
+    FolderDataset,
+    Listing,
+    assembled,
+    read_each,
+    say_skipped,
+)
 
 _logger = logging.getLogger(__name__)
 _GROUPS_FILE = "groups.csv"
@@ -52,7 +59,7 @@ class ImageFolderConfig(FolderConfig):
     )
 
 
-class ImageFolder(Dataset):
+class ImageFolder(FolderDataset):
     """JPEG, PNG, TIFF, BMP, GIF and WebP files, known by their content, one sub-folder per class.
 
     Read: grey, RGB, RGBA (over black), palette, CMYK, 1-bit and 16-bit files of any size and
@@ -67,12 +74,6 @@ class ImageFolder(Dataset):
     """
 
     Config = ImageFolderConfig
-    deterministic = True
-
-    def __init__(self, config: ImageFolderConfig | Mapping[str, Any] | None = None, **options: Any) -> None:
-        super().__init__(config, **options)
-        self.paths: tuple[Path, ...] = ()
-        self.skipped: tuple[Path, ...] = ()
 
     @classmethod
     def upgrade(cls, config: Mapping[str, Any], format: int) -> Mapping[str, Any]:

@@ -6,20 +6,18 @@ The format: Cox et al. 2004, NIfTI-1; reading is nibabel's (Brett et al. 2024).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field, model_validator
 
-from medfedpure.core.dataset import Dataset, ImageDataset
+from medfedpure.core.dataset import ImageDataset
 from medfedpure.data.readers.folders import some
 from medfedpure.data.readers.grey import PERCENTILES
 from medfedpure.data.readers.nifti import Axis, claims
 from medfedpure.data.readers.scans import ScanReader
 from medfedpure.plugins.datasets.class_folders import (
     FolderConfig,
+    FolderDataset,
     Listing,
     assembled,
     increasing,
@@ -56,7 +54,7 @@ class NiftiFolderConfig(FolderConfig):
         return self
 
 
-class NiftiFolder(Dataset):
+class NiftiFolder(FolderDataset):
     """NIfTI files, .nii and .nii.gz, known by their content; a volume is a group, and so is a patient's sub-folder.
 
     Slices lie as radiologists look at them, and pixels are square; see `data.readers.nifti`. Passed over: other files.
@@ -68,12 +66,6 @@ class NiftiFolder(Dataset):
     """
 
     Config = NiftiFolderConfig
-    deterministic = True
-
-    def __init__(self, config: NiftiFolderConfig | Mapping[str, Any] | None = None, **options: Any) -> None:
-        super().__init__(config, **options)
-        self.paths: tuple[Path, ...] = ()
-        self.skipped: tuple[Path, ...] = ()
 
     def read(self) -> ImageDataset:
         """Read every slice that is asked for.
