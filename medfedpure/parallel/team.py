@@ -134,7 +134,7 @@ class Team(Generic[W]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
+        self._end(idle=kind is None)
 
     @property
     def peak_memory_mb(self) -> float | None:
@@ -231,11 +231,12 @@ class Team(Generic[W]):
             )
         return MedFedPureError(f"the worker process on {worker.device} died ({worker.fate()}): {hint}")
 
-    def _end(self) -> None:
-        """Workers hold nothing that could be lost."""
+    def _end(self, *, idle: bool = False) -> None:
+        """Workers hold nothing that could be lost. An idle one leaves by itself, and clears up what it imported."""
         for worker in self._workers:
             worker.pipe.close()
-            worker.process.terminate()
+            if not idle:
+                worker.process.terminate()
         for worker in self._workers:
             worker.end()
         self._workers = []

@@ -213,4 +213,7 @@ async def _unless_gone(request: Request, work: asyncio.Future[Any]) -> Any:
         return work.result()
     finally:
         gone.cancel()
-        work.cancel()
+        if work.cancel():
+            await asyncio.wait({work})
+            if not work.cancelled():
+                work.exception()  # it was asked for, or asyncio logs that nobody did

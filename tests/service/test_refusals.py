@@ -8,6 +8,7 @@ import struct
 import sys
 import tempfile
 import zlib
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -154,16 +155,15 @@ def test_a_head_that_comes_slowly_is_ended_also_behind_a_request_that_did_not(ch
         assert service.client.get("/health").status_code == 200
 
 
-def test_a_connection_that_is_cut_off_leaves_nothing(strict):
-    service = strict.app.state.service
-    for content, length in ((b"\x89PNG", 1000), (png(0), len(png(0)))):  # while it is sent, and while it waits
-        connection = begin(strict, length, content)
-        until(lambda: service.in_flight)
-        connection.close()
-        until(lambda: not service.in_flight)
-        assert service.places.taken == service.batcher.length == 0
-    assert strict.client.post("/v1/verdict", content=png(0), headers=RAW).status_code == 200
-    assert b'status="499"' in service.metrics.text()
+def test_a_connection_that_is_cut_off_leaves_nothing(chain):
+    with running(chain, limits=replace(LIMITS, max_wait_ms=1500)) as service:
+        state = service.app.state.service
+        for content, length in ((b"\x89PNG", 1000), (png(0), len(png(0)))):  # while it is sent, and while it waits
+            with begin(service, length, content):
+                until(lambda: state.in_flight)
+            until(lambda: state.in_flight == state.places.taken == state.batcher.length == 0)
+        assert service.client.post("/v1/verdict", content=png(0), headers=RAW).status_code == 200
+        assert b'status="499"' in state.metrics.text()
 
 
 def test_no_upload_lies_on_a_disk(chain, monkeypatch):
