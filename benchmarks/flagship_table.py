@@ -137,9 +137,17 @@ def _conditions(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
         f"read at {max(first['size'], 128)} px: {', '.join(parts.values())}. All columns but the first: one test image "
         f"of each group, {paper['clean']['images']} images.",
         "",
-        f"- Paper's attack: {paper['attack']}; {paper['gradient']}.",
+        *_attacks({WORDS[name]: documents[name] for name in WORDS if name in documents}),
     ]
     return [*lines, *_threats({WORDS[name]: documents[name] for name in WORDS if name in documents})]
+
+
+def _attacks(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The paper's attack once for each way in which its figures came about, with those that they are of."""
+    met: dict[str, list[str]] = {}
+    for name, found in documents.items():
+        met.setdefault(f"{found['paper']['attack']}; {found['paper']['gradient']}", []).append(name)
+    return [f"- Paper's attack, {'; '.join(names)}: {attack}." for attack, names in met.items()]
 
 
 def _threats(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:

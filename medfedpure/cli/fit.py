@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -61,20 +61,14 @@ def fit(
 ) -> None:
     """Fit a detector and a purifier around a model on benign images, calibrate and try them, and save the defence."""
     from medfedpure.cli.bars import Bars
-    from medfedpure.core.disk.whole import make_folder
-    from medfedpure.core.errors import ConfigError, DataError
+    from medfedpure.core.errors import DataError
     from medfedpure.core.progress import listening
     from medfedpure.defence.arms import EPS
     from medfedpure.defence.defend import defend
-    from medfedpure.job.device import check_device
     from medfedpure.job.subject import images_for, model_of
 
-    options = json_object(data_config, "--data-config")
     far = EPS if eps is None else number(eps)
-    check_device(device)
-    if out.exists():
-        raise ConfigError(f"{out} exists: name a folder that does not; a defence is never written over another one")
-    make_folder(out.parent)
+    options = _checked(out, data_config, device)
     classifier, facts = model_of(model)
     use_threads(threads)
     data = images_for(benign, options, facts, parts=("train",))
@@ -127,19 +121,12 @@ def calibrate(
 ) -> None:
     """Fix the threshold anew, on benign images of another scanner or at another rate; nothing is trained."""
     from medfedpure.cli.bars import Bars
-    from medfedpure.core.disk.whole import make_folder
-    from medfedpure.core.errors import ConfigError
     from medfedpure.core.progress import listening
     from medfedpure.defence.chain import DefendedClassifier
-    from medfedpure.job.device import check_device
     from medfedpure.job.own_module import own_module
     from medfedpure.job.subject import defence_of, facts_of, images_for
 
-    options = json_object(data_config, "--data-config")
-    check_device(device)
-    if out.exists():
-        raise ConfigError(f"{out} exists: name a folder that does not; a defence is never written over another one")
-    make_folder(out.parent)
+    options = _checked(out, data_config, device)
     model = None if classifier is None else own_module(classifier)
     use_threads(threads)
     chain = DefendedClassifier.load(defence_of(defence, client), classifier=model)
@@ -160,3 +147,17 @@ def calibrate(
         f"threshold {found['threshold']:.4g}, {moved}: {target_fpr:.1%} of benign images may be flagged, by "
         f"{data.num_groups} groups of {len(data)} images; saved to {out}"
     )
+
+
+def _checked(out: Path, data_config: str, device: str) -> dict[str, Any]:
+    """The options of the data set plugin, once nothing is in the way of what will be computed."""
+    from medfedpure.core.disk.whole import make_folder
+    from medfedpure.core.errors import ConfigError
+    from medfedpure.job.device import check_device
+
+    options = json_object(data_config, "--data-config")
+    check_device(device)
+    if out.exists():
+        raise ConfigError(f"{out} exists: name a folder that does not; a defence is never written over another one")
+    make_folder(out.parent)
+    return options
