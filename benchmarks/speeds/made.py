@@ -127,7 +127,7 @@ def clear(chain: DefendedClassifier, images: Tensor) -> None:
     staged: Any = chain.detector
     with torch.no_grad(), chain.computing(images.device):
         streams = Streams.for_batch(0, len(images), chain.acceleration.noise)
-        scores = staged.stages[0].score(images, context=chain.context(), streams=streams)
+        scores = staged.parts[0].score(images, context=chain.context(), streams=streams)
     staged.centre[0] = scores.double().quantile(staged.config.clear)
 
 

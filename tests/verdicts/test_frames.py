@@ -1,7 +1,5 @@
 """A row for each DICOM frame and NIfTI slice, exactly one however often the writing was ended, and nobody's name."""
 
-import csv
-import json
 import os
 import sys
 
@@ -10,31 +8,25 @@ import pytest
 import torch
 from PIL import Image
 from scans import anatomy, dicom_bytes, write_nifti
+from written import DATA, defence, rows_of
 
 import medfedpure
 from medfedpure.core.errors import ConfigError, DataError, MissingExtraError
 from medfedpure.data.readers.pseudonyms import Pseudonyms
 from medfedpure.data.readers.scans import kind_of
 from medfedpure.defence.images import ImageFacts
-from medfedpure.testing import tiny_classifier, tiny_dataset
 from medfedpure.verdicts.decoding import FileDecoder, is_scan
 from medfedpure.verdicts.files import files_of
 from medfedpure.verdicts.predict import predict_files
 
 pytest.importorskip("pydicom")
 pytest.importorskip("nibabel")
-DATA = tiny_dataset(60, size=16)
 NAMES = ["MUSTERMANN^ERIKA", "P-4711"]
 
 
 @pytest.fixture(scope="module")
 def chain():
-    made = medfedpure.DefendedClassifier(
-        tiny_classifier(16, 1),
-        detector=medfedpure.create("detector", "feature_squeezing"),
-        purifier=medfedpure.create("purifier", "smoothing"),
-    )
-    return made.calibrate(DATA, 0.3, seed=1)
+    return defence()
 
 
 @pytest.fixture
@@ -52,13 +44,6 @@ def inbox(tmp_path):
     write_nifti(folder / "volume.nii.gz", volume)
     Image.fromarray(DATA.pixels[0, 0].numpy()).save(folder / "picture.png")
     return folder
-
-
-def rows_of(path):
-    if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def keys_of(rows):

@@ -1,29 +1,20 @@
 """Verdicts on files: a row for each, the same as `predict` says, whatever is broken and whenever it was ended."""
 
-import csv
-import json
-
 import pytest
 import torch
 from PIL import Image
+from written import DATA, defence, rows_of
 
 import medfedpure
 from medfedpure.core.errors import ArtifactError, ConfigError
-from medfedpure.testing import tiny_classifier, tiny_dataset
+from medfedpure.testing import tiny_classifier
 from medfedpure.verdicts.files import files_of, name_of
 from medfedpure.verdicts.predict import predict_files
-
-DATA = tiny_dataset(60, size=16)
 
 
 @pytest.fixture(scope="module")
 def chain():
-    made = medfedpure.DefendedClassifier(
-        tiny_classifier(16, 1),
-        detector=medfedpure.create("detector", "feature_squeezing"),
-        purifier=medfedpure.create("purifier", "smoothing"),
-    )
-    return made.calibrate(DATA, 0.3, seed=1)
+    return defence()
 
 
 @pytest.fixture
@@ -37,13 +28,6 @@ def inbox(tmp_path):
     (tmp_path / "inbox" / "notes.txt").write_text("not a scan")
     (tmp_path / "inbox" / ".DS_Store").write_bytes(b"\xff\xd8\xff")
     return tmp_path / "inbox"
-
-
-def rows_of(path):
-    if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])

@@ -1,6 +1,5 @@
 """Full disks, two writers, pipes, loops of links, Ctrl-C, and defences of every kind: rows stay whole and true."""
 
-import csv
 import errno
 import io
 import json
@@ -13,27 +12,15 @@ import pytest
 import torch
 from PIL import Image
 from scans import dicom_bytes, write_nifti
+from written import DATA, defence, rows_of
 
 import medfedpure
 from medfedpure.core.errors import ArtifactError, DataError
 from medfedpure.data.readers.pseudonyms import Pseudonyms
 from medfedpure.data.readers.scans import ScanReader
-from medfedpure.testing import tiny_classifier, tiny_dataset
 from medfedpure.verdicts.decoding import is_scan
 from medfedpure.verdicts.files import files_of
 from medfedpure.verdicts.predict import predict_files
-
-DATA = tiny_dataset(60, size=16)
-
-
-def defence(data=DATA, channels=1, **options):
-    made = medfedpure.DefendedClassifier(
-        tiny_classifier(16, channels),
-        detector=medfedpure.create("detector", "feature_squeezing"),
-        purifier=medfedpure.create("purifier", "smoothing"),
-        **options,
-    )
-    return made.calibrate(data, 0.3, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +35,6 @@ def inbox(tmp_path):
     for place, pixels in enumerate(DATA.pixels[:9]):
         Image.fromarray(pixels[0].numpy()).save(folder / f"{place}.png")
     return folder
-
-
-def rows_of(path):
-    if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 class FullDisk(io.BufferedRandom):

@@ -16,16 +16,15 @@ from typing import Any, Self
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from medfedpure.core.config import Config
 from medfedpure.core.dataset import ImageDataset
-from medfedpure.core.detector import Detector, FitContext, ScoreContext, check_requirements
+from medfedpure.core.detector import FitContext, ScoreContext, check_requirements
 from medfedpure.core.errors import DataError
 from medfedpure.core.progress import track
-from medfedpure.core.results import State
 from medfedpure.core.streams import Streams, derive_seed
-from medfedpure.plugins.detectors.parts import PartConfig, made, packed, spelled, unpack, upgraded
+from medfedpure.plugins.detectors.parts import Combined, PartConfig, made, spelled, upgraded
 
 
 class ComponentConfig(PartConfig):
@@ -45,40 +44,23 @@ class ComposeConfig(Config):
     temperature: float = Field(0.5, gt=0, description="T, in standard deviations; towards 0 = the maximum")
 
 
-class Compose(Detector):
+class Compose(Combined):
     """Its flags and requirements are those that all, or any, of its parts have."""
 
     Config = ComposeConfig
-    needs_fit = True
-
-    centre: Tensor
-    spread: Tensor
 
     def __init__(self, config: Any = None, **options: Any) -> None:
         super().__init__(config, **options)
         detectors = [made(part) for part in self.config.parts]
         known = tuple(spelled(part, detector) for part, detector in zip(self.config.parts, detectors, strict=True))
         self.config = self.config.model_copy(update={"parts": known})
-        self.parts = nn.ModuleList(detectors)
-        self.register_buffer("centre", torch.zeros(len(self.parts), dtype=torch.float64), persistent=False)
-        self.register_buffer("spread", torch.ones(len(self.parts), dtype=torch.float64), persistent=False)
-        self.deterministic = all(part.deterministic for part in self._detectors())
-        self.differentiable = all(part.differentiable for part in self._detectors())
-        self.per_image_streams = all(part.per_image_streams for part in self._detectors())
+        self.hold(detectors)
 
     @classmethod
     def upgrade(cls, config: Mapping[str, Any], format: int) -> Mapping[str, Any]:
         """Each part's configuration is brought up to date by its own plugin."""
         parts = [upgraded(part, format) for part in config.get("parts", ())]
         return {**config, "parts": parts} if parts else config
-
-    def _detectors(self) -> list[Detector]:
-        return [part for part in self.parts if isinstance(part, Detector)]
-
-    @property
-    def requires(self) -> frozenset[str]:
-        """All that any part requires."""
-        return frozenset().union(*(part.requires for part in self._detectors()))
 
     def fit(self, data: ImageDataset, *, context: FitContext | None = None, seed: int = 0) -> Self:
         """Fit every part, then measure mean and standard deviation of its scores.
@@ -88,7 +70,7 @@ class Compose(Detector):
         """
         context = context or FitContext()
         check_requirements(self, context)
-        for place, part in enumerate(self._detectors()):
+        for place, part in enumerate(self.detectors()):
             own = None if context.checkpoint is None else context.checkpoint / f"part{place}"
             part.fit(data, context=replace(context, checkpoint=own), seed=derive_seed(seed, "part", place))
         kept = data.one_per_group(seed)
@@ -111,21 +93,10 @@ class Compose(Detector):
     def _raw(self, images: Tensor, context: ScoreContext, streams: Streams) -> Tensor:
         """Scores of the parts `(N, P)`, float64, logarithms where a floor is given."""
         scores = []
-        for place, (part, config) in enumerate(zip(self._detectors(), self.config.parts, strict=True)):
+        for place, (part, config) in enumerate(zip(self.detectors(), self.config.parts, strict=True)):
             score = part.score(images, context=context, streams=streams.child(place)).double()
             scores.append(score if config.floor is None else (score.clamp_min(0) + config.floor).log())
         return torch.stack(scores, dim=1)
-
-    def fitted_state(self) -> State:
-        """Mean and standard deviation `(P,)`, and the parts' own states under their numbers."""
-        inner = packed(self._detectors())
-        return State(inner.values, {**inner.tensors, "centre": self.centre, "spread": self.spread})
-
-    def restore(self, state: State) -> None:
-        """Give every part its own state back."""
-        unpack(state, self._detectors())
-        self.centre, self.spread = state.tensors["centre"], state.tensors["spread"]
-        self.mark_fitted()
 
     def score(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> Tensor:
         """`(N,)`, in standard deviations of benign scores, about."""
@@ -137,7 +108,7 @@ class Compose(Detector):
     def suspicion_map(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> Tensor | None:
         """`(N, 1, H, W)`: the mean of the maps of those parts that have one, each scaled to a largest value of 1."""
         maps = []
-        for place, part in enumerate(self._detectors()):
+        for place, part in enumerate(self.detectors()):
             own = part.suspicion_map(images, context=context, streams=streams.child(place))
             if own is not None:
                 maps.append(own / own.flatten(1).amax(1).clamp_min(1e-12)[:, None, None, None])

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
 from pydantic import Field
+from torch import Tensor, nn
 
 from medfedpure.core.config import Config
 from medfedpure.core.detector import Detector
@@ -53,3 +55,46 @@ def unpack(state: State, detectors: Sequence[Detector]) -> None:
         own = {key.removeprefix(head): value for key, value in state.tensors.items() if key.startswith(head)}
         part.restore(State(state.values[str(place)], own))
         part.mark_fitted()
+
+
+class Combined(Detector):
+    """A detector of several: its flags and requirements are those that all, or any, of them have.
+
+    Attributes:
+        centre: `(P,)` float64, what is taken from the scores of the parts.
+        spread: `(P,)` float64, what they are divided by.
+    """
+
+    needs_fit = True
+
+    centre: Tensor
+    spread: Tensor
+
+    def hold(self, detectors: Sequence[Detector]) -> None:
+        """Take the parts, at construction."""
+        self.parts = nn.ModuleList(detectors)
+        self.register_buffer("centre", torch.zeros(len(detectors), dtype=torch.float64), persistent=False)
+        self.register_buffer("spread", torch.ones(len(detectors), dtype=torch.float64), persistent=False)
+        self.deterministic = all(part.deterministic for part in detectors)
+        self.differentiable = all(part.differentiable for part in detectors)
+        self.per_image_streams = all(part.per_image_streams for part in detectors)
+
+    def detectors(self) -> list[Detector]:
+        """The parts."""
+        return [part for part in self.parts if isinstance(part, Detector)]
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """All that any part requires."""
+        return frozenset().union(*(part.requires for part in self.detectors()))
+
+    def fitted_state(self) -> State:
+        """The parts' own states under their numbers, centre and spread."""
+        inner = packed(self.detectors())
+        return State(inner.values, {**inner.tensors, "centre": self.centre, "spread": self.spread})
+
+    def restore(self, state: State) -> None:
+        """Give every part its own state back."""
+        unpack(state, self.detectors())
+        self.centre, self.spread = state.tensors["centre"], state.tensors["spread"]
+        self.mark_fitted()

@@ -23,17 +23,16 @@ from typing import Any, Self
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from medfedpure.core.config import Config
 from medfedpure.core.dataset import ImageDataset
-from medfedpure.core.detector import Detector, FitContext, ScoreContext, check_requirements
+from medfedpure.core.detector import FitContext, ScoreContext, check_requirements
 from medfedpure.core.errors import DataError
 from medfedpure.core.progress import track
-from medfedpure.core.results import State
 from medfedpure.core.streams import Streams, derive_seed
-from medfedpure.plugins.detectors.parts import PartConfig, made, packed, spelled, unpack, upgraded
+from medfedpure.plugins.detectors.parts import Combined, PartConfig, made, spelled, upgraded
 
 
 class StagedConfig(Config):
@@ -46,17 +45,13 @@ class StagedConfig(Config):
     held_out: float = Field(0.25, gt=0, lt=1, description="share of the groups that are kept from both fits to measure")
 
 
-class Staged(Detector):
+class Staged(Combined):
     """Its flags and requirements are those that both stages, or any, have.
 
     On an accelerator the choice of whom to ask costs one device synchronization for each batch, under gradients too.
     """
 
     Config = StagedConfig
-    needs_fit = True
-
-    centre: Tensor
-    spread: Tensor
 
     def __init__(self, config: Any = None, **options: Any) -> None:
         super().__init__(config, **options)
@@ -64,25 +59,12 @@ class Staged(Detector):
         stages = [made(part) for part in (c.first, c.second)]
         known = {name: spelled(getattr(c, name), part) for name, part in zip(("first", "second"), stages, strict=True)}
         self.config = c.model_copy(update=known)
-        self.stages = nn.ModuleList(stages)
-        for name, start in (("centre", 0.0), ("spread", 1.0)):
-            self.register_buffer(name, torch.full((2,), start, dtype=torch.float64), persistent=False)
-        self.deterministic = all(part.deterministic for part in stages)
-        self.differentiable = all(part.differentiable for part in stages)
-        self.per_image_streams = all(part.per_image_streams for part in stages)
+        self.hold(stages)
 
     @classmethod
     def upgrade(cls, config: Mapping[str, Any], format: int) -> Mapping[str, Any]:
         """The stages' configurations are brought up to date by their own plugins."""
         return {**config, **{name: upgraded(config[name], format) for name in ("first", "second") if name in config}}
-
-    def _detectors(self) -> list[Detector]:
-        return [part for part in self.stages if isinstance(part, Detector)]
-
-    @property
-    def requires(self) -> frozenset[str]:
-        """All that either stage requires."""
-        return frozenset().union(*(part.requires for part in self._detectors()))
 
     def fit(self, data: ImageDataset, *, context: FitContext | None = None, seed: int = 0) -> Self:
         """Fit both stages on most groups, then measure both on one image of each of the others.
@@ -92,7 +74,7 @@ class Staged(Detector):
         """
         context = context or FitContext()
         check_requirements(self, context)
-        share, stages = self.config.held_out, self._detectors()
+        share, stages = self.config.held_out, self.detectors()
         try:
             parts = data.split({"fit": 1 - share, "measure": share}, seed=derive_seed(seed, "staged"))
             kept = parts["measure"].one_per_group(seed)
@@ -129,20 +111,9 @@ class Staged(Detector):
         self.spread = spread
         return self.mark_fitted()
 
-    def fitted_state(self) -> State:
-        """The stages' own states under their numbers; bound of the first and mean of the second, and deviations."""
-        inner = packed(self._detectors())
-        return State(inner.values, {**inner.tensors, "centre": self.centre, "spread": self.spread})
-
-    def restore(self, state: State) -> None:
-        """Give every stage its own state back."""
-        unpack(state, self._detectors())
-        self.centre, self.spread = state.tensors["centre"], state.tensors["spread"]
-        self.mark_fitted()
-
     def score(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> Tensor:
         """`(N,)`: at most 0 where the first stage clears, above 0 elsewhere."""
-        first, second = self._detectors()
+        first, second = self.detectors()
         scores = first.score(images, context=context, streams=streams.child(0))
         excess = (scores.double() - self.centre[0]) / self.spread[0]
         asked = torch.nonzero((excess.detach() > 0).cpu()).squeeze(1)
@@ -158,7 +129,7 @@ class Staged(Detector):
 
     def suspicion_map(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> Tensor | None:
         """`(N, 1, H, W)`: the second stage's map, also of images that the first clears; else the first's."""
-        for place, part in reversed(list(enumerate(self._detectors()))):
+        for place, part in reversed(list(enumerate(self.detectors()))):
             found = part.suspicion_map(images, context=context, streams=streams.child(place))
             if found is not None:
                 return found

@@ -38,7 +38,7 @@ def scores_of(staged, data, context, images=None):
     whole = staged(images, context=context, streams=streams)
     alone = [
         part.score(images, context=context, streams=streams.child(place)).double()
-        for place, part in enumerate(staged.stages)
+        for place, part in enumerate(staged.parts)
     ]
     return whole.double(), *alone
 
@@ -56,7 +56,7 @@ def test_the_score_is_the_firsts_where_it_clears_and_rises_with_both_above(stage
 
 def test_the_second_is_asked_about_what_is_not_cleared_and_given_their_logits(staged, data, context, monkeypatch):
     asked, logits = [], context.classifier(data.images)
-    kind = type(staged.stages[1])
+    kind = type(staged.parts[1])
     before = kind.score
 
     def watched(self, images, *, context, streams):
@@ -79,7 +79,7 @@ def test_the_second_is_asked_about_what_is_not_cleared_and_given_their_logits(st
 def test_bound_and_deviations_are_of_groups_that_no_stage_was_fitted_on(data, context, monkeypatch):
     fitted = []
     detector = medfedpure.create("detector", "staged", first={"plugin": "mahalanobis"}, held_out=0.5)
-    kind = type(detector.stages[0])
+    kind = type(detector.parts[0])
     before = kind.fit
 
     def watched(self, data, **options):
@@ -91,7 +91,7 @@ def test_bound_and_deviations_are_of_groups_that_no_stage_was_fitted_on(data, co
     (part,) = fitted
     assert part.num_groups == data.num_groups // 2
     held = data.select(~torch.isin(data.groups, part.groups)).one_per_group(0)
-    alone = detector.stages[0](held.images, context=context).double()
+    alone = detector.parts[0](held.images, context=context).double()
     assert torch.allclose(detector.centre[0], alone.quantile(0.85))
     assert torch.allclose(detector.spread[0], alone.std())
 
@@ -99,7 +99,7 @@ def test_bound_and_deviations_are_of_groups_that_no_stage_was_fitted_on(data, co
 def test_there_is_no_jump_where_the_second_begins_to_be_asked(context, data):
     detector = medfedpure.create("detector", "staged", first={"plugin": "mahalanobis"}).fit(data, context=context)
     image = data.images[:1]
-    exact = detector.stages[0](image, context=context).double()
+    exact = detector.parts[0](image, context=context).double()
     shares = []
     for step in (-1e-6, 0.0, 1e-6):
         detector.centre[0] = exact - step
@@ -112,7 +112,7 @@ def test_above_the_bound_a_gradient_has_both_stages(context, data):
     config = {"first": {"plugin": "score_norm"}, "second": {"plugin": "mahalanobis"}}
     detector = medfedpure.create("detector", "staged", **config).fit(data, context=context)
     streams, images = Streams.for_batch(0, 8), data.images[:8].clone().requires_grad_(True)
-    first, second = (part.score(images, context=context, streams=streams) for part in detector.stages)
+    first, second = (part.score(images, context=context, streams=streams) for part in detector.parts)
     detector.centre[0] = float(first.detach().min()) - 0.5 * detector.spread[0]
     slopes = [torch.autograd.grad(part.sum(), images)[0] for part in (first, second)]
     (whole,) = torch.autograd.grad(detector(images, context=context, streams=streams).sum(), images)
