@@ -114,9 +114,10 @@ ARMS: Mapping[str, tuple[str, str]] = {
     "robust_one_step": ("robust_long", "one_step"),
     "hardened_one_step": ("plain", "hardened_one_step"),
     "hardened_one_step_long": ("plain", "hardened_one_step_long"),
+    "joint_one_step": ("robust_long", "joint_one_step"),
 }
-"""By name: whose classifier, and the policy around it; one_step purifies all by the distilled purifier, and the
-hardened ones by that one after more training against attackers of both."""
+"""By name: whose classifier, and the policy around it; one_step purifies all by the distilled purifier, the hardened
+ones by that one after more training against attackers of both, and in joint_one_step the classifier learns too."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,23 @@ class Bench:
             made.save(folder)
         return Purifier.load(folder)
 
+    def joint(self, classifier: ClassifierModel) -> DefendedClassifier:
+        """The distilled purifier and this classifier, trained on once together against attackers of both."""
+        folder = self.out / "joint_one_step"
+        if not folder.exists():
+            made: Any = self.one_step()
+            made.harden(
+                self.parts["train"],
+                classifier,
+                PGD3,
+                HARDENING,
+                with_classifier=True,
+                augmentation=AUGMENTATION,
+                seed=derive_seed(self.seed, "joint"),
+            )
+            DefendedClassifier(classifier.eval(), purifier=made, policy="purify_all").save(folder)
+        return DefendedClassifier.load(folder)
+
     def with_samples(self, share: float) -> ImageDataset:
         """The training images and, after them, those that a class-conditional diffusion model of them draws."""
         folder, held_out = self.out / "generator", {k: v for k, v in self.parts.items() if k != "train"}
@@ -190,6 +208,8 @@ class Bench:
         classifier = self.classifier(reader)
         if policy == "none":
             return DefendedClassifier(classifier, policy="none")
+        if policy == "joint_one_step":
+            return self.joint(classifier)
         if policy.startswith("hardened"):
             purifier = self.hardened(classifier, long=policy.endswith("long"))
             return DefendedClassifier(classifier, purifier=purifier, policy="purify_all")
