@@ -97,9 +97,10 @@ def evaluate(
 
     model = None if classifier is None else own_module(classifier)
     use_threads(threads, recorded_threads(report))  # last: what was imported may have set another number
-    subject = load_subject(
-        defence, data=data, options=options, client=client, attackers=attacker or [], classifier=model
-    )
+    with Bars(talk) as bars, listening(bars):  # thousands of images take a while
+        subject = load_subject(
+            defence, data=data, options=options, client=client, attackers=attacker or [], classifier=model
+        )
     say(f"{subject.name} on {subject.data.name}: {subject.told}")
     if subject.chain.image_facts is not None:
         say(f"{subject.name} is for {subject.chain.image_facts.describe()}")

@@ -154,9 +154,23 @@ def _files(folder: Path, wanted: Callable[[Path], bool], what: str, by_folder: b
         )
     images = _below(folder, wanted, frozenset())
     if not images:
-        inside = f"only other files such as {entries[0].name}" if entries else "it is empty"
+        others = _below(folder, lambda _: True, frozenset())
+        inside = "only empty folders" if entries else "it is empty"
+        if others:
+            inside = f"only other files such as {others[0].relative_to(folder)}{_hint(others[0])}"
         raise DataError(f"{folder} holds no {what}, {inside}: put some there, remove it, or leave it out of `classes`")
     return images
+
+
+def _hint(path: Path) -> str:
+    """Which data set reads a file that another one does not know; nothing where none does."""
+    try:
+        from medfedpure.data.readers.scans import kind_of  # not above: it stands on NumPy
+    except ImportError:
+        return ""
+    readers = {"dicom": "dicom_folder", "nifti": "nifti_folder", "image": "image_folder"}
+    kind = kind_of(path)
+    return "" if kind is None else f" (the data set {readers[kind]} reads it)"
 
 
 def _below(folder: Path, wanted: Callable[[Path], bool], above: frozenset[Path]) -> list[Path]:

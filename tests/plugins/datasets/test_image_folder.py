@@ -175,7 +175,12 @@ def test_folders_that_do_not_fit_are_explained(tmp_path, root):
     (root / "later").mkdir()
     assert "later holds no image, it is empty" in message(root)
     (root / "later" / "scan.dcm").write_bytes(bytes(200))
-    assert "only other files such as scan.dcm" in message(root)
+    assert "only other files such as scan.dcm: put" in message(root)
+    (root / "later" / "scan.dcm").write_bytes(bytes(128) + b"DICM")
+    assert "only other files such as scan.dcm (the data set dicom_folder reads it)" in message(root)
+    (root / "later" / "scan.dcm").unlink()
+    (root / "later" / "patient").mkdir()
+    assert "only empty folders" in message(root)
     assert "holds folders (later, no, yes)" in message(tmp_path)
 
 
