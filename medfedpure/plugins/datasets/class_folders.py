@@ -154,10 +154,9 @@ def _files(folder: Path, wanted: Callable[[Path], bool], what: str, by_folder: b
         )
     images = _below(folder, wanted, frozenset())
     if not images:
-        others = _below(folder, lambda _: True, frozenset())
         inside = "only empty folders" if entries else "it is empty"
-        if others:
-            inside = f"only other files such as {others[0].relative_to(folder)}{_hint(others[0])}"
+        if files := _below(folder, lambda _: True, frozenset()):
+            inside = f"only other files such as {files[0].relative_to(folder)}{_hint(files[0])}"
         raise DataError(f"{folder} holds no {what}, {inside}: put some there, remove it, or leave it out of `classes`")
     return images
 
