@@ -32,6 +32,7 @@ WORDS: Mapping[str, str] = {
     "robust_one_step": "adversarially trained, PGD, long + one_step, all",
     "hardened_one_step": "undefended + one_step, hardened, all",
     "hardened_one_step_long": "undefended + one_step, hardened longer, all",
+    "joint_one_step": "adversarially trained, PGD, long + one_step, hardened together, all",
 }
 STRATEGIES: Mapping[str, str] = {
     "fedavg": "FedAvg",
