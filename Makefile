@@ -30,8 +30,9 @@ test: $(VENV)/.installed-test ## run the tests
 pages: $(VENV)/.installed-test ## run the blocks of README and docs as a reader would
 	$(BIN)/python tests/pages.py $(ARGS)
 
-test-slow: $(VENV)/.installed-test ## run all tests, the slow ones included
+test-slow: $(VENV)/.installed-fuzz ## run all tests, the slow ones included, and search each parser for a minute
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+	$(BIN)/python tests/fuzz/run.py --seconds 60
 
 test-torchattacks: $(TORCHATTACKS)/.installed ## run torchattacks on a defence, in an environment of its own
 	$(TORCHATTACKS)/bin/python -m pytest -m slow -k torchattacks tests/plugins/test_interop.py $(ARGS)
@@ -77,6 +78,10 @@ $(VENV)/.installed-all: pyproject.toml $(VENV)/.created
 $(VENV)/.installed-test: pyproject.toml $(VENV)/.created
 	$(PIP) install --editable '.[all,test]'
 	@touch $@ $(VENV)/.installed-all
+
+$(VENV)/.installed-fuzz: pyproject.toml $(VENV)/.installed-test
+	$(PIP) install --editable '.[all,test,fuzz]'
+	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.created
 	$(PIP) install --editable '.[dev]'

@@ -11,9 +11,8 @@ the paper's random 80/20 split, whose test images have near-duplicates in the tr
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +20,29 @@ import torch
 
 import medfedpure
 from benchmarks.folds import progress
+from benchmarks.study import bench as study
+from benchmarks.study.how import CPU, DENOISER, EPS, PAPER, PGD5, How, Recipe
+from benchmarks.study.how import RECIPES as LEARNED
+from benchmarks.study.places import Parts, fold, leaking, opened
 from medfedpure.core.classifier import ClassifierModel
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.detector import ScoreContext
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import Prediction
-from medfedpure.core.settings import AdversarialTraining, Augmentation, GroupPositives, TrainingConfig
+from medfedpure.core.settings import AdversarialTraining, GroupPositives, TrainingConfig
 from medfedpure.core.storage import write_json
 from medfedpure.core.streams import Streams, derive_seed
 from medfedpure.data.synthetic import augment_with_samples
-from medfedpure.defence.calibration import Calibration
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.evaluate import choose, evaluate
 from medfedpure.evaluation.versions import versions
 from medfedpure.evaluation.views import is_stochastic
 from medfedpure.figures.balanced import balanced, balanced_interval
 from medfedpure.reporting.evaluation.summary import summarize
-from medfedpure.training.adversarial import AdversarialTask
-from medfedpure.training.classification import ClassificationTask
-from medfedpure.training.group_positives import with_group_positives
-from medfedpure.training.loop import train
 
-EPS = 0.015
-PAPER = {"norm": "linf", "eps": EPS, "step": 0.003, "steps": 7, "random_starts": 0}
-"""The paper's attack, on the bare classifier."""
 DRAWS = 5
 """Of the noise of a defence that draws any: its figures are means over them."""
-SHARES = {"train": 0.75, "validation": 0.08, "calibrate": 0.17}
-"""Of the images outside the test part."""
-AUGMENTATION = Augmentation(quarter_turns=True, shift=8, rotation=20, stretch=0.18, intensity=0.3)
-TRAINING = TrainingConfig(
-    steps=500, batch_size=48, learning_rate=5e-4, weight_decay=0.02, ema=0.99, sampling="balanced", checks=10
-)
-DENOISER: dict[str, Any] = {
-    "t_max": 150,
-    "model": {"widths": [64, 128], "unshuffle": 4},
-    "training": {"steps": 1500, "batch_size": 32, "learning_rate": 1e-3, "ema": 0.995},
-}
+AUGMENTATION = CPU.augmentation(128, turns=True)
 DISTILLATION = {"eps": EPS, "training": {"steps": 600, "batch_size": 16, "learning_rate": 5e-4, "ema": 0.99}}
 HARDENING = TrainingConfig(steps=200, batch_size=16, learning_rate=2e-4, ema=0.98, sampling="balanced")
 """Of the distilled purifier together with the classifier, which stays as it is; attacked as PGD3 says. *Long*: as many
@@ -68,32 +53,8 @@ GENERATOR: dict[str, Any] = {
     "training": {"steps": 1500, "batch_size": 16, "learning_rate": 1e-3, "ema": 0.995},
 }
 PGD3 = AdversarialTraining(share=1.0, eps=EPS, step=0.0075, steps=3)
-PGD5 = AdversarialTraining(share=1.0, eps=EPS, step=0.0075, steps=5)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one classifier is trained.
-
-    Attributes:
-        start: the recipe whose weights it starts from; "" = ImageNet.
-        adversarial: with a share of 0 it is trained plainly.
-        steps: of 48 images.
-        positives: group positives; off while their weight is 0.
-        samples: images that a diffusion model drew, as a share of the training images.
-    """
-
-    start: str = ""
-    adversarial: AdversarialTraining = field(default_factory=AdversarialTraining)
-    steps: int = 500
-    positives: GroupPositives = field(default_factory=GroupPositives)
-    samples: float = 0.0
-
-
 RECIPES: Mapping[str, Recipe] = {
-    "plain": Recipe(),
-    "robust": Recipe("plain", PGD5, 450),
-    "robust_long": Recipe("robust", PGD5, 700),
+    **LEARNED,
     "fast": Recipe("plain", AdversarialTraining(share=1.0, eps=EPS, method="fast"), 450),
     "schedule": Recipe("plain", PGD5.model_copy(update={"eps_zero": 0.25, "eps_full": 0.75}), 450),
     "more_pgd": Recipe("robust", PGD5, 150),
@@ -120,29 +81,14 @@ ARMS: Mapping[str, tuple[str, str]] = {
 ones by that one after more training against attackers of both, and in joint_one_step the classifier learns too."""
 
 
+HOW = replace(CPU, recipes=RECIPES)
+
+
 @dataclass(frozen=True)
-class Bench:
-    """The data of one split, and where things are kept."""
+class Bench(study.Bench):
+    """The same with more defences than the study has."""
 
-    parts: Mapping[str, ImageDataset]
-    out: Path
-    seed: int
-    say: Callable[[str], None]
-
-    def classifier(self, name: str) -> ClassifierModel:
-        """Trained once."""
-        if not (self.out / name).exists():
-            self._train(name)
-        return ClassifierModel.load(self.out / name)
-
-    def purifier(self) -> Purifier:
-        """Trained once."""
-        folder = self.out / "denoiser"
-        if not folder.exists():
-            made: Any = medfedpure.create("purifier", "ddpm", **DENOISER)
-            context = ScoreContext(checkpoint=self.out / "denoiser_checkpoint")
-            made.fit(self.parts["train"], context=context, seed=self.seed).save(folder)
-        return Purifier.load(folder)
+    how: How = HOW
 
     def one_step(self) -> Purifier:
         """The purifier, distilled once."""
@@ -202,25 +148,21 @@ class Bench:
         self.say(report.describe())
         return data
 
-    def arm(self, name: str) -> DefendedClassifier:
+    def seen(self, recipe: Recipe) -> ImageDataset:
+        """The training images, and drawn ones where the recipe has some."""
+        return self.with_samples(recipe.samples) if recipe.samples else self.parts["train"]
+
+    def arm(self, name: str, arms: Mapping[str, tuple[str, str]] = ARMS) -> DefendedClassifier:
         """A defence, its threshold set at 5 % on groups that nothing was trained on."""
-        reader, policy = ARMS[name]
+        reader, policy = arms[name]
+        if "one_step" not in policy:
+            return super().arm(name, arms)
         classifier = self.classifier(reader)
-        if policy == "none":
-            return DefendedClassifier(classifier, policy="none")
         if policy == "joint_one_step":
             return self.joint(classifier)
-        if policy.startswith("hardened"):
-            purifier = self.hardened(classifier, long=policy.endswith("long"))
-            return DefendedClassifier(classifier, purifier=purifier, policy="purify_all")
-        purifier = self.one_step() if policy == "one_step" else self.purifier()
-        if policy in ("purify_all", "one_step"):
-            return DefendedClassifier(classifier, purifier=purifier, policy="purify_all")
-        detector = medfedpure.create("detector", "compose")
-        detector.fit(self.parts["train"], context=ScoreContext(classifier, classifier.features, purifier))
-        chain = DefendedClassifier(classifier, detector=detector, purifier=purifier, policy="purify_flagged")
-        chain.calibration = Calibration.fit(chain.score_benign(self.parts["calibrate"], seed=self.seed), 0.05)
-        return chain
+        hardened = policy.startswith("hardened")
+        purifier = self.hardened(classifier, long=policy.endswith("long")) if hardened else self.one_step()
+        return DefendedClassifier(classifier, purifier=purifier, policy="purify_all")
 
     def clean(self, chain: DefendedClassifier) -> dict[str, Any]:
         """Balanced accuracy of all test images; the interval is that of their groups."""
@@ -264,65 +206,12 @@ class Bench:
         keep = {"lines", "rungs", "images", "groups", "note", "unreliable", "gradients", "seconds", "versions"}
         return summary.model_dump(mode="json", include=keep)
 
-    def _train(self, name: str) -> None:
-        recipe = RECIPES[name]
-        data = self.with_samples(recipe.samples) if recipe.samples else self.parts["train"]
-        model = built(data, self.seed, None if recipe.start else "imagenet")
-        if recipe.start:
-            start = self.classifier(recipe.start)
-            model.load_state_dict(start.state_dict())
-            model.origin = start.origin
-        plain = ClassificationTask(AUGMENTATION, label_smoothing=0.1)
-        learned = (
-            with_group_positives(plain, recipe.positives, data, balanced=True) if recipe.positives.weight else plain
-        )
-        task = AdversarialTask(learned, recipe.adversarial, plain) if recipe.adversarial.share else learned
-        config = TRAINING.model_copy(update={"steps": recipe.steps})
-
-        def told(kept: torch.nn.Module) -> None:
-            figures = plain.metrics(kept, self.parts["validation"])
-            self.say(f"{name}: validation loss {figures['loss']:.3f}, balanced {figures['balanced_accuracy']:.3f}")
-
-        began = time.perf_counter()
-        train(
-            model,
-            task,
-            data,
-            config,
-            seed=derive_seed(self.seed, "flagship", name),
-            description=name,
-            checkpoint=self.out / f"{name}_checkpoint",
-            on_check=told,
-        )
-        self.say(f"{name}: trained, {time.perf_counter() - began:.0f} s since it was last begun")
-        model.eval().save(self.out / name)
-
-
-def built(data: ImageDataset, seed: int, weights: str | None = "imagenet") -> ClassifierModel:
-    """A network for these images."""
-    channels, size, _ = data.image_shape
-    model: ClassifierModel = medfedpure.create("classifier", "efficientnet_lite0").create_model(
-        in_channels=channels,
-        num_classes=data.num_classes,
-        image_size=size,
-        class_names=data.class_names,
-        seed=seed,
-        weights=weights,
-    )
-    return model
-
-
-def opened(folder: Path, size: int) -> ImageDataset:
-    """The images of a folder."""
-    data: ImageDataset = medfedpure.create("dataset", "image_folder", root=folder, image_size=size, channels=1).read()
-    return data
-
 
 def counted(answers: list[torch.Tensor], data: ImageDataset) -> dict[str, Any]:
     """Right ones, balanced accuracy and its 95 % interval over groups; means where there are several draws."""
     rights = torch.stack([answer.cpu() == data.labels for answer in answers])
     share = rights.double().mean(0)
-    low, high = balanced_interval(share, data.labels, data.groups)
+    low, high = balanced_interval(share, data.labels, data.groups) or (None, None)
     return {
         "right": float(share.sum()),
         "images": len(data),
@@ -340,21 +229,7 @@ def flagged(answers: list[Prediction]) -> float | None:
     return float(torch.stack(found).mean()) if found else None
 
 
-def divided(data: ImageDataset, seed: int) -> dict[str, ImageDataset]:
-    """Fold 0 of five by group as the test part, and the parts of the rest."""
-    folds = data.split({f"fold{place}": 0.2 for place in range(5)}, seed=seed)
-    test = folds.pop("fold0")
-    rest = ImageDataset.concatenate(list(folds.values()))
-    return {**rest.split(SHARES, seed=derive_seed(seed, "parts", 0)), "test": test}
-
-
-def leaking(data: ImageDataset, seed: int) -> dict[str, ImageDataset]:
-    """The paper's random split: test images have near-duplicates in the training part."""
-    alone = replace(data, groups=torch.arange(len(data)))
-    return alone.split({"train": 0.72, "validation": 0.03, "calibrate": 0.05, "test": 0.2}, seed=seed)
-
-
-SPLITS: Mapping[str, Callable[[ImageDataset, int], dict[str, ImageDataset]]] = {"fold_0": divided, "leaking": leaking}
+SPLITS: Mapping[str, Callable[[ImageDataset, int], Parts]] = {"fold_0": fold(0), "leaking": leaking}
 
 
 def main() -> None:

@@ -12,63 +12,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import medfedpure
-from benchmarks.flagship import AUGMENTATION, EPS, PGD5, SPLITS, TRAINING, Bench, built, opened
+from benchmarks.flagship import SPLITS, Bench
 from benchmarks.folds import progress
-from medfedpure.core.classifier import ClassifierModel
+from benchmarks.study.federated import same, trained
+from benchmarks.study.how import CPU, EPS
+from benchmarks.study.places import opened
 from medfedpure.core.storage import write_json
-from medfedpure.core.streams import derive_seed
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.evaluation.versions import versions
-from medfedpure.federation import Site, federate
-from medfedpure.training.classification import ClassificationTask
 
-CLIENTS, ROUNDS, STEPS = 3, 5, {"plain": 170, "robust": 150}
-STRATEGIES = ("fedavg", "fedper", "fedrep", "mixture", "local")
-UNITS = tuple(f"{strategy}_{kind}" for strategy in STRATEGIES for kind in STEPS)
-START = "fedavg_plain"
-
-
-def trained(bench: Bench, unit: str) -> dict[str, ClassifierModel]:
-    """Every client's model."""
-    folder = bench.out / unit
-    if not folder.exists():
-        strategy, kind = unit.split("_")
-        data = bench.parts["train"]
-        sites = [Site(f"client_{place}", own) for place, own in enumerate(data.partition(CLIENTS, seed=bench.seed))]
-        config: dict[str, Any] = {"adversarial": PGD5} if kind == "robust" else {}
-        start = trained(bench, START)["client_0"] if kind == "robust" else None
-
-        def made() -> ClassifierModel:
-            model = built(data, bench.seed, None if start else "imagenet")
-            if start is not None:
-                model.load_state_dict(start.state_dict())
-                model.origin = start.origin
-            return model
-
-        result = federate(
-            sites,
-            make_model=made,
-            task=ClassificationTask(AUGMENTATION, label_smoothing=0.1),
-            strategy=medfedpure.create("personalization", strategy, config),
-            training=TRAINING.model_copy(update={"steps": STEPS[kind], "ema": 0.98}),
-            rounds=ROUNDS,
-            seed=derive_seed(bench.seed, "flagship", unit),
-            state_dir=bench.out / f"{unit}_state",
-            checkpoint=bench.out / f"{unit}_checkpoint",
-            name=unit,
-        )
-        for client, model in result.models.items():
-            model.save(folder / client)  # type: ignore[operator]
-    return {path.name: ClassifierModel.load(path) for path in sorted(folder.iterdir())}
-
-
-def same(one: ClassifierModel, other: ClassifierModel) -> bool:
-    """Whether two clients hold the same network, as under FedAvg: it is attacked once."""
-    own, others = one.state_dict(), other.state_dict()
-    return own.keys() == others.keys() and all(torch.equal(own[key], others[key]) for key in own)
+FEDERATION = CPU.federations["br35h_fold_0"]
+UNITS = tuple(f"{strategy}_{kind}" for strategy in FEDERATION.strategies for kind in FEDERATION.steps)
 
 
 def main() -> None:
@@ -96,7 +51,7 @@ def main() -> None:
             say(f"{path} is there")
             continue
         clients: dict[str, Any] = {}
-        models = trained(bench, unit)
+        models = trained(bench, FEDERATION, unit)
         for client, model in models.items():
             twin = next((other for other in clients if same(models[other], model)), None)
             if twin is not None:
@@ -107,7 +62,8 @@ def main() -> None:
             if given.preset:
                 clients[client]["ladder"] = bench.worst(f"{unit}_{client}", chain, given.preset)
             say(f"{unit}, {client}: clean {clients[client]['clean']['balanced']:.3f}")
-        setting = {"unit": unit, "rounds": ROUNDS, "steps": STEPS[unit.split("_")[1]], "eps": EPS, "size": given.size}
+        steps = FEDERATION.steps[unit.split("_")[1]]
+        setting = {"unit": unit, "rounds": FEDERATION.rounds, "steps": steps, "eps": EPS, "size": given.size}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {**setting, "clients": clients, "versions": versions()})
 

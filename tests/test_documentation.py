@@ -210,6 +210,8 @@ def wrong_with(words: list[str]) -> str | None:
 def _wrong_with_python(words: list[str]) -> str | None:
     if words[0] == "-m" and words[1].startswith("benchmarks."):
         path = ROOT / f"{words[1].replace('.', '/')}.py"
+        if path.with_suffix("").is_dir():
+            path = path.with_suffix("") / "__main__.py"
     elif words[0].startswith("examples/"):
         path = ROOT / words[0]
     else:

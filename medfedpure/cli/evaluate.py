@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    defence: Annotated[Path, typer.Argument(help="A saved defence, or the output folder of `demo` or `run`.")],
+    defence: Annotated[
+        Path, typer.Argument(help="A saved defence, or the output folder of `demo`, `run` or `federate`.")
+    ],
     report: Annotated[Path, typer.Option("--report", help="Folder for the report; the same again continues.")],
     data: Annotated[
         str | None,

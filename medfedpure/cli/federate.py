@@ -1,7 +1,8 @@
-"""`medfedpure federate`: one component across clients, with a live table of its rounds."""
+"""`medfedpure federate`: parts across clients and a defence at each, with a live table of the rounds."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,8 @@ from medfedpure.cli.shown import Terminal, echo_json, shown
 from medfedpure.cli.threads import use_threads
 
 if TYPE_CHECKING:
-    from medfedpure.federation import RoundRecord
+    from medfedpure.federation import FederatedResult, RoundRecord
+    from medfedpure.job.federate_config import PartKind
 
 _TITLES = {
     "accuracy": "accuracy",
@@ -29,17 +31,21 @@ _OTHER_COLUMNS = 68
 
 
 def federate(
-    config: Annotated[Path, typer.Argument(help="A TOML file with [data] and one of [classifier|detector|purifier].")],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="A TOML file with [data] and one of [classifier|detector|purifier], or with [defence] several of them."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for results and parts; a run in it is resumed.")],
     settings: Settings = None,
     threads: Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No live table, only the last round.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of the tables.")] = False,
 ) -> None:
-    """Train one component across clients on this machine, without pooling an image; resumable."""
+    """Train parts across clients on this machine and make each one's defence, without pooling an image; resumable."""
     from medfedpure.cli.bars import Bars
     from medfedpure.core.progress import listening
-    from medfedpure.core.storage import read_json
     from medfedpure.job.federate import run_federate
     from medfedpure.job.federate_config import FederateConfig
 
@@ -48,45 +54,64 @@ def federate(
         chosen = chosen.with_settings([f"federation.threads={threads}"])
     use_threads(chosen.federation.threads)
     talk = Terminal(stderr=as_json, quiet=quiet)
-    bars = Bars(talk)
+    bars, tables = Bars(talk), dict[str, Group]()
     with Live(bars.progress, console=talk, refresh_per_second=4) as live, listening(bars):
 
-        def watch(history: tuple[RoundRecord, ...]) -> None:
-            live.update(Group(rounds_table(history, talk.width), bars.progress))
+        def watch(part: PartKind, history: tuple[RoundRecord, ...]) -> None:
+            tables[part] = rounds_table(history, talk.width, part if len(chosen.kinds) > 1 else "")
+            live.update(Group(*tables.values(), bars.progress))
 
-        result = run_federate(chosen, out, watch=watch)
-    page = page_of_rounds(out)
+        found = run_federate(chosen, out, watch=watch, say=talk.say)
     if as_json:
+        page_of_rounds(out)
         echo_json(out / "results.json")
         return
-    console = Terminal()
-    console.print(clients_table(result.history[-1]))
-    privacy = read_json(out / "results.json").get("privacy")
-    if privacy:
-        console.print(
-            f"client-level privacy of the shared part: epsilon {privacy['epsilon']:.2f} at delta {privacy['delta']:g}"
-        )
-    for client, reason in sorted(result.missing.items()):
-        console.print("missing", style="bold red", end=" ")
+    print_parts(found, out)
+
+
+def print_parts(found: Mapping[PartKind, FederatedResult], out: Path) -> None:
+    """Tables of the last rounds, who lacks what, and where all lies; and write the page."""
+    from medfedpure.core.storage import read_json
+
+    console, results = Terminal(), read_json(out / "results.json")
+    for place, (part, result) in enumerate(found.items()):
+        console.print(clients_table(result.history[-1], part if len(found) > 1 else ""))
+        privacy = (results["phases"][place] if "phases" in results else results).get("privacy")
+        if privacy:
+            console.print(
+                f"client-level privacy of the shared part: epsilon {privacy['epsilon']:.2f} at delta "
+                f"{privacy['delta']:g}"
+            )
+        for client, reason in sorted(result.missing.items()):
+            console.print("missing", style="bold red", end=" ")
+            console.say(f"{client}: {reason}")
+    made = results.get("defences", {"done": {}, "failed": {}})
+    for client, reason in sorted(made["failed"].items()):
+        console.print("no defence", style="bold red", end=" ")
         console.say(f"{client}: {reason}")
-    console.say(f"\nwritten to {out}: config.toml, results.json, parts/, {page}")
+    written = ["config.toml", "results.json", "parts/", *(["defences/"] if made["done"] else []), page_of_rounds(out)]
+    console.say(f"\nwritten to {out}: {', '.join(written)}")
+    if made["done"]:
+        first = min(made["done"])
+        console.say(f"scans are read by: medfedpure predict {out} FOLDER --client {first} --out verdicts.csv")
 
 
 def page_of_rounds(folder: Path) -> str:
     """Write report.html beside results.json; its name, or why there is none."""
     from medfedpure.core.errors import MissingExtraError
     from medfedpure.core.storage import read_json
-    from medfedpure.reporting.job.page import PAGE, write_rounds_page
+    from medfedpure.reporting.job.federation import write_federation_page
+    from medfedpure.reporting.job.page import PAGE
 
     try:
-        write_rounds_page(read_json(folder / "results.json"), folder)
+        write_federation_page(read_json(folder / "results.json"), folder)
     except MissingExtraError as error:
         return f"no page: {error}"
     return PAGE
 
 
-def rounds_table(history: tuple[RoundRecord, ...], width: int = 120) -> Group:
-    """One row a round: clients by the headline figure where they fit, mean, worst client, traffic; failures below."""
+def rounds_table(history: tuple[RoundRecord, ...], width: int = 120, part: str = "") -> Group:
+    """One row a round, under a part's name: clients by the headline figure, mean, worst, traffic; failures below."""
     from medfedpure.job.federate import headline, mean_figures, worst_client
 
     # The figures of a round come with the next one, so the newest round may have none yet.
@@ -94,7 +119,7 @@ def rounds_table(history: tuple[RoundRecord, ...], width: int = 120) -> Group:
     clients = sorted({client for record in history for client in (*record.clients, *record.failed)})
     if sum(max(len(client), 5) + 2 for client in clients) + _OTHER_COLUMNS > width:
         clients = []
-    table = Table(box=None, pad_edge=False, padding=(0, 1), title=_TITLES[metric], title_justify="left")
+    table = Table(box=None, pad_edge=False, padding=(0, 1), title=_titled(part, _TITLES[metric]), title_justify="left")
     for title in ("round", *clients, "mean", "worst", "", "AUROC", "loss", "up", "down", "s"):
         table.add_column(title, justify="right", no_wrap=True)
     for record in history:
@@ -118,14 +143,14 @@ def rounds_table(history: tuple[RoundRecord, ...], width: int = 120) -> Group:
     return Group(table, *failures)
 
 
-def clients_table(record: RoundRecord) -> Table:
-    """All figures of the last round, by client, and their means."""
+def clients_table(record: RoundRecord, part: str = "") -> Table:
+    """All figures of the last round of a part by that name, by client, and their means."""
     from medfedpure.job.federate import mean_figures, worst_client
     from medfedpure.reporting.job.rounds import chance_note
 
     mean = mean_figures(record.clients)
     shown = [name for name in _TITLES if name in mean]
-    table = Table(box=None, pad_edge=False, title=f"after round {record.round}", title_justify="left")
+    table = Table(box=None, pad_edge=False, title=_titled(part, f"after round {record.round}"), title_justify="left")
     table.add_column("client")
     for name in shown:
         table.add_column(_TITLES[name], justify="right")
@@ -136,6 +161,10 @@ def clients_table(record: RoundRecord) -> Table:
     cells = ("" if one is None else _figure(one[1]) + chance_note(name, record.clients[one[0]]) for name, one in worst)
     table.add_row("worst", *cells, style="dim")
     return table
+
+
+def _titled(part: str, text: str) -> str:
+    return f"{part}: {text}" if part else text
 
 
 def _figure(value: float | None) -> str:

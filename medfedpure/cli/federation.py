@@ -36,7 +36,7 @@ def rehearse(
     out: Annotated[Path, typer.Option("--out", help="Folder for results and parts.")],
 ) -> None:
     """Run the same federation in this process, without a network, from every site's own site.toml."""
-    from medfedpure.cli.federate import clients_table, page_of_rounds
+    from medfedpure.cli.federate import print_parts
     from medfedpure.consortium.deployment import rehearse
     from medfedpure.consortium.init import FEDERATION_FILE
     from medfedpure.core.disk.whole import make_folder
@@ -46,9 +46,8 @@ def rehearse(
     if not sites:
         raise ConfigError(f"{folder} holds no sites/*/site.toml: make it by `medfedpure federation init`")
     make_folder(out)
-    result = rehearse(folder / FEDERATION_FILE, sites, out)
-    Terminal().print(clients_table(result.history[-1]))
-    Terminal().say(f"written to {out}: results.json, parts/, {page_of_rounds(out)}")
+    found = rehearse(folder / FEDERATION_FILE, sites, out, say=Terminal().say)
+    print_parts(found, out)
 
 
 @app.command("run")

@@ -106,7 +106,9 @@ def fit(
 
 
 def calibrate(
-    defence: Annotated[Path, typer.Argument(help="A saved defence, or the output folder of `demo` or `run`.")],
+    defence: Annotated[
+        Path, typer.Argument(help="A saved defence, or the output folder of `demo`, `run` or `federate`.")
+    ],
     benign: _Benign,
     out: Annotated[Path, typer.Option("--out", help="Folder for the defence with its new threshold; not there yet.")],
     target_fpr: _Rate = 0.05,

@@ -18,7 +18,9 @@ audit = typer.Typer(help="Check what a service wrote.", no_args_is_help=True, ri
 
 
 def serve(
-    defence: Annotated[Path, typer.Argument(help="A saved defence, or the output folder of `demo` or `run`.")],
+    defence: Annotated[
+        Path, typer.Argument(help="A saved defence, or the output folder of `demo`, `run` or `federate`.")
+    ],
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on; one that others reach needs a token.")
     ] = "127.0.0.1",

@@ -126,6 +126,29 @@ address = "127.0.0.1:{port}"
 root-certificates = "{certificate}"
 """
 
+FEDERATION_NOTES = {
+    "clients": "the sites that may take part, as each site.toml calls itself",
+    "[images]": "What the images of every site are like; a site with others is refused.",
+    "[classifier]": "Trained first, across all sites.",
+    "[classifier.strategy]": "What travels and what stays at the site: `medfedpure plugins personalization`.",
+    "[purifier]": "Trained next. Without [purifier] and [defence] the classifier is trained alone.",
+    "[defence]": "At its end each site makes its own defence of the two, on its own images: `out`/defence.\n"
+    "recipe: paper, robust or fast (without [purifier]); [defence.detector] names another detector than the recipe's.",
+    "[federation]": "A round counts when this share of the sites replied.",
+}
+"""Comments on federation.toml, by section or key."""
+
+SITE_NOTES = {
+    "validation": "shares of the images, by group: only looked at,",
+    "calibration": "for the threshold of the defence,",
+    "check": "to try it on; the rest is trained on",
+    "tell_check": "true lets the server learn the counts of that trial",
+    "state_dir": "private tensors; keep them",
+    "out": "the site's classifier, purifier and defence",
+    "[data]": 'Where the images are; for DICOM files: plugin = "dicom_folder".',
+}
+"""Comments on site.toml, by section or key."""
+
 PATH_FILTER = """\
 # nginx in front of the SuperLink. Node authentication guards /v1/fleet/ alone: on the same port, Control starts
 # runs (it executes code at every site) and Runtime answers, both without a login. They must stay on loopback.
@@ -166,7 +189,7 @@ Written by `medfedpure federation init`. The guide is docs/how-to/real-federatio
 |---|---|---|
 | `app/` | all | the Flower app, sent to every site; `federation_app/federation.toml` says what is trained |
 | `server/` | the coordinator alone | SuperLink, certificates, path filter, checkpoint and results |
-| `sites/NAME/` | that hospital alone | SuperNode, key, `site.toml`, private tensors, the personal model |
+| `sites/NAME/` | that hospital alone | SuperNode, key, `site.toml`, private tensors, the personal parts, the defence |
 
 The certificates and keys are for trying it out. For patients' data, every site makes its own key
 (`ssh-keygen -t ecdsa -b 384 -N "" -f node_key`) and sends only `node_key.pub`; the server's certificate comes
@@ -179,6 +202,7 @@ from your own authority.
 5. Register the sites: `sh server/register.sh`
 6. Start each site: {starts}
 7. Run: `medfedpure federation run .` - it ends with an error when the run fails; given again, it resumes.
+8. At each site: `medfedpure predict out/defence SCANS --out verdicts.csv`, or `medfedpure serve out/defence`
 
 For good: install `server/medfedpure-server.service` and each `sites/NAME/medfedpure-site.service` with systemd.
 """

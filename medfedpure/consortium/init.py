@@ -6,6 +6,7 @@ import ipaddress
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from medfedpure.consortium import files as files
@@ -14,8 +15,8 @@ from medfedpure.core.errors import ConfigError
 from medfedpure.core.settings import TrainingConfig
 from medfedpure.core.storage import write_bytes
 from medfedpure.federation import FederationConfig
-from medfedpure.job.config import ClassifierChoice, PluginChoice
-from medfedpure.job.federate_config import DeploymentConfig, ImagesChoice, SiteConfig
+from medfedpure.job.config import ClassifierChoice, FederatedChoice, PluginChoice
+from medfedpure.job.federate_config import DeploymentConfig, FederatedDefence, ImagesChoice, SiteConfig
 
 FEDERATION_FILE = Path("app", "federation_app", "federation.toml")
 _FIRST_NODE_PORT = 19100
@@ -91,7 +92,7 @@ def _is_host(text: str) -> bool:
 
 
 def example_federation(clients: tuple[str, ...]) -> DeploymentConfig:
-    """A small classifier by FedRep on phantoms."""
+    """A small classifier by FedRep and a small diffusion model by FedAvg on phantoms, and a defence of the two."""
     return DeploymentConfig(
         clients=clients,
         images=ImagesChoice(size=32, class_names=("healthy", "lesion")),
@@ -101,6 +102,15 @@ def example_federation(clients: tuple[str, ...]) -> DeploymentConfig:
             rounds=3,
             training=TrainingConfig(steps=150, batch_size=16, learning_rate=5e-3),
         ),
+        purifier=FederatedChoice(
+            plugin="ddpm",
+            config={
+                "model": {"widths": [8, 16]},
+                "training": {"steps": 300, "batch_size": 8, "learning_rate": 3e-3, "ema": 0.99},
+            },
+            rounds=3,
+        ),
+        defence=FederatedDefence(),
         federation=FederationConfig(start_timeout=300, round_timeout=900),
     )
 
@@ -111,10 +121,24 @@ def example_site(name: str, number: int) -> SiteConfig:
     return SiteConfig(
         client=name,
         data=PluginChoice(plugin="phantom", config=phantoms),
-        validation=0.3,
+        validation=0.2,
+        calibration=0.2,
+        check=0.15,
         state_dir=Path("private"),
         out=Path("out"),
     )
+
+
+def commented(toml: str, notes: Mapping[str, str]) -> str:
+    """A TOML file with a comment above each section, or at the end of each line, that a note begins with."""
+    lines = []
+    for line in toml.splitlines():
+        key = line.split(" =")[0]
+        note = notes.get(key)
+        if note is not None and line.startswith("["):
+            lines += [f"# {text}" for text in note.splitlines()]
+        lines.append(line if note is None or line.startswith("[") else f"{line}  # {note}")
+    return "\n".join(lines) + "\n"
 
 
 def _write_app(folder: Path, names: tuple[str, ...]) -> None:
@@ -123,7 +147,7 @@ def _write_app(folder: Path, names: tuple[str, ...]) -> None:
     _write(package / "__init__.py", '"""The Flower app of this federation."""\n')
     for side in ("server", "client"):
         _write(package / f"{side}_app.py", files.ENTRY_POINT.format(side=side))
-    _write(package / FEDERATION_FILE.name, example_federation(names).to_toml())
+    _write(package / FEDERATION_FILE.name, commented(example_federation(names).to_toml(), files.FEDERATION_NOTES))
 
 
 def _write_server(folder: Path, names: tuple[str, ...], host: str, public_port: int, port: int) -> None:
@@ -151,7 +175,7 @@ def _write_site(folder: Path, name: str, number: int, address: str) -> None:
     own.mkdir(parents=True, mode=0o700)
     write_node_key(own / "node_key")
     write_bytes(own / "ca.crt", (folder / "server" / "certificates" / "ca.crt").read_bytes())
-    _write(own / "site.toml", example_site(name, number).to_toml())
+    _write(own / "site.toml", commented(example_site(name, number).to_toml(), files.SITE_NOTES))
     _write(own / "environment", _environment())
     _write(
         own / "start.sh",

@@ -28,7 +28,7 @@ def run_federation(folder: Path, *, say: Callable[[str], None], timeout: float |
 
     Args:
         folder: with `app/` and `server/`.
-        say: receives one line per round and change of status.
+        say: receives one line per round, change of status, and site that has its defence.
         timeout: seconds after which the run is stopped; by default never.
 
     Returns:
@@ -56,17 +56,37 @@ def run_federation(folder: Path, *, say: Callable[[str], None], timeout: float |
             f"run {run_id} ended as {status!r}: {why}. The same command resumes after the last whole round"
         )
     results: dict[str, Any] = _read(server / "out" / RESULTS)
-    if len(results.get("history", [])) != results.get("rounds"):
+    if not _whole(results):
         raise FederationError(
             f"run {run_id} counts as completed, but {server / 'out' / RESULTS} lacks rounds: does the SuperLink's "
             "environment name this folder?"
         )
+    made = results.get("defences", {"done": {}, "failed": {}})
+    for client, counts in sorted(made["done"].items()):
+        told = ", ".join(f"{name} {count:g}" for name, count in counts.items())
+        say(f"{client} has its defence" + (f"; it tells of its trial ({made['attack']}): {told}" if told else ""))
+    for client, why in sorted(made["failed"].items()):
+        say(f"{client} has no defence: {why}. Where that has passed, the same command asks it again")
     return results
+
+
+def _rounds(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """All rounds so far, each with the name of its part where there are several."""
+    several = "phases" in results
+    phases = results.get("phases", [results])
+    return [(f"{phase['part']}, " if several else "", one) for phase in phases for one in phase.get("history", [])]
+
+
+def _whole(results: dict[str, Any]) -> bool:
+    """Whether the results hold every round of every part."""
+    phases = results.get("phases", [results])
+    parts = results.get("parts", [None])
+    return len(phases) == len(parts) and all(len(one.get("history", [])) == one.get("rounds") for one in phases)
 
 
 def _wait(flower: _Flower, run_id: str, results: Path, say: Callable[[str], None], timeout: float | None) -> str:
     started = heard = time.monotonic()
-    known, rounds = "", len(_read(results).get("history", []))
+    known, rounds = "", len(_rounds(_read(results)))
     while True:
         now = time.monotonic()
         status = flower.status(run_id)
@@ -77,10 +97,10 @@ def _wait(flower: _Flower, run_id: str, results: Path, say: Callable[[str], None
                 f"the SuperLink has not answered for {_SILENCE:g} s: start it again and give the same command, which "
                 "resumes after the last whole round"
             )
-        history = _read(results).get("history", [])
-        for record in history[rounds:]:
+        history = _rounds(_read(results))
+        for part, record in history[rounds:]:
             left_out = "".join(f"; without {client}: {why}" for client, why in sorted(record["failed"].items()))
-            say(f"round {record['round']}: {record['seconds']:.0f} s, {len(record['clients'])} clients{left_out}")
+            say(f"{part}round {record['round']}: {record['seconds']:.0f} s, {len(record['clients'])} clients{left_out}")
         rounds = max(rounds, len(history))
         if status is not None and status != known:
             known = status
@@ -137,7 +157,7 @@ class _Flower:
             return {}, "no answer in time"
         try:
             answer = json.loads(done.stdout)
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = {}
         return answer if isinstance(answer, dict) else {}, done.stdout + done.stderr
 
@@ -145,6 +165,6 @@ class _Flower:
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -124,6 +124,14 @@ class Detector(Component, nn.Module):
         del images, context, streams
         return None
 
+    def reasons(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> list[str]:
+        """Which part raised the score of each image `(N, C, H, W)`, N names; of one score it is the detector itself.
+
+        A detector of several parts says "its name > the part's", at the cost of another score.
+        """
+        del context, streams
+        return [self.name] * len(images)
+
     def forward(self, images: Tensor, *, context: ScoreContext | None = None, streams: Streams | None = None) -> Tensor:
         """Checked `score`: `(N,)`, device of the input.
 

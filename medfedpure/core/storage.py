@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import socket
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -94,8 +95,8 @@ def read_document_only(folder: Path) -> dict[str, Any]:
         )
     if content.get("digest") != _digest(content):
         raise ArtifactError(f"{path} was edited or damaged after it was saved (its digest does not match)")
-    if found == 1:
-        content["kind"] = _KINDS_OF_FORMAT_1.get(content.get("kind"), content.get("kind"))
+    if found == 1 and isinstance(content.get("kind"), str):
+        content["kind"] = _KINDS_OF_FORMAT_1.get(content["kind"], content["kind"])
     checked: dict[str, Any] = content
     return checked
 
@@ -107,11 +108,18 @@ def read_json(path: Path) -> Any:
         ArtifactError: it cannot be read, is no JSON, is nested too deep, or holds a number of thousands of digits.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(_bytes_of(path).decode())
         json.dumps(content)  # which gives up a little earlier than reading where it is nested deep
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}): restore it, or save it again") from error
     return content
+
+
+def _bytes_of(path: Path) -> bytes:
+    """All of a file; OSError also where no file stands there: whoever opens a named pipe waits for a writer."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("it is no file")
+    return path.read_bytes()
 
 
 def _read_tensors(folder: Path, digest: str | None) -> dict[str, Tensor]:
@@ -119,7 +127,7 @@ def _read_tensors(folder: Path, digest: str | None) -> dict[str, Tensor]:
         return {}
     path = folder / TENSORS
     try:
-        data = path.read_bytes()
+        data = _bytes_of(path)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error}): save the folder again") from error
     if hashlib.sha256(data).hexdigest() != digest:

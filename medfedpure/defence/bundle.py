@@ -95,6 +95,10 @@ class Bundle:
     @classmethod
     def _read(cls, path: Path, classifier: nn.Module | None) -> Self:
         document, tensors = storage.read_document(path, kind="defence", keys=("policy", "vote", "parts", "calibration"))
+        if unknown := document["parts"].keys() - set(_PARTS):
+            raise ArtifactError(
+                f"{path} names parts that a defence has not, {', '.join(sorted(unknown))}: save it again"
+            )
         for name, digest in document["parts"].items():
             if _digest_of(path / name) != digest:
                 raise ArtifactError(f"{path / name} is not the part that was saved with this defence")

@@ -13,6 +13,7 @@ so that over all looks, however many, a stream without drift raises an alarm wit
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,9 @@ from torch import Tensor
 from medfedpure.core.errors import CalibrationError, ConfigError, InputError
 from medfedpure.defence.calibration import Calibration
 from medfedpure.figures.kolmogorov_smirnov import kolmogorov_smirnov_gap, kolmogorov_smirnov_p_value
+
+KEPT = 200
+"""Looks that a monitor remembers; a service never ends, and what it remembers has to."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,10 @@ class Monitor:
         window: images in one look.
         false_alarm: probability of any alarm, ever, while nothing changes.
 
+    Attributes:
+        count: looks that were made.
+        looks: the last of them, `KEPT` at most.
+
     Example:
         >>> import torch
         >>> from medfedpure.defence.calibration import Calibration
@@ -82,7 +90,8 @@ class Monitor:
                 f"false_alarm = {false_alarm:g}: calibrate on more images, or widen the window"
             )
         self.calibration, self.window, self.false_alarm = calibration, window, false_alarm
-        self.looks: list[Look] = []
+        self.count = 0
+        self.looks: deque[Look] = deque(maxlen=KEPT)
         self._waiting = torch.empty(0, dtype=torch.float64)
 
     def observe(self, scores: Tensor) -> list[Look]:
@@ -103,8 +112,8 @@ class Monitor:
         return due
 
     def _look(self, scores: Tensor) -> Look:
-        number = len(self.looks) + 1
-        level = self.false_alarm * 6 / (math.pi * number) ** 2
+        self.count += 1
+        level = self.false_alarm * 6 / (math.pi * self.count) ** 2
         gap = kolmogorov_smirnov_gap(self.calibration.scores, scores)
         p_value = kolmogorov_smirnov_p_value(gap, len(self.calibration), len(scores))
-        return Look(number, gap / (len(self.calibration) * len(scores)), p_value, level, len(scores))
+        return Look(self.count, gap / (len(self.calibration) * len(scores)), p_value, level, len(scores))

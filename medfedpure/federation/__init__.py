@@ -8,6 +8,7 @@ from medfedpure.federation import environment as _environment  # noqa: F401 - se
 from medfedpure.federation.client import ClientSide, SeededModel, make_client_app
 from medfedpure.federation.deployment import deployed_client_app, deployed_server_app
 from medfedpure.federation.grid import InProcessGrid
+from medfedpure.federation.local import LocalWork, WorkLoop, WorkSide
 from medfedpure.federation.records import FederatedResult, FederationConfig, RoundRecord, Site
 from medfedpure.federation.run import federate, federate_component
 from medfedpure.federation.server import RoundLoop, ServerSide, make_server_app
@@ -18,6 +19,7 @@ __all__ = [
     "FederatedResult",
     "FederationConfig",
     "InProcessGrid",
+    "LocalWork",
     "PrivateStore",
     "RoundLoop",
     "RoundRecord",
@@ -25,6 +27,8 @@ __all__ = [
     "ServerSide",
     "Site",
     "StaleStateError",
+    "WorkLoop",
+    "WorkSide",
     "deployed_client_app",
     "deployed_server_app",
     "federate",

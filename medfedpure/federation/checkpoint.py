@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from safetensors.torch import save
 
 from medfedpure.core import storage
+from medfedpure.core.component import check_types
 from medfedpure.core.errors import ArtifactError, FederationError
 from medfedpure.core.personalization import Tensors
+from medfedpure.federation.records import RoundRecord
 
 _PREFIX = "round-"
+_ROUNDS, _REPLIED = TypeAdapter(list[RoundRecord]), TypeAdapter(dict[str, int])
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,24 @@ class RunCheckpoint:
             )
         except ArtifactError as error:
             raise FederationError(f"{error}; or remove {saved[-1]} and start anew") from error
-        wanted, found = self.recipe, content["recipe"]
+        wanted, found = self.recipe, content["recipe"] if isinstance(content["recipe"], dict) else {}
         different = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
         if different:
             raise FederationError(
                 f"{self.folder} holds another run (differs in {', '.join(different)}): "
                 "choose another folder, or remove this one to start anew"
             )
-        rounds = [_with_numbers(document) for document in content["rounds"]]
-        return SavedRun(int(content["run"], 16), content["finished"], shared, content["replied"], rounds)
+        try:
+            check_types(content, {"run": str, "finished": bool, "replied": dict, "rounds": list}, str(saved[-1]))
+            rounds = [_with_numbers(document) for document in content["rounds"]]
+            _ROUNDS.validate_python(rounds)
+            replied = _REPLIED.validate_python(content["replied"], strict=True)
+            return SavedRun(int(content["run"], 16), content["finished"], shared, replied, rounds)
+        except (ArtifactError, AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise FederationError(
+                f"{saved[-1]} is no state of a run as this version saves it ({type(error).__name__}): restore it, or "
+                "remove it and start anew"
+            ) from error
 
     def write(self, saved: SavedRun) -> None:
         """Make this the newest state; it is on disk when this returns."""

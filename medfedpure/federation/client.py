@@ -43,6 +43,7 @@ class ClientSide:
         export: receives the personal model that the run leaves; in a deployment, where nobody else can
             build it.
         keep: which personal model that is: of the last round, or of the one that the validation images call best.
+        part: what is trained, where a run trains several parts one after the other.
     """
 
     strategy: PersonalizationStrategy
@@ -53,6 +54,7 @@ class ClientSide:
     threads: int = 1
     export: Callable[[nn.Module, Site], None] | None = None
     keep: Literal["last", "best"] = "last"
+    part: str = ""
 
     @cached_property
     def layout(self) -> messages.Layout:
@@ -154,9 +156,14 @@ class _Visit:
         self.client_id = site.client_id
         return site
 
+    @property
+    def memory(self) -> str:
+        """Where Flower's context holds what the client remembers; parts of one run share a context."""
+        return f"{_MEMORY}-{self.side.part}" if self.side.part else _MEMORY
+
     def remembered(self, round: int) -> str | None:
         """The SHA-256 that Flower's context holds for the state of that round, if it holds any."""
-        memory = self.context.state.get(_MEMORY)
+        memory = self.context.state.get(self.memory)
         if not isinstance(memory, ConfigRecord) or memory["round"] != round:
             return None
         return str(memory["sha256"])
@@ -227,7 +234,7 @@ def _train(visit: _Visit) -> RecordDict:
     messages.check_names(result.shared, visit.side.layout, "local_update")
     visit.stage = "write_state"
     digest = store.write(order.round, result.private, confirmed=order.confirmed)
-    visit.context.state[_MEMORY] = ConfigRecord({"round": order.round, "sha256": digest})
+    visit.context.state[visit.memory] = ConfigRecord({"round": order.round, "sha256": digest})
     visit.stage = "reply"
     return messages.pack_reply(result, evaluated, order.round)
 

@@ -21,9 +21,10 @@ from medfedpure.core.personalization import LocalResult, PersonalizationStrategy
 from medfedpure.federation.arrays import read_array, shown
 from medfedpure.federation.records import is_name
 
-HELLO, TRAIN, EVALUATE = "query.hello", "train", "evaluate"
+HELLO, TRAIN, EVALUATE, WORK = "query.hello", "train", "evaluate", "query.work"
 ARRAYS, METRICS, ORDER, STRATEGY, STATE, IDENTITY = "arrays", "metrics", "order", "strategy", "state", "identity"
 NUM_EXAMPLES, EVALUATED = "num-examples", "evaluated."
+PART = "part"
 CLIENT, VALIDATION, EXAMPLES = "client", "validation", "examples"
 MOST_EXAMPLES = 10_000_000
 """The largest number of images that one client may count for."""
@@ -80,10 +81,26 @@ class Reply:
     evaluated: dict[str, float]
 
 
-def pack_order(order: Order, shared: Tensors, config: Mapping[str, Scalar]) -> RecordDict:
+def pack_part(part: str) -> RecordDict:
+    """The content of a message that says no more than which part of a run it is about; empty where a run has one."""
+    return RecordDict({PART: ConfigRecord({"name": part})} if part else {})
+
+
+def part_of(message: Message) -> str:
+    """Which part of a run a message of the server is about; "" where it does not say."""
+    record = message.content.get(PART) if message.has_content() else None
+    return str(record.get("name", "")) if isinstance(record, ConfigRecord) else ""
+
+
+def pack_order(order: Order, shared: Tensors, config: Mapping[str, Scalar], part: str = "") -> RecordDict:
     """The content of a message to a client."""
     return RecordDict(
-        {ARRAYS: pack_tensors(shared), ORDER: ConfigRecord(asdict(order)), STRATEGY: ConfigRecord(dict(config))}
+        {
+            **pack_part(part),
+            ARRAYS: pack_tensors(shared),
+            ORDER: ConfigRecord(asdict(order)),
+            STRATEGY: ConfigRecord(dict(config)),
+        }
     )
 
 

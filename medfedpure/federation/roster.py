@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from medfedpure.core.errors import FederationError
@@ -42,15 +42,21 @@ class Roster:
         wanted: what must be equal at server and sites, of `messages.identity_of`.
         timeout: seconds to wait for nodes, and for their answers.
         pause: waits about so many seconds.
+        part: of the run, which nodes are told in order to answer for it.
 
     Attributes:
         members: by name, who takes part.
     """
 
     def __init__(
-        self, names: tuple[str, ...], wanted: Mapping[str, str], timeout: float, pause: Callable[[float], None]
+        self,
+        names: tuple[str, ...],
+        wanted: Mapping[str, str],
+        timeout: float,
+        pause: Callable[[float], None],
+        part: str = "",
     ) -> None:
-        self.names, self.wanted, self.timeout, self._pause = names, wanted, timeout, pause
+        self.names, self.wanted, self.timeout, self._pause, self.part = names, wanted, timeout, pause, part
         self.members: dict[str, Member] = {}
         self._reasons: dict[str, str] = {}
         self._strangers: dict[int, str] = {}
@@ -128,5 +134,5 @@ class Roster:
             self._strangers[node] = why
 
     def _ask(self, grid: Grid, nodes: list[int]) -> dict[int, Answer]:
-        asked = [Message(RecordDict(), node, messages.HELLO) for node in nodes]
+        asked = [Message(messages.pack_part(self.part), node, messages.HELLO) for node in nodes]
         return exchange(grid, asked, self.timeout, self._pause)

@@ -49,6 +49,7 @@ class ServerSide:
         training: sent to the clients.
         rounds, seed: of the run.
         config: quorum and timeouts.
+        part: what is trained, where a run trains several parts one after the other.
     """
 
     clients: tuple[str, ...]
@@ -58,6 +59,7 @@ class ServerSide:
     rounds: int
     seed: int
     config: FederationConfig
+    part: str = ""
 
 
 @dataclass
@@ -137,7 +139,8 @@ class RoundLoop:
         self.shared = self.side.strategy.initial_shared(self.side.make_model, self.side.seed)
         self._layout = messages.layout_of(self.shared)
         identity = messages.identity_of(self.side.strategy, self._layout)
-        self._roster = Roster(tuple(self.replied), identity, self.side.config.start_timeout, self._pause)
+        start = self.side.config.start_timeout
+        self._roster = Roster(tuple(self.replied), identity, start, self._pause, self.side.part)
         saved = None if self.checkpoint is None else RunCheckpoint(self.checkpoint, self._recipe())
         if saved is not None and self._resume(saved.read()):
             _LOG.warning("%s holds the finished run: remove it to start anew", self.checkpoint)
@@ -170,6 +173,11 @@ class RoundLoop:
         """Take over a saved state; whether nothing is left to do."""
         if saved is None:
             return False
+        if messages.layout_of(saved.shared) != self._layout or saved.replied.keys() != self.replied.keys():
+            raise FederationError(
+                f"{self.checkpoint} holds other tensors or clients than its recipe says: restore it, or remove it to "
+                "start anew"
+            )
         self.run_id, self.replied = saved.run_id, dict(saved.replied)
         self.shared = {key: saved.shared[key] for key in self._layout}
         now = time.perf_counter()
@@ -244,7 +252,7 @@ class RoundLoop:
         order = Order(
             round, self.side.rounds, self.side.seed, self.replied[name], evaluate, training, f"{self.run_id:016x}"
         )
-        return messages.pack_order(order, self.shared, config)
+        return messages.pack_order(order, self.shared, config, self.side.part)
 
     def _client_config(self, name: str, round: int) -> Mapping[str, Scalar]:
         past = [draft.clients[name] for draft in self._drafts if name in draft.clients and draft.round < round]

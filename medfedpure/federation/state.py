@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from medfedpure.core import storage
-from medfedpure.core.errors import FederationError
+from medfedpure.core.errors import ArtifactError, FederationError
 from medfedpure.core.personalization import Tensors
 
 FORMAT = 1
@@ -101,9 +101,9 @@ class PrivateStore:
             return {}
         path = self._document(round)
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = storage.read_json(path)
             data = self._tensors(round).read_bytes()
-        except (OSError, ValueError) as error:
+        except (OSError, ArtifactError) as error:
             raise StaleStateError(
                 f"client {self.client_id} has no readable private state of round {round} in {self.folder} ({error}): "
                 "restore the folder, or start a new run"
@@ -150,13 +150,13 @@ class PrivateStore:
         if not path.exists():
             return None
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = storage.read_json(path)
             round, worth = int(document["round"]), tuple(map(float, document["worth"]))
             data = (self.folder / f"{_BEST}-{round:05d}.safetensors").read_bytes()
             wanted = {**self._identity(round), "kind": "best_state", "sha256": hashlib.sha256(data).hexdigest()}
             wrong = [key for key in wanted if document.get(key) != wanted[key]]
             tensors = {} if wrong else dict(load(data))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        except (OSError, ArithmeticError, ArtifactError, LookupError, TypeError, ValueError, SafetensorError) as error:
             raise StaleStateError(
                 f"{path} is not readable ({error!r}): restore {self.folder}, or start anew"
             ) from error

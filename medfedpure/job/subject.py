@@ -58,8 +58,8 @@ def load_subject(
     """Find everything.
 
     Args:
-        defence: a folder that `DefendedClassifier.save` wrote, or the output folder of a demo or a run; that one
-            brings its own test images, and the other clients' classifiers as attackers.
+        defence: a folder that `DefendedClassifier.save` wrote, or the output folder of a demo, a run or a federation;
+            these bring the other clients' classifiers as attackers, and a demo or a run its own test images.
         data: folder of images, .npz file, or data set plugin.
         options: configuration of the data set plugin, beyond what the classifier asks for.
         client: of a run, whose defence; by default the first.
@@ -117,7 +117,7 @@ def defence_of(folder: Path, client: str | None) -> Path:
     if (folder / CONFIG).is_file() and not (folder / DOCUMENT).is_file():
         return folder / DEFENCES / _client(folder, client)
     if client is not None:
-        raise ConfigError(f"{folder} is one defence: --client goes with the output folder of a demo or a run")
+        raise ConfigError(f"{folder} is one defence: --client goes with the output folder of a demo, run or federation")
     return folder
 
 
@@ -136,6 +136,8 @@ def _clients(run: Path) -> list[str]:
 def _test_parts(run: Path) -> dict[str, ImageDataset]:
     """The test parts of a run by client, after making sure that they are still those that were left out of training."""
     recorded = _recorded(run)
+    if "defences" in recorded:
+        raise ConfigError(f"{run} is a federation, and no record says what its defences have not seen: {HINT}")
     format = recorded.get("format", 1) if recorded else _format_of_defences(run)
     config = RunConfig.from_toml(run / CONFIG)
     known = registry().load("dataset", config.data.plugin)

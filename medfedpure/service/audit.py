@@ -24,6 +24,7 @@ from typing import Any, Self
 
 from medfedpure.core.errors import ArtifactError
 from medfedpure.core.storage import locked
+from medfedpure.data.readers.folders import what_else
 
 FIRST = 64 * "0"
 """What stands for the hash before the first line."""
@@ -153,6 +154,8 @@ def check(path: str | Path, holds: str | None = None) -> Chain:
         ArtifactError: it cannot be read.
     """
     rows, head, seen = 0, FIRST, holds is None
+    if other := what_else(Path(path)):
+        raise ArtifactError(f"{path} is {other}: the file of a log is wanted")
     try:
         with Path(path).open("rb") as stream:
             for line in stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections import deque
@@ -14,9 +15,12 @@ import torch
 from torch import Tensor
 
 from medfedpure.core.results import on_cpu
+from medfedpure.core.streams import Streams
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.service.drift import Drift
 from medfedpure.service.limits import Limits, refusal_of
+from medfedpure.verdicts.predict import WHY
+from medfedpure.verdicts.why import reasons
 
 
 @dataclass(frozen=True)
@@ -130,13 +134,17 @@ class Batcher:
 
     def _ask(self, images: Tensor, explain: bool) -> list[Answer]:
         # Under a seed all have one id: what an image is answered does not depend on who came with it.
-        ids = None if self.seed is None else torch.zeros(len(images), dtype=torch.int64)
-        found = on_cpu(self.chain.predict(images, ids, seed=self.seed, batch_size=len(images), explain=explain))
+        ids = torch.arange(len(images)) if self.seed is None else torch.zeros(len(images), dtype=torch.int64)
+        drawn = secrets.randbits(128) if self.seed is None else self.seed  # the reasons are of the same noise
+        said = self.chain.predict(images, ids, seed=drawn, batch_size=len(images), explain=explain)
+        why, _ = reasons(self.chain, images, said, Streams(drawn, ids, self.chain.acceleration.noise), maps=False)
+        found = on_cpu(said)
         if found.scores is not None:
             self.drift.observe(found.scores)
         answers = []
-        for place, row in enumerate(found.rows()):
+        for place, (row, reason) in enumerate(zip(found.rows(), why, strict=True)):
             cleaned = found.images[place] if row["purified"] else None
             suspicion = None if found.suspicion_map is None else found.suspicion_map[place, 0]
-            answers.append(Answer({key: value for key, value in row.items() if key != "image"}, cleaned, suspicion))
+            kept = {key: value for key, value in row.items() if key != "image"}
+            answers.append(Answer({**kept, WHY: reason}, cleaned, suspicion))
         return answers

@@ -56,6 +56,8 @@ class Guard:
                 headers["X-Request-ID"] = request
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
+                if self.service.ending and status < 400:  # of a refusal the body may still come: see heads.py
+                    headers["Connection"] = "close"
             await send(message)
 
         self.service.in_flight += 1
@@ -89,7 +91,7 @@ class Guard:
         if not allows(token, headers):
             raise Refusal(401, "a valid token is wanted: Authorization: Bearer ...", {"WWW-Authenticate": "Bearer"})
         if self.service.ending and scope["path"].startswith("/v1/"):
-            raise Refusal(503, "the service is ending: ask again later", {"Retry-After": "5", "Connection": "close"})
+            raise Refusal(503, "the service is ending: ask again later", {"Retry-After": "5"})
 
 
 def allows(token: str | None, headers: Headers) -> bool:

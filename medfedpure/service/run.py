@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from PIL import Image
 
 from medfedpure.core.errors import ConfigError
 from medfedpure.service.guard import is_loopback
@@ -18,6 +21,8 @@ from medfedpure.service.heads import Connection
 TOKEN = "MEDFEDPURE_TOKEN"  # noqa: S105 - a name
 """The variable of the environment that holds the token, where no file does."""
 _LEAST = 16
+_QUIET = 3
+"""Ticks, ten a second, without a request before it ends."""
 
 
 def token_of(file: Path | None, environment: Mapping[str, str] = os.environ) -> str | None:
@@ -72,6 +77,8 @@ def listen(host: str, port: int, token: str | None) -> socket.socket:
 class Server(uvicorn.Server):
     """Answers until SIGTERM or SIGINT; then it refuses, and ends when all that was in flight is answered.
 
+    It stays for some ticks in which nothing is asked, so that who sent a request as the signal came gets an answer too.
+
     Args:
         app: from `create_app`.
         begun: is called when requests are taken.
@@ -80,9 +87,12 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, begun: Callable[[], object]) -> None:
         super().__init__(_config(app))
         self.service, self.begun = app.state.service, begun
+        self._quiet = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's."""
+        """As uvicorn's; large pictures and malformed forms are refused with a sentence, and fill no log beside it."""
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)
         await super().startup(sockets)
         self.begun()
 
@@ -95,7 +105,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: is it over?"""
-        if self.service.ending and not self.service.in_flight:
+        self._quiet = self._quiet + 1 if self.service.ending and not self.service.in_flight else 0
+        if self._quiet == _QUIET:
             self.should_exit = True
         return await super().on_tick(counter)
 

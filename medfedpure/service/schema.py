@@ -18,6 +18,7 @@ _ROW = {
     "score": 0.31,
     "p_value": 0.04,
     "flagged": True,
+    "why": "compose > score_norm",
     "strength": 0.6,
     "purified": True,
     "abstained": False,

@@ -22,7 +22,7 @@ from medfedpure.service.drift import Drift
 from medfedpure.service.limits import Limits, Places, Refusal, refusal_of
 from medfedpure.service.metrics import Metrics
 from medfedpure.service.uploads import Upload
-from medfedpure.verdicts.sheet import KEY, MADE_BY
+from medfedpure.verdicts.kept import KEY, MADE_BY
 
 T = TypeVar("T")
 

@@ -14,7 +14,6 @@ from starlette.requests import ClientDisconnect, Request
 from medfedpure.service.limits import Limits, Refusal
 
 FORM = "multipart/form-data"
-_CLOSE = {"Connection": "close"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ async def uploads_of(request: Request, limits: Limits, several: bool) -> list[Up
                 found = [Upload(None, b"".join([chunk async for chunk in _chunks(request, limits)]))]
     except TimeoutError as error:
         late = f"the body did not come within {limits.upload_seconds:g} seconds: send it again, or a smaller one"
-        raise Refusal(408, late, _CLOSE) from error
+        raise Refusal(408, late) from error
     except ClientDisconnect as error:
         raise Refusal(499, "the connection was cut off") from error
     if not found or (len(found) > 1 and not several):
@@ -71,7 +70,7 @@ async def _chunks(request: Request, limits: Limits) -> AsyncGenerator[bytes, Non
     async for chunk in request.stream():
         total += len(chunk)
         if total > limits.max_bytes:
-            raise Refusal(413, _too_long(limits), _CLOSE)
+            raise Refusal(413, _too_long(limits))
         yield chunk
 
 
@@ -129,7 +128,7 @@ class _Form:
         if b"filename" not in options:
             return
         if len(self.files) == self.most:
-            raise Refusal(413, f"more than {self.most} files came in one request: send fewer", _CLOSE)
+            raise Refusal(413, f"more than {self.most} files came in one request: send fewer")
         name = options[b"filename"].decode(errors="backslashreplace")
         self.files.append(Upload(name or None, bytes(self._content)))
 

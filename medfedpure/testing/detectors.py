@@ -87,6 +87,14 @@ class DetectorContract(ImageContract, TrainableContract):
             assert found.shape == wanted, f"the map has shape {tuple(found.shape)}; {wanted} is wanted"
             assert bool(found.isfinite().all()), "the map is not finite"
 
+    def test_the_reasons(self, component: Detector, setting: Setting) -> None:
+        """`reasons` names a part for each image, beginning with the detector."""
+        found = component.reasons(setting.images, context=setting.context, streams=setting.streams)
+        wanted = len(setting.images)
+        assert len(found) == wanted, f"{len(found)} reasons for {wanted} images; one for each is wanted"
+        strange = [text for text in found if not text.startswith(component.name)]
+        assert not strange, f"a reason begins with the detector's name, {component.name!r}; got {strange[:1]}"
+
     def test_given_logits_change_nothing(self, component: Detector, setting: Setting) -> None:
         """A chain hands over the classifier's logits: the scores stay what they are."""
         if "classifier" not in component.requires:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from torch import Tensor
 
 from medfedpure.core.errors import ConfigError, DataError
 from medfedpure.data.readers import dicom, nifti
+from medfedpure.data.readers.grey import Window
 from medfedpure.data.readers.images import Decoder
+from medfedpure.data.readers.nifti import Axis
 from medfedpure.data.readers.pseudonyms import Pseudonyms
 from medfedpure.data.readers.scans import Kind, ScanReader, kind_of
 from medfedpure.data.readers.squares import to_eight_bits
@@ -56,21 +59,65 @@ class Frames:
         return one.float().div_(255.0 if one.element_size() == 1 else 65535.0)
 
 
-class FileDecoder:
-    """Reads files as those that a defence was fitted on: size, channels, depth.
+@dataclass(frozen=True)
+class Shown:
+    """How DICOM and NIfTI files are shown: as what the defence was fitted on, or its threshold means nothing.
 
-    DICOM is shown by its own table or window, else by percentiles; NIfTI is cut into axial slices of its first volume,
-    shown by percentiles.
+    Args:
+        window: of both, as `ScanReader` has it: "auto" is a DICOM file's own table or window, else percentiles; two
+            values become black and white. NIfTI has percentiles in place of "auto" and "full".
+        axis: that NIfTI volumes are cut across.
+
+    Raises:
+        ConfigError: no such window or axis.
+    """
+
+    window: Window = "auto"
+    axis: Axis = "axial"
+
+    def __post_init__(self) -> None:
+        if self.axis not in get_args(Axis):
+            raise ConfigError(f"volumes are cut as {', '.join(get_args(Axis))}; got {self.axis!r}")
+        named = [name for name in ("auto", "percentiles", "full") if name == self.window]
+        if not named and (isinstance(self.window, str) or not self.window[0] < self.window[1]):
+            raise ConfigError(
+                "a window is auto, percentiles, full, or the values that become black and white, the lower first; "
+                f"got {self.window!r}"
+            )
+
+    @classmethod
+    def parse(cls, window: str, axis: str) -> Shown:
+        """From words: a window of two values is "LOW,HIGH". Raises ConfigError as above."""
+        ends: Window | str = window
+        if "," in window:
+            try:
+                low, high = (float(part) for part in window.split(","))
+            except ValueError:
+                pass
+            else:
+                ends = low, high
+        return cls(ends, axis)  # type: ignore[arg-type]
+
+    def told(self) -> list[str]:
+        """What is not the default, for the rows."""
+        window = self.window if isinstance(self.window, str) else ",".join(f"{end:g}" for end in self.window)
+        told = {"window": window, "axis": self.axis}
+        return [f"{key}={value}" for key, value in told.items() if value not in ("auto", "axial")]
+
+
+class FileDecoder:
+    """Reads files as those that a defence was fitted on: size, channels, depth; of NIfTI the first volume.
 
     Args:
         facts: what images the defence is for.
         pseudonyms: for patient and study; without them neither is told.
+        shown: window and axis.
 
     Raises:
         ConfigError: the defence is for images that no file is read as.
     """
 
-    def __init__(self, facts: ImageFacts, pseudonyms: Pseudonyms | None = None) -> None:
+    def __init__(self, facts: ImageFacts, pseudonyms: Pseudonyms | None = None, shown: Shown = Shown()) -> None:
         channels, height, width = facts.image_shape
         if height != width or channels not in (1, 3):
             raise ConfigError(f"files are read as squares, grey or RGB; this defence is for {facts.describe()}")
@@ -79,7 +126,13 @@ class FileDecoder:
         bits = facts.top.bit_length() if scaled else None
         self._pictures = Decoder(height, channels, bits, 16 if self._deep else 8)
         self._named = pseudonyms is not None
-        self._scans = ScanReader(height, 3 if channels == 3 else 1, pseudonyms=pseudonyms or Pseudonyms())
+        self._scans = ScanReader(
+            height,
+            3 if channels == 3 else 1,
+            window=shown.window,
+            axis=shown.axis,
+            pseudonyms=pseudonyms or Pseudonyms(),
+        )
 
     def read(self, path: Path, kind: Kind | None = None) -> Frames:
         """Every image of a file; at least one.

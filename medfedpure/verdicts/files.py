@@ -46,6 +46,13 @@ def name_of(path: Path) -> str:
     return text if text[:1] not in FORMULA else f"./{text}"
 
 
+def picture_of(path: Path, place: int) -> str:
+    """The name of a picture that is made of one image of a file, from 0: no other's, and safe in any folder."""
+    digest = hashlib.blake2b(str(path).encode(errors="surrogateescape"), digest_size=6).hexdigest()
+    stem = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in path.name)[:80].lstrip(".")
+    return f"{stem}-{digest}-{place}.png"
+
+
 def _named(given: str | Path) -> list[Path]:
     if os.path.lexists(given):
         return [Path(given)]

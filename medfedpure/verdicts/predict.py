@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,26 @@ import torch
 from medfedpure.core.disk.whole import make_folder
 from medfedpure.core.errors import ConfigError, DataError, MissingExtraError
 from medfedpure.core.progress import track
+from medfedpure.core.results import Prediction
 from medfedpure.core.storage import locked
-from medfedpure.core.streams import derive_seed
+from medfedpure.core.streams import Streams, derive_seed
 from medfedpure.data.readers.pseudonyms import Pseudonyms
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.verdicts.ahead import decoded
-from medfedpure.verdicts.decoding import FileDecoder, Frames, is_scan
+from medfedpure.verdicts.decoding import FileDecoder, Frames, Shown, is_scan
+from medfedpure.verdicts.engine import Answer, Asked, Engine, How
 from medfedpure.verdicts.files import files_of, name_of
-from medfedpure.verdicts.sheet import FRAME, FRAMES, KEY, MADE_BY, Format, Sheet
+from medfedpure.verdicts.formats import kept_as
+from medfedpure.verdicts.groups import Grouping
+from medfedpure.verdicts.kept import ERROR, FRAME, FRAMES, KEY, MADE_BY, Format, Kept
+from medfedpure.verdicts.listening import Judged, Listener
+from medfedpure.verdicts.maps import Maps
+from medfedpure.verdicts.why import reasons
 
 WHO = ("patient", "study")
 """The columns of pseudonyms."""
+WHY = "why"
+"""The column that says of a flagged image which part of the detector raised it."""
 
 
 @dataclass
@@ -49,29 +59,18 @@ class Tally:
     flagged: int = 0
     abstained: int = 0
 
+    def count(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add what rows say."""
+        self.images += sum(row[ERROR] is None for row in rows)
+        self.flagged += sum(bool(row.get("flagged")) for row in rows)
+        self.abstained += sum(bool(row.get("abstained")) for row in rows)
+
     def describe(self) -> str:
         """One line for people."""
         before = f", {self.before} of them done before" if self.before else ""
         told = f"{self.images} images, {self.flagged} flagged, {self.abstained} without a verdict"
         failed = f"{self.failed} could not be read" + ("; counts are of this time" if self.before else "")
         return f"{self.files} files{before}, {failed}: {told}"
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What becomes a row.
-
-    Attributes:
-        path: of the file.
-        place: which of its images, from 0; None where there is none.
-        frames: all images of the file; None where it could not be read.
-        error: why it could not be read.
-    """
-
-    path: Path
-    place: int | None = None
-    frames: Frames | None = None
-    error: str | None = None
 
 
 def predict_files(
@@ -86,54 +85,95 @@ def predict_files(
     batch_size: int = 64,
     workers: int | None = None,
     key_file: str | Path | None = None,
+    shown: Shown = Shown(),  # noqa: B008
+    maps: str | Path | None = None,
+    grouping: Grouping | None = None,
+    retry_errors: bool = False,
+    engine: Engine | None = None,
+    also: Sequence[Listener] = (),
 ) -> Tally:
     """Write what a defence says of every image of every file, a row each.
 
-    Rows come as they are finished, in the order of the files, and are on the disk batch by batch. Ended before the
-    last, the same call goes on: images that have a row get no second one. Files are decoded beside the computing.
+    Rows come as they are finished, in the order of the files, and are on the disk batch by batch, as Parquet a file at
+    a time. Ended before the last, the same call goes on: images that have a row get no second one. Files are decoded
+    beside the computing.
 
     Args:
         chain: it knows what images it is for, as every defence that was calibrated on a data set does.
         inputs: files, folders or patterns; see `medfedpure.verdicts.files.files_of`.
-        out: the file of rows; one that is there is continued.
-        format: "csv", or "jsonl", an object a line.
-        made_by: which defence it is, written into every row.
+        out: the file of rows, of Parquet the folder; one that is there is continued.
+        format: "csv"; "jsonl", an object a line; "parquet", files of some thousand rows in a folder.
+        made_by: which defence it is, written into every row; behind it stand `target_fpr`, `shown` and a fingerprint
+            of the key, where they are given: rows under other settings are not continued.
         seed: of the noise, which is each image's own; by default drawn from the operating system.
         target_fpr: another false-positive rate than the calibrated one.
         batch_size: images at a time.
         workers: threads that decode; by default as many as there are processors, at most 8.
         key_file: a secret, made if it is missing, under which rows say the patient and the study of a DICOM file;
             without it neither is told.
+        shown: window and axis of DICOM and NIfTI.
+        maps: a folder for the suspicion maps of flagged images; see `medfedpure.verdicts.maps.Maps`.
+        grouping: of whom verdicts are made of all rows at the end, into a table beside them.
+        retry_errors: of the files that are named, forget the rows that say that they could not be read, and read them
+            again.
+        engine: who judges, with the same defence; None is this process.
+        also: are told of every batch before its rows are written, and closed at the end.
 
     Raises:
-        ConfigError: inputs that lead to no file, a defence that does not say what images it is for.
+        ConfigError: inputs that lead to no file, a defence that does not say what images it is for, a grouping without
+            a key, maps of a detector that draws none, maps or listeners beside an engine.
         DataError: a folder that cannot be listed, or a key that cannot be read.
         ArtifactError: `out` holds something else, somebody else writes to it, or the disk takes no more.
-        MissingExtraError: at the end, when all others have their rows: files that need a package.
+        MissingExtraError: pyarrow is missing for Parquet; or, at the end, when all others have their rows: files that
+            need a package.
     """
     if chain.image_facts is None:
         raise ConfigError(
             "this defence does not say what images it is for: calibrate it on a data set, as in "
             "chain.calibrate(medfedpure.create('dataset', 'image_folder', ...).read())"
         )
-    own = [os.path.realpath(one) for one in (out, key_file) if one is not None]
-    files = [path for path in files_of(inputs, is_scan) if os.path.realpath(path) not in own]
+    if grouping is not None and key_file is None:
+        raise ConfigError(f"verdicts by {grouping.by} need the pseudonyms of the rows: name a key file")
+    if engine is not None and (maps is not None or also):
+        raise ConfigError("an engine hands over rows and no images: leave out the engine, or maps and who listens")
+    columns = columns_for(chain, maps=maps is not None)
+    table = None if grouping is None else grouping.place(Path(out))
+    own = _Own([out, key_file, table, maps, *(one.path for one in also)])
+    files = [path for path in files_of(inputs, is_scan) if path not in own]
     tally = Tally(len(files))
-    decoder = FileDecoder(chain.image_facts, None if key_file is None else Pseudonyms.from_file(Path(key_file)))
+    names = None if key_file is None else Pseudonyms.from_file(Path(key_file))
+    spoken = " ".join([made_by, *_settings(target_fpr, shown, names)]).strip()
+    retried = {name_of(path) for path in files} if retry_errors else ()
+    rows_of = kept_as(format, out, columns, spoken, retried)
+    listeners = [*also, *([] if maps is None else [Maps(maps)])]
+    decoder = FileDecoder(chain.image_facts, names, shown)
     lacking: list[tuple[Path, MissingExtraError]] = []
-    heads = [KEY, FRAME, FRAMES, *WHO, *heads_for(chain)[1:]]
     make_folder(Path(out).parent)
-    with locked(out, "the writing of verdicts"), Sheet(out, heads, format, made_by) as sheet:
-        wanted = [path for path in files if name_of(path) not in sheet.done]
-        tally.before = len(files) - len(wanted)
-        with closing(decoded(wanted, decoder.read, workers, 2 * batch_size)) as found:
-            left = _left(track(found, "verdicts", len(wanted)), sheet, tally, lacking)
-            while batch := list(islice(left, batch_size)):
-                rows = verdicts(chain, batch, seed, target_fpr)
-                sheet.write(rows)
-                tally.images += sum(row["error"] is None for row in rows)
-                tally.flagged += sum(bool(row.get("flagged")) for row in rows)
-                tally.abstained += sum(bool(row.get("abstained")) for row in rows)
+    with ExitStack() as closed, locked(out, "the writing of verdicts"):
+        with rows_of as kept:
+            for one in listeners:
+                closed.callback(one.close)
+            wanted = [path for path in files if name_of(path) not in kept.done]
+            tally.before = len(files) - len(wanted)
+            if engine is None:
+                found = closed.enter_context(closing(decoded(wanted, decoder.read, workers, 2 * batch_size)))
+                left = _left(track(found, "verdicts", len(wanted)), kept, tally, lacking)
+                while batch := list(islice(left, batch_size)):
+                    said, rows = verdicts(chain, batch, seed, target_fpr, maps is not None)
+                    for one in listeners:
+                        one.judged(batch, said, rows)
+                    kept.write(rows)
+                    tally.count(rows)
+            else:
+                how = How(seed, target_fpr, batch_size, workers, None if key_file is None else Path(key_file), shown)
+                asked = [Asked(path, frozenset(kept.begun.get(name_of(path), ()))) for path in wanted]
+                answers = closed.enter_context(closing(engine.answers(asked, how)))
+                for rows in _answered(answers, wanted, tally, lacking):
+                    kept.write(rows)
+                    tally.count(rows)
+        if grouping is not None and table is not None:
+            classes = sum(head.startswith("probability_") for head in columns)
+            grouping.write(table, rows_of.rows(), classes, chain.image_facts.class_names)
     if lacking:
         path, error = lacking[0]
         raise MissingExtraError(
@@ -143,16 +183,63 @@ def predict_files(
     return tally
 
 
+class _Own:
+    """What a call writes, and whatever lies below that: no scan.
+
+    Args:
+        places: of files and folders; None is none.
+    """
+
+    def __init__(self, places: Iterable[str | Path | None]) -> None:
+        self._places = {Path(os.path.realpath(one)) for one in places if one is not None}
+
+    def __contains__(self, path: Path) -> bool:
+        real = Path(os.path.realpath(path))
+        return not self._places.isdisjoint((real, *real.parents))
+
+
+def _settings(target_fpr: float | None, shown: Shown, names: Pseudonyms | None) -> list[str]:
+    """What rows depend on besides the defence, where it is not the usual; of a key what tells it from others."""
+    told = [] if target_fpr is None else [f"target_fpr={target_fpr:g}"]
+    return [*told, *shown.told(), *([] if names is None else [f"key={names.of('')[:8]}"])]
+
+
+def columns_for(chain: DefendedClassifier, *, maps: bool = False) -> dict[str, type]:
+    """The columns of a row of `predict_files`, with the types of their values.
+
+    Args:
+        chain: that speaks.
+        maps: whether its detector has to draw suspicion maps.
+
+    Raises:
+        ConfigError: it draws none.
+    """
+    said = _trial(chain, maps)
+    if maps and said.suspicion_map is None:
+        spoken = "no detector" if chain.detector is None else f"the detector {chain.detector.name!r}"
+        raise ConfigError(f"maps were asked for, and this defence has {spoken}, which draws none: leave them out")
+    verdict = {head: type(values[0]) for head, values in said.columns().items() if head != "image"}
+    made: dict[str, type] = {}
+    for head, kind in verdict.items():
+        made |= {head: kind, WHY: str} if head == "flagged" else {head: kind}
+    who = dict.fromkeys(WHO, str)
+    return {KEY: str, FRAME: int, FRAMES: int, **who, **made, ERROR: str, MADE_BY: str}
+
+
 def heads_for(chain: DefendedClassifier) -> list[str]:
-    """The columns of the verdicts of this defence, those of the file and of an error around them."""
+    """The columns of a verdict of this defence alone, those of a file's name and of an error around them."""
+    return [head for head in columns_for(chain) if head not in (FRAME, FRAMES, *WHO)]
+
+
+def _trial(chain: DefendedClassifier, maps: bool = False) -> Prediction:
+    """What it says of a black image."""
     assert chain.image_facts is not None
-    found = chain.predict(torch.zeros(1, *chain.image_facts.image_shape), seed=0).columns()
-    return [KEY, *(name for name in found if name != "image"), "error", MADE_BY]
+    return chain.predict(torch.zeros(1, *chain.image_facts.image_shape), seed=0, explain=maps)
 
 
 def _left(
     found: Iterable[tuple[Path, Frames | DataError | MissingExtraError]],
-    sheet: Sheet,
+    kept: Kept,
     tally: Tally,
     lacking: list[tuple[Path, MissingExtraError]],
 ) -> Iterator[Judged]:
@@ -166,29 +253,60 @@ def _left(
             tally.failed += 1
             yield Judged(path, error=str(frames))
         else:
-            yield from (Judged(path, place, frames) for place in sheet.left(name_of(path), len(frames)))
+            yield from (Judged(path, place, frames) for place in kept.left(name_of(path), len(frames)))
+
+
+def _answered(
+    groups: Iterable[Sequence[Answer]],
+    wanted: Sequence[Path],
+    tally: Tally,
+    lacking: list[tuple[Path, MissingExtraError]],
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each group of an engine's answers, and the files that have none; counts them."""
+    left = track(wanted, "verdicts", len(wanted))
+    for answers in groups:
+        rows: list[dict[str, Any]] = []
+        for answer, path in zip(answers, left, strict=False):  # in this order: the last file waits for its answer
+            if answer.lacking is not None:
+                lacking.append((path, MissingExtraError(answer.lacking)))
+                continue
+            tally.read += 1
+            tally.failed += any(row[ERROR] is not None for row in answer.rows)
+            rows += answer.rows
+        yield rows
+    next(left, None)  # the last one is done
 
 
 def verdicts(
-    chain: DefendedClassifier, batch: Sequence[Judged], seed: int | None, target_fpr: float | None
-) -> list[dict[str, Any]]:
-    """A row for each, in order."""
+    chain: DefendedClassifier, batch: Sequence[Judged], seed: int | None, target_fpr: float | None, maps: bool = False
+) -> tuple[Prediction | None, list[dict[str, Any]]]:
+    """What the defence says of those that have frames, and a row for each, in order.
+
+    Args:
+        chain: that is asked.
+        batch: images, and files that could not be read.
+        seed: of the noise; None draws one.
+        target_fpr: another false-positive rate than the calibrated one.
+        maps: whether the suspicion maps of flagged images are wanted.
+    """
     images = [(one, one.frames.image(one.place)) for one in batch if one.frames is not None and one.place is not None]
-    said: Iterator[dict[str, Any]] = iter(())
+    found: Prediction | None = None
+    why: list[str | None] = []
     if images:
-        found = chain.predict(
-            torch.stack([image for _, image in images]),
-            ids=torch.tensor([derive_seed("file", name_of(one.path), one.place or 0) for one, _ in images]),
-            seed=seed,
-            target_fpr=target_fpr,
-            batch_size=len(images),
-        )
-        said = iter(found.rows())
+        pixels = torch.stack([image for _, image in images])
+        ids = torch.tensor([derive_seed("file", name_of(one.path), one.place or 0) for one, _ in images])
+        drawn = secrets.randbits(128) if seed is None else seed  # not told: the reasons are of the same noise
+        found = chain.predict(pixels, ids, seed=drawn, target_fpr=target_fpr, batch_size=len(images))
+        streams = Streams(drawn, ids, chain.acceleration.noise)
+        why, seen = reasons(chain, pixels, found, streams, maps)
+        found = replace(found, suspicion_map=seen)
+    said = iter(() if found is None else zip(found.rows(), why, strict=True))
     rows = []
     for one in batch:
-        row: dict[str, Any] = {KEY: name_of(one.path), "error": one.error}
+        row: dict[str, Any] = {KEY: name_of(one.path), ERROR: one.error}
         if one.frames is not None:
-            row |= {FRAME: one.place, FRAMES: len(one.frames)}
-            row |= dict(zip(WHO, (one.frames.patient, one.frames.study), strict=True)) | next(said)
+            verdict, reason = next(said)
+            row |= {FRAME: one.place, FRAMES: len(one.frames), WHY: reason}
+            row |= dict(zip(WHO, (one.frames.patient, one.frames.study), strict=True)) | verdict
         rows.append({key: value for key, value in row.items() if key != "image"})
-    return rows
+    return found, rows

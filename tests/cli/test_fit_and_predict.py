@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import re
+import time
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -12,8 +16,11 @@ from typer.testing import CliRunner
 
 import medfedpure
 from medfedpure.cli.app import app
+from medfedpure.cli.bars import Bars, Rate
 from medfedpure.cli.predict import FLAGGED
+from medfedpure.cli.shown import Terminal
 from medfedpure.core.errors import ArtifactError, ConfigError, DataError
+from medfedpure.core.progress import listening, track
 from medfedpure.testing import tiny_dataset
 
 CHEAP = ["--detector", "feature_squeezing", "--purifier", "median", "--target-fpr", "0.1", "--threads", "1", "--quiet"]
@@ -99,6 +106,73 @@ def test_predict_says_who_spoke(place, tmp_path):
     assert run("predict", place / "guarded", *words).exit_code == 0
     with pytest.raises(ArtifactError, match="of another defence"):
         run("predict", tmp_path / "other", *words, catch=False)
+
+
+def test_predict_asks_for_what_it_needs_before_it_reads_anything(place, tmp_path):
+    words = ["predict", tmp_path / "no defence", place / "scans", "--out", tmp_path / "v.csv"]
+    for more, why in {
+        ("--combine", "mean"): "say of whom|and --by of whom",
+        ("--by", "patient"): "give --key-file",
+        ("--by", "ward", "--key-file", "key"): "patient, study; got 'ward'",
+        ("--window", "40"): "the lower first",
+        ("--axis", "up"): "axial, coronal, sagittal",
+        ("--format", "xml"): "csv, jsonl, parquet",
+    }.items():
+        with pytest.raises(ConfigError, match=why):
+            run(*words, *more, catch=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_predict_writes_verdicts_by_patient_maps_and_rows_of_other_kinds(place, tmp_path):
+    pytest.importorskip("pydicom")
+    pytest.importorskip("pyarrow")
+    archive = write_dicom_folder(tmp_path / "archive", patients=4)
+    words = [place / "guarded", archive, "--key-file", tmp_path / "key", "--seed", "1", "--threads", "1"]
+    words += ["--target-fpr", "0.5", "--window", "0,4095"]
+    told = []
+    for out in ("v.csv", "v.parquet"):
+        more = ["--by", "patient", "--combine", "vote", "--maps", tmp_path / "maps", "--retry-errors"]
+        done = run("predict", *words, "--out", tmp_path / out, *more)
+        assert done.exit_code == 0, done.output
+        assert done.output.endswith(f"by patient to {tmp_path / 'v.patient.csv'}\n")
+        assert done.output.count("\n") == 1  # no bar where there is no terminal, and no line in its place
+        told.append((tmp_path / "v.patient.csv").read_text())
+    assert told[0] == told[1]
+    with (tmp_path / "v.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(told[0].splitlines()) == 1 + len({row["patient"] for row in rows}) == 5
+    assert {row["why"] for row in rows} == {"", "feature_squeezing"}
+    assert len(list((tmp_path / "maps").iterdir())) == sum(row["flagged"] == "True" for row in rows)
+    assert all(" target_fpr=0.5 window=0,4095 key=" in row["defence"] for row in rows)
+    with pytest.raises(ArtifactError, match="under other settings"):
+        run("predict", *words[:-1], "full", "--out", tmp_path / "v.csv", catch=False)
+
+
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_a_bar_says_how_fast_and_off_a_terminal_there_is_not_even_a_line(monkeypatch, term):
+    monkeypatch.setenv("TERM", term)
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def drawn():
+        console = Terminal()
+        console.file, console.width = io.StringIO(), 120
+        with Bars(console) as bars, listening(bars):
+            for step in track(range(4), "verdicts", 4):
+                if step == 3:
+                    bars.progress.refresh()
+                time.sleep(0.01)
+        return console.file.getvalue()
+
+    assert drawn() == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    assert bool(re.search(r"verdicts.*3/4.*\d/s", drawn())) is (term == "xterm")
+    assert term == "xterm" or drawn() == ""
+
+
+def test_steps_that_are_slow_are_told_in_seconds():
+    told = [Rate().render(SimpleNamespace(speed=speed)).plain for speed in (None, 12.34, 0.25)]
+    assert told == ["", "12.3/s", "4.0 s each"]
 
 
 def test_from_dicom_files_to_a_row_for_each_frame(place, tmp_path):

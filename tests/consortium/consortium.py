@@ -80,9 +80,10 @@ class Consortium:
         )
 
     def rounds(self) -> int:
-        """How many rounds the server has finished."""
+        """How many rounds the server has finished, of all parts together."""
         with suppress(OSError, ValueError):
-            return len(self.results()["history"])
+            results = self.results()
+            return sum(len(phase["history"]) for phase in results.get("phases", [results]))
         return 0
 
     def results(self) -> dict:

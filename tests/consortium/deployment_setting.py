@@ -15,18 +15,21 @@ from medfedpure.job.federate_config import DeploymentConfig, SiteConfig
 
 
 def tiny_federation(folder: Path, **init: object) -> Path:
-    """Three sites with 24 phantoms of 16 pixels each, FedRep, two optimizer steps a round."""
+    """Three sites with 60 phantoms of 16 pixels each, FedRep, two optimizer steps a round."""
     init_federation(folder, 3, **init)  # type: ignore[arg-type]
     change_federation(folder)
     for path in folder.glob("sites/*/site.toml"):
         content = SiteConfig.from_toml(path).model_dump()
-        content["data"]["config"].update(images=24, image_size=16)
+        content["data"]["config"].update(images=60, image_size=16)
+        content.update(calibration=0.2, check=0.2)
         path.write_text(SiteConfig.parse(content).to_toml())
     return folder
 
 
-def change_federation(folder: Path, rounds: int = 3, strategy: str = "fedrep", **federation: float) -> None:
-    """Edit federation.toml, as a coordinator would."""
+def change_federation(
+    folder: Path, rounds: int = 3, strategy: str = "fedrep", *, defended: bool = False, **federation: float
+) -> None:
+    """Edit federation.toml, as a coordinator would: a classifier alone, or purifier and defence as well."""
     path = folder / FEDERATION_FILE
     content = DeploymentConfig.from_toml(path).model_dump()
     content["images"]["size"] = 16
@@ -34,6 +37,13 @@ def change_federation(folder: Path, rounds: int = 3, strategy: str = "fedrep", *
     content["classifier"]["rounds"] = rounds
     content["classifier"]["strategy"] = {"plugin": strategy}
     content["classifier"]["training"].update(steps=2 * rounds, batch_size=4, learning_rate=0.02)
+    if defended:
+        model = {"widths": [8, 8], "unshuffle": 4}
+        config = {"model": model, "training": {"steps": 4, "batch_size": 4}}
+        content["purifier"] = {"plugin": "ddpm", "config": config, "rounds": 2}
+        content["defence"] = {"target_fpr": 0.1}
+    else:
+        content.update(purifier=None, defence=None)
     content["federation"].update(federation)
     path.write_text(DeploymentConfig.parse(content).to_toml())
 

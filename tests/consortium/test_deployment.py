@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from consortium import MARKS, SITES, TOLERANCE, Consortium, running_consortium
 from deployment_setting import change_federation, free_ports, kill_all, wait_until
 from safetensors.torch import load_file
@@ -20,6 +22,7 @@ from medfedpure.consortium.init import FEDERATION_FILE
 from medfedpure.consortium.tls import write_node_key
 from medfedpure.core.personalization import ClientRound, LocalResult
 from medfedpure.core.registry import registry
+from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.federation import federate
 from medfedpure.job.federate_config import DeploymentConfig, SiteConfig
 from medfedpure.job.federated_component import FederatedComponent
@@ -38,47 +41,66 @@ def test_a_run_over_the_network_ends_as_in_process_though_the_server_was_killed(
     consortium: Consortium, tmp_path: Path
 ) -> None:
     folder = consortium.folder
-    change_federation(folder, rounds=3, start_timeout=150, round_timeout=150)
+    change_federation(folder, rounds=2, defended=True, start_timeout=150, round_timeout=150)
     first = consortium.run()
-    wait_until(lambda: consortium.rounds() >= 1, "the first round")
+    wait_until(lambda: consortium.rounds() >= 3, "the first round of the purifier", 480)
     kill_all(folder / "server")
     said, _ = first.communicate(timeout=200)
     assert first.returncode != 0, "a run that the SuperLink lost must not count as a success"
     assert "resumes" in said, said
-    done = consortium.rounds()
-    assert 1 <= done < 3
+    assert 3 <= consortium.rounds() < 4
 
     wait_until(lambda: consortium.healthy(consortium.superlink_port), "the restart of the SuperLink", 60)
     second = consortium.run()
     said, _ = second.communicate(timeout=550)
     assert second.returncode == 0, said + consortium.logs()
-    assert "round 3" in said
-    assert "round 1:" not in said, "the finished round must not be repeated"
+    assert "purifier, round 2" in said
+    assert "round 1:" not in said, "the finished rounds must not be repeated"
+    assert "classifier, round" not in said, "nor those of the part that was through"
+    for site in SITES:
+        assert f"{site} has its defence" in said
+    assert "fooled" not in said, "no site agreed to tell of its trial"
 
     files = [folder / "sites" / site / "site.toml" for site in SITES]
     rehearse(folder / FEDERATION_FILE, files, tmp_path / "rehearsal")
     expected = json.loads((tmp_path / "rehearsal" / "results.json").read_text())
-    for there, here in zip(consortium.results()["history"], expected["history"], strict=True):
-        assert there["failed"] == {}
-        for site in SITES:
-            assert there["clients"][site] == pytest.approx(here["clients"][site], abs=TOLERANCE)
+    for phase, wanted in zip(consortium.results()["phases"], expected["phases"], strict=True):
+        for there, here in zip(phase["history"], wanted["history"], strict=True):
+            assert there["failed"] == {}
+            for site in SITES:
+                assert there["clients"][site] == pytest.approx(here["clients"][site], abs=TOLERANCE)
     for site in SITES:
-        there = load_file(folder / "sites" / site / "out" / "classifier" / "tensors.safetensors")
-        here = load_file(tmp_path / "rehearsal" / "parts" / site / "tensors.safetensors")
-        assert difference(there, here) <= TOLERANCE, f"{site} differs from in-process by {difference(there, here):g}"
+        own, rehearsed = folder / "sites" / site / "out", tmp_path / "rehearsal"
+        for part in ("classifier", "purifier"):
+            there = load_file(own / part / "tensors.safetensors")
+            here = load_file(rehearsed / "parts" / site / part / "tensors.safetensors")
+            found = difference(there, here)
+            assert found <= TOLERANCE, f"{part} of {site} differs from in-process by {found:g}"
+        there, here = (DefendedClassifier.load(one) for one in (own / "defence", rehearsed / "defences" / site))
+        assert torch.allclose(there.calibration.scores, here.calibration.scores, atol=1e-2), site
 
 
 def test_nothing_private_passed_the_filter(consortium: Consortium) -> None:
     everything = b"".join(consortium.filter.passed)
-    shared = load_file(next(consortium.folder.glob("server/out/checkpoint/*/tensors.safetensors")))
-    assert_the_tap_sees(shared, everything)
+    shared = {
+        part: load_file(next(consortium.folder.glob(f"server/out/checkpoint/{part}/*/tensors.safetensors")))
+        for part in ("classifier", "purifier")
+    }
+    for tensors in shared.values():
+        assert_the_tap_sees(tensors, everything)
     config = DeploymentConfig.from_toml(consortium.folder / FEDERATION_FILE)
     for site in SITES:
         own = consortium.folder / "sites" / site
         states = list(own.glob("private/classifier/run-*/*/*.safetensors"))
         assert any("head" in key for path in states for key in load_file(path)), f"{site} keeps no head of its own"
-        assert_nothing_private(states, shared, everything)
-        assert_no_scan(read_site(config, SiteConfig.from_toml(own / "site.toml"), own / "site.toml").train, everything)
+        assert_nothing_private(states, shared["classifier"], everything)
+        assert_nothing_private(own.glob("private/purifier/run-*/*/*.safetensors"), shared["purifier"], everything)
+        images = read_site(config, SiteConfig.from_toml(own / "site.toml"), own / "site.toml")
+        for part in (images.train, images.calibrate, images.check):
+            assert_no_scan(part, everything)
+        for score in DefendedClassifier.load(own / "out" / "defence").calibration.scores.tolist():
+            assert struct.pack("<d", score) not in everything, f"a calibration score of {site} passed the filter"
+            assert struct.pack("<f", score) not in everything, f"a calibration score of {site} passed the filter"
 
 
 def test_only_the_fleet_passes_the_filter(consortium: Consortium) -> None:

@@ -8,7 +8,7 @@ from scipy.stats import ks_2samp
 
 from medfedpure.core.errors import CalibrationError, ConfigError, InputError
 from medfedpure.defence.calibration import Calibration
-from medfedpure.defence.monitor import Monitor
+from medfedpure.defence.monitor import KEPT, Monitor
 from medfedpure.figures.kolmogorov_smirnov import kolmogorov_smirnov_gap, kolmogorov_smirnov_p_value
 
 
@@ -58,6 +58,15 @@ def test_windows_do_not_depend_on_batches():
         split.observe(part)
     assert whole.looks == split.looks
     assert len(whole.looks) == 3
+
+
+def test_of_a_stream_without_end_the_last_looks_are_remembered_and_all_are_counted():
+    monitor = Monitor(Calibration.fit(torch.linspace(0, 1, 60)), window=10, false_alarm=0.05)
+    due = monitor.observe(torch.rand(10 * (KEPT + 7), generator=torch.Generator().manual_seed(3)))
+    assert (len(due), monitor.count, len(monitor.looks)) == (KEPT + 7, KEPT + 7, KEPT)
+    assert list(monitor.looks) == due[7:]
+    assert monitor.looks[-1].number == KEPT + 7
+    assert monitor.looks[-1].level == pytest.approx(due[0].level / (KEPT + 7) ** 2)
 
 
 def test_nan_counts_as_the_largest_score():

@@ -72,7 +72,7 @@ def test_a_run_that_was_killed_is_resumed_to_the_same_parts(tmp_path: Path) -> N
     config = configuration(classifier=CLASSIFIER)
     run_federate(config, tmp_path / "whole")
 
-    def kill(history: tuple[RoundRecord, ...]) -> None:
+    def kill(part: str, history: tuple[RoundRecord, ...]) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

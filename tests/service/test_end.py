@@ -38,7 +38,9 @@ def test_sigterm_drops_nothing_that_is_in_flight(tmp_path):
             refused = client.post("/v1/verdict", files={"file": content})
             assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
             uploading.sendall(content[50:])
-            assert uploading.recv(65536).startswith(b"HTTP/1.1 200 ")
+            answer = uploading.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert b"connection: close" in answer.lower()  # or the next request on it would be lost
             uploading.close()
         assert process.wait(20) == 0
         assert process.stdout.read() == "ended\n"

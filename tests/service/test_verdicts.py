@@ -42,6 +42,7 @@ def test_a_row_is_that_of_the_verdicts_on_files(service, chain, tmp_path):
     assert row.pop("classes") == list(DATA.class_names)
     of_files = {"frame", "frames", "patient", "study"}
     assert list(row) == [key for key in json.loads((tmp_path / "v.jsonl").read_text()) if key not in of_files]
+    assert row["why"] == json.loads((tmp_path / "v.jsonl").read_text())["why"]
     assert (row["file"], row["defence"], row["error"], raw.json()["file"]) == ("a.png", "me", None, None)
     for key, value in said(chain, 3).items():
         assert row[key] == raw.json()[key] == pytest.approx(value, abs=1e-5), key
@@ -130,6 +131,9 @@ class Brittle:
             raise self.error
         return self.chain.predict(images, *arguments, **options)
 
+    def __getattr__(self, name):
+        return getattr(self.chain, name)
+
 
 @pytest.mark.parametrize(("error", "status"), [(InputError("not finite"), 422), (RuntimeError("secret"), 500)])
 def test_an_image_that_fails_takes_no_other_with_it(chain, error, status):
@@ -144,7 +148,9 @@ def test_an_image_that_fails_takes_no_other_with_it(chain, error, status):
         assert caught.value.status == status
         assert "secret" not in str(caught.value)
         for place, future in zip(range(3), (futures[0], *futures[2:]), strict=True):
-            assert future.result(20).row == pytest.approx(said(chain, place), abs=1e-5)
+            row, wanted = future.result(20).row, said(chain, place)
+            assert {key: row[key] for key in wanted} == pytest.approx(wanted, abs=1e-5)
+            assert row["why"] == (chain.detector.plugin_name if row["flagged"] else None)
         assert brittle.sizes == [4, 1, 1, 1, 1]
     finally:
         batcher.stop()

@@ -243,7 +243,8 @@ class NiftiScan:
             with naming(self.name):
                 raise DataError(f"of {count} {axis} slices none lies in the part {part[0]} to {part[1]}: widen it")
         aspect = spacing[down] / spacing[across] if min(spacing) > 0 else 1.0
+        planes = numpy.moveaxis(values, normal, 0)  # numpy.take would copy all of a volume for each slice
         for place in places:
             # What is left is (across, down), both towards right, anterior or superior.
-            flat = numpy.take(values, place, axis=normal)[::-1, ::-1].T
+            flat = planes[place][::-1, ::-1].T
             yield between(flat, *ends).astype(numpy.float32)[None], aspect

@@ -101,9 +101,17 @@ class Compose(Combined):
     def score(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> Tensor:
         """`(N,)`, in standard deviations of benign scores, about."""
         heat = self.config.temperature
-        standardized = (self._raw(images, context, streams) - self.centre) / self.spread
+        standardized = self._standardized(images, context, streams)
         largest: Tensor = heat * torch.logsumexp(standardized / heat, dim=1)
         return largest.to(images.dtype)
+
+    def leading(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> Tensor:
+        """`(N,)` int64: the part whose standardized score is the largest."""
+        return self._standardized(images, context, streams).argmax(1)
+
+    def _standardized(self, images: Tensor, context: ScoreContext, streams: Streams) -> Tensor:
+        """z of the parts, `(N, P)` float64."""
+        return (self._raw(images, context, streams) - self.centre) / self.spread
 
     def suspicion_map(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> Tensor | None:
         """`(N, 1, H, W)`: the mean of the maps of those parts that have one, each scaled to a largest value of 1."""

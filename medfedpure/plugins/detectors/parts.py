@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -10,9 +12,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from medfedpure.core.config import Config
-from medfedpure.core.detector import Detector
+from medfedpure.core.detector import Detector, ScoreContext
 from medfedpure.core.registry import create, registry
 from medfedpure.core.results import State
+from medfedpure.core.streams import Streams
 
 
 class PartConfig(Config):
@@ -87,6 +90,30 @@ class Combined(Detector):
     def requires(self) -> frozenset[str]:
         """All that any part requires."""
         return frozenset().union(*(part.requires for part in self.detectors()))
+
+    @abstractmethod
+    def leading(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> Tensor:
+        """`(N,)` int64: which part raised the score of each image."""
+        raise NotImplementedError
+
+    def reasons(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> list[str]:
+        """Of each image the part that `leading` names, and what that one says: "compose > score_norm".
+
+        Of several parts of one name the number is told too, from 0.
+        """
+        found = [""] * len(images)
+        led, parts = self.leading(images, context=context, streams=streams), self.detectors()
+        names = [part.name for part in parts]
+        for place, part in enumerate(parts):
+            rows = (led == place).nonzero().squeeze(1)
+            if not len(rows):
+                continue
+            own = replace(context, logits=None if context.logits is None else context.logits[rows])
+            said = part.reasons(images[rows], context=own, streams=streams.child(place).select(rows))
+            number = f" {place}" if names.count(part.name) > 1 else ""
+            for row, text in zip(rows.tolist(), said, strict=True):
+                found[row] = f"{self.name} > {text}{number}"
+        return found
 
     def fitted_state(self) -> State:
         """The parts' own states under their numbers, centre and spread."""

@@ -93,6 +93,11 @@ class Reduced(Detector):
         """`(N, 1, H, W)`, the inner one's: in squares where it shows what the diffusion model sees."""
         return self.inner.suspicion_map(images, context=self._lent(context), streams=streams)
 
+    def reasons(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> list[str]:
+        """What the inner one says: "reduced > score_norm"."""
+        said = self.inner.reasons(images, context=self._lent(context), streams=streams)
+        return [f"{self.name} > {text}" for text in said]
+
 
 class SmallerDenoiser:
     """A diffusion model of whole images that computes on averages of `factor` x `factor` pixels.

@@ -113,9 +113,8 @@ class Staged(Combined):
 
     def score(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> Tensor:
         """`(N,)`: at most 0 where the first stage clears, above 0 elsewhere."""
-        first, second = self.detectors()
-        scores = first.score(images, context=context, streams=streams.child(0))
-        excess = (scores.double() - self.centre[0]) / self.spread[0]
+        second = self.detectors()[1]
+        excess = self._excess(images, context, streams)
         asked = torch.nonzero((excess.detach() > 0).cpu()).squeeze(1)
         if not len(asked):
             return excess.to(images.dtype)
@@ -126,6 +125,15 @@ class Staged(Combined):
         above = excess[rows]
         joined = above / (above + self.config.ramp) * level
         return excess.index_copy(0, rows, joined).to(images.dtype)
+
+    def leading(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> Tensor:
+        """`(N,)` int64: 1, the second stage, wherever it is asked, for its word is the last; 0 elsewhere."""
+        return (self._excess(images, context, streams) > 0).long()
+
+    def _excess(self, images: Tensor, context: ScoreContext, streams: Streams) -> Tensor:
+        """u, `(N,)` float64."""
+        scores = self.detectors()[0].score(images, context=context, streams=streams.child(0))
+        return (scores.double() - self.centre[0]) / self.spread[0]
 
     def suspicion_map(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> Tensor | None:
         """`(N, 1, H, W)`: the second stage's map, also of images that the first clears; else the first's."""

@@ -1,0 +1,50 @@
+"""Of flagged images: which part of the detector raised the score, and where they look suspicious.
+
+A detector of one score has one answer, which costs nothing; one of several parts is asked again, about these alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from medfedpure.core.results import Prediction
+from medfedpure.core.streams import Streams
+from medfedpure.core.verdict import as_they_answer
+from medfedpure.defence.chain import DefendedClassifier
+
+
+@torch.no_grad()
+def reasons(
+    chain: DefendedClassifier, images: Tensor, found: Prediction, streams: Streams, maps: bool
+) -> tuple[list[str | None], Tensor | None]:
+    """Of each image the part that raised its score, None of one that is not flagged; and the maps.
+
+    Args:
+        chain: that said it.
+        images: `(N, C, H, W)` in [0, 1], that it was asked about.
+        found: what it said of them.
+        streams: of the noise that it drew then.
+        maps: whether maps are wanted.
+
+    Returns:
+        N names; and `(N, 1, H, W)` where the flagged images look suspicious, 0 of the others, or None where no map was
+        wanted, none was flagged, or the detector has none.
+    """
+    names: list[str | None] = [None] * len(found)
+    places = found.flagged.nonzero().squeeze(1)
+    if chain.detector is None or not len(places):
+        return names, None
+    given = images.to(found.logits.device)[places]
+    context, own = replace(chain.context(), logits=found.bare_logits[places]), streams.select(places)
+    with as_they_answer(chain), chain.computing(given.device):
+        said = chain.detector.reasons(given, context=context, streams=own)
+        drawn = chain.detector.suspicion_map(given, context=context, streams=own) if maps else None
+    for place, name in zip(places.tolist(), said, strict=True):
+        names[place] = name
+    if drawn is None:
+        return names, None
+    blank = drawn.new_zeros(len(found), *drawn.shape[1:])
+    return names, blank.index_copy(0, places, drawn)
