@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo pages test test-slow test-torchattacks compat lint types contracts docs golden bench clean
+.PHONY: help demo pages test test-slow test-torchattacks compat lint types contracts docs golden bench study-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -59,6 +59,9 @@ golden: $(VENV)/.installed-test ## record what plugins answer on phantoms, where
 
 bench: $(VENV)/.installed-all ## measure the demo over seeds 0, 1, 2
 	$(BIN)/python -m benchmarks.demo $(ARGS)
+
+study-check: $(VENV)/.installed-test ## run a miniature of every unit of the study
+	$(BIN)/python -m pytest -m slow tests/test_study.py $(ARGS)
 
 clean: ## remove what was built; the environment stays
 	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
