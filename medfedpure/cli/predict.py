@@ -131,11 +131,13 @@ def predict(
     from medfedpure.job.device import check_device
     from medfedpure.job.own_module import own_module
     from medfedpure.job.subject import defence_of
+    from medfedpure.reporting.verdicts.page import PAGE, VerdictsPage
     from medfedpure.verdicts.decoding import Shown
     from medfedpure.verdicts.formats import format_of, kept_as
     from medfedpure.verdicts.groups import Grouping
     from medfedpure.verdicts.kept import check_format
     from medfedpure.verdicts.listening import Listener
+    from medfedpure.verdicts.places import check_apart
     from medfedpure.verdicts.predict import columns_for, predict_files
     from medfedpure.verdicts.purified import Purified
 
@@ -155,10 +157,16 @@ def predict(
         )
     grouping = None if by is None else Grouping(by, combine or "worst")  # type: ignore[arg-type]
     model = None if classifier is None else own_module(classifier)
+    table = None if grouping is None else grouping.place(out)
+    rows_alone = written == "parquet"
+    check_apart(
+        [maps, save_purified, *([out] if rows_alone else [])],
+        [table, None if report is None else report / PAGE, *([] if rows_alone else [out])],
+    )
     use_threads(threads, None)
     folder = defence_of(defence, client)
     chain = DefendedClassifier.load(folder, classifier=model).to(device if engine == "local" else "cpu")
-    dealt = on_ray(folder, classifier, devices or device, ray_address) if engine == "ray" else None
+    dealt = on_ray(folder, classifier, device if devices is None else devices, ray_address) if engine == "ray" else None
     talk = Terminal(stderr=as_json, quiet=quiet)
     aside = Terminal(stderr=True, quiet=quiet)
     made_by = read_document_only(folder)["digest"][:16]
@@ -169,8 +177,6 @@ def predict(
         also.append(Purified(save_purified, chain, made_by=own, key_file=key_file, axis=shown.axis))
     page = None
     if report is not None:
-        from medfedpure.reporting.verdicts.page import VerdictsPage
-
         page = VerdictsPage(report, chain, shown=shown, target_fpr=target_fpr, purified=save_purified)
     try:
         with Bars(talk) as bars, listening(bars if talk.is_interactive else Lines(aside.say, every=60)):
@@ -198,11 +204,12 @@ def predict(
         Terminal(stderr=True).say(f"stopped; the rows so far are in {out}: the same command goes on")
         raise typer.Exit(130) from None
     if as_json:
-        say_json({**asdict(tally), "out": str(out)})
+        beside = {"table": table, "report": None if page is None else page.place}
+        say_json({**asdict(tally), "out": str(out), **{k: None if v is None else str(v) for k, v in beside.items()}})
     else:
-        table = "" if grouping is None else f", by {grouping.by} to {grouping.place(out)}"
+        told = "" if grouping is None else f", by {grouping.by} to {table}"
         shown_on = "" if page is None else f"; report: {page.place}"
-        Terminal().say(f"{tally.describe()}; written to {out}{table}{shown_on}")
+        Terminal().say(f"{tally.describe()}; written to {out}{told}{shown_on}")
     if fail_on_flagged and tally.flagged:
         raise typer.Exit(FLAGGED)
 

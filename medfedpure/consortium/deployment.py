@@ -14,14 +14,14 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from torch import nn
 
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import ConfigError, DataError, FederationError
 from medfedpure.core.personalization import Scalar
-from medfedpure.core.registry import create
+from medfedpure.core.registry import create, registry
 from medfedpure.core.storage import write_json
 from medfedpure.core.streams import derive_seed
 from medfedpure.federation import (
@@ -203,12 +203,17 @@ def read_site(config: DeploymentConfig, own: SiteConfig, site_file: Path) -> Cli
     if shares.get("train", 0) <= 0:
         held = ", ".join(f"{name} {share:g}" for name, share in shares.items() if name != "train")
         raise ConfigError(f"{site_file} leaves no image to train on ({held}): lower these shares")
-    data: ImageDataset = create("dataset", own.data.plugin, own.data.config).read()
+    try:
+        data: ImageDataset = create("dataset", own.data.plugin, _from_here(own, site_file.parent)).read()
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"[data] in {site_file}: {error}") from error
     found = images_of(data)
     if found != config.images:
+        wanted = config.images.model_dump()
+        other = [f"{name} {value}, not {wanted[name]}" for name, value in found if value != wanted[name]]
         raise DataError(
-            f"the federation wants {config.images}, and the images of this site are {found}: "
-            f"change [data] in {site_file}"
+            f"the images of this site are others than the federation's: {'; '.join(other)}: change [data] in "
+            f"{site_file}, or for all sites [images] in federation.toml"
         )
     if len(shares) == 1:
         return ClientImages(own.client, data)
@@ -223,6 +228,16 @@ def read_site(config: DeploymentConfig, own: SiteConfig, site_file: Path) -> Cli
     made = ClientImages(own.client, parts["train"], **held_out)
     check_enough(config, [made], AT_A_SITE)
     return made
+
+
+def _from_here(own: SiteConfig, folder: Path) -> dict[str, Any]:
+    """The configuration of a site's data, where every relative path begins at the folder of its site.toml."""
+    fields = registry().load("dataset", own.data.plugin).Config.model_fields
+    paths = {name for name, field in fields.items() if Path in (field.annotation, *get_args(field.annotation))}
+    return {
+        key: folder / Path(value).expanduser() if key in paths and isinstance(value, str) else value
+        for key, value in own.data.config.items()
+    }
 
 
 def rehearse(

@@ -128,7 +128,7 @@ root-certificates = "{certificate}"
 
 FEDERATION_NOTES = {
     "clients": "the sites that may take part, as each site.toml calls itself",
-    "[images]": "What the images of every site are like; a site with others is refused.",
+    "[images]": "What the images of every site are like; a site with others is refused. The last class is the finding.",
     "[classifier]": "Trained first, across all sites.",
     "[classifier.strategy]": "What travels and what stays at the site: `medfedpure plugins personalization`.",
     "[purifier]": "Trained next. Without [purifier] and [defence] the classifier is trained alone.",
@@ -145,7 +145,8 @@ SITE_NOTES = {
     "tell_check": "true lets the server learn the counts of that trial",
     "state_dir": "private tensors; keep them",
     "out": "the site's classifier, purifier and defence",
-    "[data]": 'Where the images are; for DICOM files: plugin = "dicom_folder".',
+    "[data]": "Where the images are; relative paths begin at this file. For DICOM files, one folder per class:\n"
+    'plugin = "dicom_folder", and below [data.config] root, image_size and classes, as the federation has them.',
 }
 """Comments on site.toml, by section or key."""
 

@@ -38,7 +38,10 @@ class TomlConfig(Config):
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
         except (ValueError, RecursionError) as error:  # no TOML, no text, thousands of digits, or nested too deep
             raise ConfigError(f"{path} is not a TOML file: {error}") from error
-        return cls.parse(content)
+        try:
+            return cls.parse(content)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
 
     def with_settings(self, settings: Sequence[str]) -> Self:
         """The configuration with single values replaced.

@@ -81,7 +81,15 @@ def create_app(
         token=token,
         audit=audit,
     )
-    app = FastAPI(title="medfedpure", description=ABOUT, docs_url=None, redoc_url=None, lifespan=_living)
+    # A redirect would lead to http, also behind a proxy that speaks TLS, and the scan along with it: there are none.
+    app = FastAPI(
+        title="medfedpure",
+        description=ABOUT,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_living,
+    )
     app.state.service = service
     app.include_router(router)
     app.add_exception_handler(Refusal, _refusal)

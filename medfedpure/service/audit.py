@@ -12,7 +12,9 @@ import hmac
 import io
 import json
 import os
+import re
 import secrets
+import sys
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from medfedpure.core.errors import ArtifactError
+from medfedpure.core.errors import ArtifactError, ConfigError
 from medfedpure.core.storage import locked
 from medfedpure.data.readers.folders import what_else
 
@@ -83,6 +85,7 @@ class AuditLog:
                 self._key = _key_of(self.path.with_name(f"{self.path.name}.key"))
                 handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
                 self._stream = opened.enter_context(io.FileIO(handle, "ab+"))
+                _hold(handle, self.path)
                 cut = self._continue(self._stream)
             except OSError as error:
                 raise ArtifactError(f"the log {self.path} cannot be written: {error.strerror}") from error
@@ -106,10 +109,15 @@ class AuditLog:
         """Add rows, each with number, time and hashes, and wait until the disk has them; from any thread.
 
         Raises:
-            ArtifactError: they cannot be written; what was written of them is taken back where that is possible.
+            ArtifactError: they cannot be written; what was written of them is taken back where that is possible. Or
+                the file was moved or deleted: rows in it would be lost.
         """
         assert self._stream is not None
         with self._lock:
+            if not _is_at(self._stream, self.path):
+                raise ArtifactError(
+                    f"the log {self.path} was moved or deleted meanwhile: put it back, or start the service anew"
+                )
             number, head, lines = self._number, self._head, []
             for row in rows:
                 number += 1
@@ -152,8 +160,11 @@ def check(path: str | Path, holds: str | None = None) -> Chain:
 
     Raises:
         ArtifactError: it cannot be read.
+        ConfigError: what it has to hold is no hash.
     """
-    rows, head, seen = 0, FIRST, holds is None
+    if holds is not None and re.fullmatch("[0-9a-f]{64}", holds) is None:
+        raise ConfigError(f"{holds[:80]!r} is no hash of a log: give all 64 digits, as `audit log` printed them")
+    rows, head, seen = 0, FIRST, holds in (None, FIRST)
     if other := what_else(Path(path)):
         raise ArtifactError(f"{path} is {other}: the file of a log is wanted")
     try:
@@ -205,6 +216,34 @@ def _line(row: dict[str, Any]) -> tuple[bytes, str]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _hold(handle: int, path: Path) -> None:
+    """Hold the file itself, which others may reach by another name; `locked` holds the name alone.
+
+    Raises:
+        ArtifactError: somebody else holds it.
+    """
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ArtifactError(
+            f"{path} is in use by a service that knows it by another name: give each service a log of its own"
+        ) from error
+    except OSError:
+        return  # a file system without locks
+
+
+def _is_at(stream: io.FileIO, path: Path) -> bool:
+    """Whether an open file still stands at its path."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def _key_of(path: Path) -> bytes:

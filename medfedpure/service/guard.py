@@ -63,7 +63,8 @@ class Guard:
         self.service.in_flight += 1
         try:
             self._check(scope)
-            await self.app(scope, receive, sending)
+            asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope  # uvicorn leaves the body out
+            await self.app(asked, receive, sending)
         except Refusal as error:
             await refused(error)(scope, receive, sending)
         except Exception:
@@ -110,7 +111,7 @@ def refused(error: Refusal) -> JSONResponse:
 def is_loopback(host: str) -> bool:
     """Whether a host's name or address is this machine and no other can reach it there."""
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 

@@ -103,6 +103,12 @@ class Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
         self.service.ending = True
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; at a second signal nobody is waited for, who takes nothing of his answer either."""
+        await super().shutdown(sockets)
+        for one in list(self.server_state.connections) if self.force_exit else ():
+            one.transport.abort()
+
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: is it over?"""
         self._quiet = self._quiet + 1 if self.service.ending and not self.service.in_flight else 0
@@ -119,6 +125,7 @@ def _config(app: FastAPI) -> uvicorn.Config:
         loop="asyncio",
         lifespan="on",
         log_config=None,
+        log_level="error",  # or anybody's bytes that are no HTTP would fill the log
         access_log=False,
         server_header=False,
         proxy_headers=False,

@@ -5,6 +5,7 @@ A picture is one image, a DICOM file one for each frame, a NIfTI volume one for 
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import get_args
 
 from torch import Tensor
 
-from medfedpure.core.errors import ConfigError, DataError
+from medfedpure.core.errors import ConfigError, DataError, MissingExtraError
 from medfedpure.data.readers import dicom, nifti
 from medfedpure.data.readers.grey import Window
 from medfedpure.data.readers.images import Decoder
@@ -79,7 +80,7 @@ class Shown:
         if self.axis not in get_args(Axis):
             raise ConfigError(f"volumes are cut as {', '.join(get_args(Axis))}; got {self.axis!r}")
         named = [name for name in ("auto", "percentiles", "full") if name == self.window]
-        if not named and (isinstance(self.window, str) or not self.window[0] < self.window[1]):
+        if not named and (isinstance(self.window, str) or not -math.inf < self.window[0] < self.window[1] < math.inf):
             raise ConfigError(
                 "a window is auto, percentiles, full, or the values that become black and white, the lower first; "
                 f"got {self.window!r}"
@@ -153,6 +154,10 @@ class FileDecoder:
             found = self._scans.read(path, kind)
         except MemoryError:
             raise DataError("it needs more memory than there is: shrink it, or read it on a larger machine") from None
+        except (DataError, MissingExtraError):
+            raise
+        except Exception as error:  # strangers' files: none ends the call that reads thousands; its text may name one
+            raise DataError(f"it cannot be read ({type(error).__name__}): it is damaged") from None
         if not len(found.pixels):
             raise DataError("it holds no picture: it is a report, a plan or the like")
         pixels = found.pixels if self._deep else to_eight_bits(found.pixels)

@@ -21,11 +21,13 @@ def files_of(inputs: Sequence[str | Path], is_scan: Callable[[Path], bool]) -> l
         is_scan: which of the files below a folder are meant; what systems leave behind never is.
 
     Raises:
-        ConfigError: an input that is not there, or that leads to no file.
+        ConfigError: an input that is empty, not there, or leads to no file.
         DataError: a folder that cannot be listed.
     """
     found: dict[Path, None] = {}
     for given in inputs:
+        if not str(given):
+            raise ConfigError("an input without a name is none: is a variable of the shell empty?")
         few = list(_below(Path(given), is_scan)) if is_folder(Path(given)) else _named(given)
         if not few:
             kind = "the folder holds no scan" if is_folder(Path(given)) else "there is no such file or folder"

@@ -14,7 +14,7 @@ ENDINGS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "json
 
 def format_of(path: Path) -> Format:
     """As which rows are written at a path that nobody says more of: as it ends; CSV where that says nothing."""
-    return ENDINGS.get(path.suffix, "csv")
+    return ENDINGS.get(path.suffix.casefold(), "csv")
 
 
 def kept_as(format: Format, path: str | Path, columns: Columns, made_by: str, retry: Collection[str] = ()) -> Kept:

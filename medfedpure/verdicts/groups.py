@@ -50,7 +50,7 @@ class Grouping:
 
     def place(self, out: Path) -> Path:
         """Where the table goes: beside the rows, "verdicts.csv" to "verdicts.patient.csv"."""
-        stem = out.stem if out.suffix in ENDINGS else out.name
+        stem = out.stem if out.suffix.casefold() in ENDINGS else out.name
         return out.with_name(f"{stem}.{self.by}.csv")
 
     def write(self, path: Path, rows: Iterable[Mapping[str, Any]], classes: int, names: tuple[str, ...]) -> int:

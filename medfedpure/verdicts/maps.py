@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from medfedpure.core.disk.whole import make_folder, put_bytes
+from medfedpure.core.errors import ArtifactError, DataError
 from medfedpure.core.results import Prediction
+from medfedpure.data.readers.folders import entries_of
 from medfedpure.verdicts.files import picture_of
 from medfedpure.verdicts.listening import Judged
+
+_NAME = re.compile(r".*-[0-9a-f]{12}-\d+\.png")
 
 
 class Maps:
@@ -26,12 +31,16 @@ class Maps:
         path: of the folder; made where it is missing.
 
     Raises:
-        ArtifactError: it cannot be made, or, later, written.
+        ArtifactError: it cannot be made, or, later, written; or it holds something else.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         make_folder(self.path)
+        if strange := [name for name in _names(self.path) if not _NAME.fullmatch(name)]:
+            raise ArtifactError(
+                f"{self.path} holds something else than maps, such as {strange[0]}: name another folder"
+            )
 
     def judged(self, batch: Sequence[Judged], found: Prediction | None, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the maps of one batch."""
@@ -45,6 +54,13 @@ class Maps:
 
     def close(self) -> None:
         """Nothing is left to do."""
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return [path.name for path in entries_of(folder)]
+    except DataError as error:
+        raise ArtifactError(f"{error}: name another folder for maps") from error
 
 
 def _png(seen: Tensor) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -30,6 +29,7 @@ from medfedpure.verdicts.groups import Grouping
 from medfedpure.verdicts.kept import ERROR, FRAME, FRAMES, KEY, MADE_BY, Format, Kept
 from medfedpure.verdicts.listening import Judged, Listener
 from medfedpure.verdicts.maps import Maps
+from medfedpure.verdicts.places import Own, check_apart
 from medfedpure.verdicts.why import reasons
 
 WHO = ("patient", "study")
@@ -121,7 +121,7 @@ def predict_files(
 
     Raises:
         ConfigError: inputs that lead to no file, a defence that does not say what images it is for, a grouping without
-            a key, maps of a detector that draws none, maps or listeners beside an engine.
+            a key, maps of a detector that draws none, maps or listeners beside an engine, two outputs in one place.
         DataError: a folder that cannot be listed, or a key that cannot be read.
         ArtifactError: `out` holds something else, somebody else writes to it, or the disk takes no more.
         MissingExtraError: pyarrow is missing for Parquet; or, at the end, when all others have their rows: files that
@@ -138,8 +138,11 @@ def predict_files(
         raise ConfigError("an engine hands over rows and no images: leave out the engine, or maps and who listens")
     columns = columns_for(chain, maps=maps is not None)
     table = None if grouping is None else grouping.place(Path(out))
-    own = _Own([out, key_file, table, maps, *(one.path for one in also)])
-    files = [path for path in files_of(inputs, is_scan) if path not in own]
+    kept_alone = [maps, *(one.path for one in also)]
+    rows_alone = format == "parquet"
+    check_apart([*kept_alone, *([out] if rows_alone else [])], [table, *([] if rows_alone else [out])])
+    own = Own([out, key_file, table])
+    files = [path for path in Own(kept_alone).without(files_of(inputs, is_scan)) if path not in own]
     tally = Tally(len(files))
     names = None if key_file is None else Pseudonyms.from_file(Path(key_file))
     spoken = " ".join([made_by, *_settings(target_fpr, shown, names)]).strip()
@@ -152,6 +155,7 @@ def predict_files(
     with ExitStack() as closed, locked(out, "the writing of verdicts"):
         with rows_of as kept:
             for one in listeners:
+                closed.enter_context(locked(one.path, "what is kept of images"))
                 closed.callback(one.close)
             wanted = [path for path in files if name_of(path) not in kept.done]
             tally.before = len(files) - len(wanted)
@@ -181,21 +185,6 @@ def predict_files(
             f"{tally.describe()}; once it is installed, the same call goes on"
         )
     return tally
-
-
-class _Own:
-    """What a call writes, and whatever lies below that: no scan.
-
-    Args:
-        places: of files and folders; None is none.
-    """
-
-    def __init__(self, places: Iterable[str | Path | None]) -> None:
-        self._places = {Path(os.path.realpath(one)) for one in places if one is not None}
-
-    def __contains__(self, path: Path) -> bool:
-        real = Path(os.path.realpath(path))
-        return not self._places.isdisjoint((real, *real.parents))
 
 
 def _settings(target_fpr: float | None, shown: Shown, names: Pseudonyms | None) -> list[str]:

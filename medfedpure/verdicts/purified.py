@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from medfedpure.core.disk.whole import make_folder, put_bytes, write_bytes, writing_to
-from medfedpure.core.errors import ArtifactError, ConfigError
+from medfedpure.core.errors import ArtifactError, ConfigError, DataError
 from medfedpure.core.results import Prediction
 from medfedpure.data.readers.derived.kinds import ENDINGS, derived
 from medfedpure.data.readers.derived.maker import Maker
+from medfedpure.data.readers.folders import entries_of
 from medfedpure.data.readers.nifti import Axis
 from medfedpure.data.readers.pseudonyms import Pseudonyms
 from medfedpure.defence.chain import DefendedClassifier
@@ -40,7 +41,8 @@ class Purified:
 
     Raises:
         ConfigError: a defence that purifies nothing, or does not say what images it is for.
-        ArtifactError: the folder cannot be made or written, or holds files of another defence or under another key.
+        ArtifactError: the folder cannot be made or written, or holds anything else, or files of another defence or
+            under another key.
         DataError: a key that cannot be read; later, a source that cannot be read any more.
     """
 
@@ -89,6 +91,14 @@ class Purified:
             with writing_to(self.path):
                 self.path.mkdir(mode=0o700, exist_ok=True)
         make_folder(self.path)
+        try:
+            there = {path.name for path in entries_of(self.path)} - {KEY}
+        except DataError as error:
+            raise ArtifactError(f"{error}: name another folder for purified images") from error
+        if there and DOCUMENT not in there:
+            raise ArtifactError(
+                f"{self.path} holds something else than purified images, such as {min(there)}: name another folder"
+            )
 
     def _claim(self) -> None:
         """Say whose files these are, or see that they are ours: one name stands for one image of one defence."""

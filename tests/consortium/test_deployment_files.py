@@ -250,6 +250,33 @@ def test_hospitals_with_dicom_files_come_to_defences_that_read_dicom_files(folde
     assert row["error"] == ""
 
 
+def test_a_site_file_s_paths_begin_beside_it_and_its_errors_name_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = folder / "sites" / "site-1" / "site.toml"
+    write_dicom_folder(file.parent / "archive", patients=12)
+    content = DeploymentConfig.from_toml(folder / FEDERATION_FILE).model_dump()
+    content["images"]["class_names"] = ("normal", "lesion")
+    config, own = DeploymentConfig.parse(content), SiteConfig.from_toml(file).model_dump()
+
+    def site(**options: object) -> SiteConfig:
+        return SiteConfig.parse({**own, "data": {"plugin": "dicom_folder", "config": options}})
+
+    right = {"root": "archive", "image_size": 16, "classes": ["normal", "lesion"], "key_file": "groups.key"}
+    assert len(read_site(config, site(**right), file).train)
+    assert (file.parent / "groups.key").is_file(), "a key lies beside the site.toml too"
+    with pytest.raises(DataError, match=r"size 32, not 16: change \[data\] in .*site-1"):
+        read_site(config, site(**{**right, "image_size": 32}), file)
+    with pytest.raises(DataError, match=r"\[data\] in .*site-1/site.toml: .*elsewhere does not exist"):
+        read_site(config, site(**{**right, "root": "elsewhere"}), file)
+    with pytest.raises(ConfigError, match=r"\[data\] in .*site-1/site.toml: invalid DicomFolderConfig: root"):
+        read_site(config, site(image_size=16), file)
+    file.write_text(file.read_text().replace("validation", "validate"))
+    with pytest.raises(ConfigError, match=r"site-1/site.toml: invalid SiteConfig: validate"):
+        SiteConfig.from_toml(file)
+
+
 def test_a_site_with_too_few_images_is_told_before_anything_is_trained(
     folder: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medfedpure.core.disk.whole import make_folder, write_bytes, writing_to
-from medfedpure.core.errors import ConfigError, MissingExtraError
+from medfedpure.core.errors import ArtifactError, ConfigError, MissingExtraError
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.figures.intervals import wilson
 from medfedpure.reporting import charts
@@ -19,6 +19,8 @@ from medfedpure.verdicts.decoding import FileDecoder, Shown
 
 PAGE = "report.html"
 _TEMPLATE = "verdicts/page.html"
+_TITLE, _HEAD = b"<title>Verdicts of ", 4096
+"""By which a page of verdicts is known, and within how many bytes."""
 
 
 class VerdictsPage:
@@ -34,7 +36,7 @@ class VerdictsPage:
 
     Raises:
         MissingExtraError: jinja2 is not installed; told before anything is read.
-        ArtifactError: the folder cannot be made.
+        ArtifactError: the folder cannot be made, or holds a report.html that is no page of verdicts.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class VerdictsPage:
             with writing_to(self.folder):
                 self.folder.mkdir(mode=0o700, exist_ok=True)
         make_folder(self.folder)
+        self._check_ours()
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> Path:
         """Write the page, whole or not at all, and say where it is.
@@ -77,6 +80,17 @@ class VerdictsPage:
         content = render(_TEMPLATE, self._values(counts))
         write_bytes(self.place, content.encode(errors="backslashreplace"), mode=0o600)
         return self.place
+
+    def _check_ours(self) -> None:
+        try:
+            with self.place.open("rb") as stream:
+                head = stream.read(_HEAD)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise ArtifactError(f"{self.place} cannot be read ({error.strerror}): name another folder") from error
+        if _TITLE not in head:
+            raise ArtifactError(f"{self.place} is another page than one of verdicts: name another folder")
 
     def _values(self, counts: Counts) -> dict[str, Any]:
         chain = self._chain

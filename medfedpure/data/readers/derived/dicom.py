@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,27 @@ def derived_dicom(source: Path, place: int, square: Tensor, deep: bool, maker: M
     Raises:
         DataError: the source cannot be read any more; no value of its header is quoted.
     """
-    import pydicom
-
     reason = f"{source}: its header cannot be read any more"
-    tags: list[Any] = list(_TAGS)
-    told = asked(lambda: pydicom.dcmread(source, stop_before_pixels=True, specific_tags=tags), reason)
+    told = asked(lambda: _header_of(source, *_stamp_of(source)), reason)
     height, width = (asked(lambda tag=tag: int(told[tag].value), reason) for tag in ("Rows", "Columns"))  # type: ignore[misc]
     cut = cut_of(height, width, square.shape[1])
     with unheard:  # once for all that is asked of the header
         return asked(lambda: _written(told, place, cut.of(square), cut, deep, maker), reason)
+
+
+def _stamp_of(source: Path) -> tuple[int, int, int]:
+    """By which a file is known to be the one that was read before."""
+    found = source.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=1)
+def _header_of(source: Path, *_stamp: int) -> Any:
+    """The last one is kept: of a thousand frames each asks for it, and each would read the groups of all."""
+    import pydicom
+
+    tags: list[Any] = list(_TAGS)
+    return pydicom.dcmread(source, stop_before_pixels=True, specific_tags=tags)
 
 
 def _written(told: Any, place: int, image: Tensor, cut: Cut, deep: bool, maker: Maker) -> bytes:
