@@ -24,8 +24,8 @@ help: ## list the targets
 demo: $(VENV)/.installed-all ## run the main job: federate, attack, defend, report
 	$(BIN)/medfedpure demo $(ARGS)
 
-test: $(VENV)/.installed-test ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed-test ## run the tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 pages: $(VENV)/.installed-test ## run the blocks of README and docs as a reader would
 	$(BIN)/python tests/pages.py $(ARGS)

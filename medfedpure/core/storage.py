@@ -206,6 +206,8 @@ def locked(folder: str | Path, what: str) -> Iterator[None]:
         yield
         return
     folder = Path(os.path.realpath(folder))  # where a link leads to itself, resolve raises
+    if not folder.name:
+        raise ArtifactError(f"{folder} is the root of all folders: name a place in it for {what}")
     short = folder.name if len(folder.name.encode()) <= 200 else hashlib.sha256(folder.name.encode()).hexdigest()
     path = folder.with_name(f".{short}.lock")
     make_folder(path.parent)

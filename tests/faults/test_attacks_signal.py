@@ -219,7 +219,7 @@ def test_a22_without_a_gradient_no_attack_by_gradients_starts(name: str) -> None
         attack(name)(seen(ByNumpy()), IMAGES, LABELS)
 
 
-@pytest.mark.parametrize("name", BLACK_BOX)
+@pytest.mark.parametrize("name", sorted(BLACK_BOX))
 def test_a22_without_a_gradient_black_boxes_work(name: str) -> None:
     """A22: who needs no gradient is served."""
     assert attack(name)(seen(ByNumpy()), IMAGES, LABELS).images.shape == IMAGES.shape

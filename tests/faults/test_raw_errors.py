@@ -58,14 +58,14 @@ def test_c_an_answer_that_is_no_logits(answer: str, entry: str) -> None:
         call()
 
 
-@pytest.mark.parametrize("nothing", [None, [], 3, "scan.png", torch.zeros(0), torch.rand(2, 1, 8, 8) > 0.5], ids=str)
+@pytest.mark.parametrize("nothing", [None, [], 3, "scan.png", torch.zeros(0), torch.ones(2, 1, 8, 8) > 0.5], ids=repr)
 def test_c_images_that_are_none(nothing: Any) -> None:
     """C: None, numbers, names, flags where images are wanted."""
     with pytest.raises(MedFedPureError):
         DefendedClassifier(tiny_classifier(), policy="none").predict(nothing)
 
 
-@pytest.mark.parametrize("model", [None, 3, "resnet18", nn.Linear, lambda images: images.flatten(1)[:, :2]], ids=str)
+@pytest.mark.parametrize("model", [None, 3, "resnet18", nn.Linear, lambda images: images.flatten(1)[:, :2]])
 def test_c_what_is_defended_is_a_module(model: Any) -> None:
     """C: a name, a class that is not built, nothing, a plain function."""
     with pytest.raises(MedFedPureError, match=r"nn\.Module"):

@@ -203,14 +203,19 @@ def _only_pixels(dataset: Any) -> Any:
     for tag in (one for one in _TAGS if one in dataset and one not in _IDENTITY):
         kept[tag] = asked(lambda tag=tag: dataset[tag], f"its {tag} cannot be read: it is damaged")  # type: ignore[misc]
     for sequence in _FRAME_GROUPS:
-        for item in asked(lambda tag=sequence: list(kept.get(tag) or ()), "its frames' groups cannot be read"):  # type: ignore[misc]
-            for element in [one.tag for one in item if one.keyword not in _OF_FRAMES]:
-                del item[element]
+        asked(lambda tag=sequence: _strip(kept.get(tag) or ()), "its frames' groups cannot be read")  # type: ignore[misc]
     kept.file_meta = FileMetaDataset()
     if syntax := asked(lambda: dataset.file_meta.get("TransferSyntaxUID"), "its transfer syntax cannot be read"):
         kept.file_meta.TransferSyntaxUID = syntax
     kept.set_original_encoding(*dataset.original_encoding)
     return kept
+
+
+def _strip(groups: Any) -> None:
+    """Take from the groups of frames what is not of pixels; what is no sequence of data sets raises almost anything."""
+    for item in groups:
+        for element in [one.tag for one in item if one.keyword not in _OF_FRAMES]:
+            del item[element]
 
 
 def _syntax_of(dataset: Any) -> tuple[str, bool]:
