@@ -34,6 +34,14 @@ def serve(
     ] = None,
     client: Annotated[str | None, typer.Option("--client", help="Of a run, whose defence; default: the first.")] = None,
     classifier: OwnModule = None,
+    window: Annotated[
+        str,
+        typer.Option(
+            "--window",
+            help="Of DICOM files: auto, the file's own or percentiles; percentiles; full; or LOW,HIGH, the values that "
+            "become black and white.",
+        ),
+    ] = "auto",
     max_batch: Annotated[int, typer.Option("--max-batch", min=1, help="Images that are computed at a time.")] = 16,
     max_wait_ms: Annotated[
         float, typer.Option("--max-wait-ms", min=0, help="That a first image waits for others, in milliseconds.")
@@ -62,9 +70,11 @@ def serve(
     from medfedpure.service.audit import AuditLog
     from medfedpure.service.limits import Limits
     from medfedpure.service.run import Server, listen, token_of
+    from medfedpure.verdicts.decoding import Shown
 
     check_device(device)
     limits = Limits(max_batch, max_wait_ms, queue, max_bytes, max_pixels, upload_seconds)
+    shown = Shown.parse(window, "axial")
     token = token_of(token_file)
     model = None if classifier is None else own_module(classifier)
     use_threads(threads, None)
@@ -72,7 +82,7 @@ def serve(
     chain = DefendedClassifier.load(folder, classifier=model).to(device)
     with listen(host, port, token) as socket, AuditLog(audit_file) if audit_file else nullcontext() as log:
         made_by = read_document_only(folder)["digest"][:16]
-        app = create_app(chain, token=token, limits=limits, made_by=made_by, audit=log)
+        app = create_app(chain, token=token, limits=limits, made_by=made_by, shown=shown, audit=log)
         place = f"[{host}]" if ":" in host else host
         said = f"http://{place}:{socket.getsockname()[1]}"
         server = Server(app, lambda: Terminal().say(f"listening on {said}; SIGTERM or Ctrl-C ends it"))

@@ -43,15 +43,16 @@ class Record(BaseModel):
 
 def describe(error: ValidationError, cls: type[BaseModel]) -> str:
     """One readable line per problem of a pydantic validation error."""
-    lines = []
+    lines, unknown = [], False
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"]) or "(whole)"
         if problem["type"] == "extra_forbidden":
-            known = ", ".join(cls.model_fields) or "none"
-            text = f"unknown key; {cls.__qualname__} knows: {known}" if len(problem["loc"]) == 1 else "unknown key"
+            text, unknown = "unknown key", unknown or len(problem["loc"]) == 1
         else:
             text = f"{problem['msg']}; got {_shown(problem['input'])}"
         lines.append(f"{where}: {text}")
+    if unknown:
+        lines.append(f"{cls.__qualname__} knows: {', '.join(cls.model_fields) or 'none'}")
     return f"invalid {cls.__qualname__}: " + "; ".join(lines)
 
 

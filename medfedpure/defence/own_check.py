@@ -89,19 +89,20 @@ class OwnCheck:
     def __str__(self) -> str:
         return self.describe()
 
-    def warn(self, remedy: str, bound: float = 1.0) -> None:
+    def warn(self, remedy: str, bound: float = 1.0, who: str = "this defence") -> None:
         """Warn where little was flagged or restored, or too many unattacked images were flagged.
 
         Args:
             remedy: what to do about it.
             bound: rate of flagged benign images that the calibration promises to keep to, with 95 % probability.
+            who: whose defence it is, for the sentence.
 
         Warns:
             WeakDefenceWarning: with the numbers and their conditions.
         """
         if wilson(self.benign_flagged, self.images)[0] > bound:
             warnings.warn(
-                f"this defence flags more benign images than it promises: {_share(self.benign_flagged, self.images)}, "
+                f"{who} flags more benign images than it promises: {_share(self.benign_flagged, self.images)}, "
                 f"where the calibration keeps to {bound:.1%} with 95 % probability: bring more benign images, and such "
                 "as it will read",
                 WeakDefenceWarning,
@@ -109,7 +110,7 @@ class OwnCheck:
             )
         if found := self.weaknesses():
             warnings.warn(
-                f"this defence looks weak: where the attack fools the bare classifier, only {' and '.join(found)} "
+                f"{who} looks weak: where the attack fools the bare classifier, only {' and '.join(found)} "
                 f"({self.attack}). {remedy}",
                 WeakDefenceWarning,
                 stacklevel=3,

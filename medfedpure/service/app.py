@@ -14,6 +14,7 @@ from medfedpure.service.batching import Batcher
 from medfedpure.service.decoding import Reader
 from medfedpure.service.drift import Drift
 from medfedpure.service.limits import Limits, Places, Refusal
+from medfedpure.verdicts.decoding import Shown
 from medfedpure.verdicts.predict import heads_for
 
 try:
@@ -47,6 +48,7 @@ def create_app(
     token: str | None,
     limits: Limits = Limits(),  # noqa: B008
     made_by: str = "",
+    shown: Shown = Shown(),  # noqa: B008
     audit: AuditLog | None = None,
     drift_window: int = 100,
     seed: int | None = None,
@@ -57,7 +59,8 @@ def create_app(
         defence: which nobody else uses meanwhile; it knows what images it is for.
         token: that requests bring as bearer; None lets only this machine ask, under a name of loopback.
         limits: of requests.
-        made_by: which defence it is, as rows say it.
+        made_by: which defence it is, as rows say it; behind it stands `shown`.
+        shown: the window of DICOM files, as `predict_files` has it.
         audit: a log that was entered; every verdict is in it before it is answered.
         drift_window: scores in one look of the drift monitor.
         seed: of the noise of every image, for tests alone; None draws fresh noise, which nobody can foresee.
@@ -71,13 +74,13 @@ def create_app(
     places = Places(limits.queue)
     service = Service(
         limits=limits,
-        reader=Reader(defence.image_facts, limits.max_pixels),
+        reader=Reader(defence.image_facts, limits.max_pixels, shown),
         batcher=Batcher(defence, limits, drift, seed),
         drift=drift,
         metrics=Metrics(lambda: places.taken, drift),
         places=places,
         heads=heads_for(defence),
-        made_by=made_by,
+        made_by=" ".join([made_by, *shown.told()]).strip(),
         token=token,
         audit=audit,
     )

@@ -16,7 +16,7 @@ from medfedpure.data.readers.pseudonyms import Pseudonyms
 from medfedpure.data.readers.scans import Kind, kind_of
 from medfedpure.defence.images import ImageFacts
 from medfedpure.service.limits import Refusal
-from medfedpure.verdicts.decoding import FileDecoder
+from medfedpure.verdicts.decoding import FileDecoder, Shown
 
 WANTED = "DICOM, JPEG, PNG, TIFF, BMP, GIF or WebP"
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")
@@ -28,14 +28,15 @@ class Reader:
     Args:
         facts: what images the defence is for.
         most_pixels: of a picture, padded to a square.
+        shown: the window of DICOM files.
 
     Raises:
         ConfigError: the defence is for images that no file is read as.
     """
 
-    def __init__(self, facts: ImageFacts, most_pixels: int) -> None:
+    def __init__(self, facts: ImageFacts, most_pixels: int, shown: Shown = Shown()) -> None:  # noqa: B008
         self.most_pixels = most_pixels
-        self._decoder = FileDecoder(facts)
+        self._decoder = FileDecoder(facts, shown=shown)
 
     def read(self, content: bytes) -> Tensor:
         """`(C, S, S)` float32 in [0, 1].

@@ -39,6 +39,8 @@ def test_bad_eps(given: object) -> None:
 def test_unknown_keys_are_named() -> None:
     with pytest.raises(ConfigError, match="epss: unknown key; Outer knows: eps, inner, root"):
         Outer.parse(epss=1)
+    with pytest.raises(ConfigError, match=r"a: unknown key; b: unknown key; Outer knows: eps, inner, root$"):
+        Outer.parse(a=1, b=2)
     with pytest.raises(ConfigError, match=r"inner\.step: unknown key"):
         Outer.parse({"inner": {"step": 1}})
 

@@ -10,6 +10,7 @@ from serving import DATA, SEED, chain, running
 
 from medfedpure.service.audit import AuditLog
 from medfedpure.service.limits import Limits
+from medfedpure.verdicts.decoding import Shown
 from medfedpure.verdicts.predict import predict_files
 
 pydicom = pytest.importorskip("pydicom")
@@ -61,6 +62,20 @@ def test_a_dicom_file_is_answered_as_its_picture(tmp_path, chain):
     assert torn.status_code == 422
     told = "".join(answer.text for answer in (*found, torn)) + metrics + (tmp_path / "log").read_text()
     assert "MUSTERMANN" not in told
+
+
+def test_a_window_that_was_agreed_on_is_that_of_predict(tmp_path, chain):
+    (tmp_path / "a.dcm").write_bytes(dicom(DATA.pixels[0, 0].numpy()))
+    told = {"shown": Shown.parse("0,60", "axial"), "made_by": "me", "seed": SEED}
+    predict_files(chain, [tmp_path / "a.dcm"], tmp_path / "v.jsonl", format="jsonl", **told)
+    wanted = json.loads((tmp_path / "v.jsonl").read_text())
+    with running(chain, **told) as service:
+        row = service.client.post("/v1/verdict", files={"file": (tmp_path / "a.dcm").read_bytes()}).json()
+    with running(chain, seed=SEED) as service:
+        other = service.client.post("/v1/verdict", files={"file": (tmp_path / "a.dcm").read_bytes()}).json()
+    assert (row["defence"], row["score"]) == (wanted["defence"], pytest.approx(wanted["score"], abs=1e-6))
+    assert row["defence"] == "me window=0,60"
+    assert other["score"] != pytest.approx(wanted["score"], abs=1e-6)
 
 
 def test_a_dicom_file_is_answered_as_predict_writes_it(tmp_path, chain):

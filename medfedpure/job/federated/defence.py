@@ -116,7 +116,7 @@ def _fit(config: ComponentConfig, parts: Path, data: ClientImages, device: str, 
         images = _some(data.check.one_per_group(derive_seed(seed, "own check")))
         chain.own_check = check_itself(chain, images, seed=derive_seed(seed, "own check"))
         say(f"{data.client_id}: {chain.own_check.describe()}")
-        chain.own_check.warn(_REMEDY, chain.calibration.true_fpr_quantile())
+        chain.own_check.warn(_REMEDY, chain.calibration.true_fpr_quantile(), f"the defence of {data.client_id}")
     return chain
 
 
