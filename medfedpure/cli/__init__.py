@@ -6,6 +6,9 @@ import errno
 import io
 import sys
 import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO)
 
@@ -23,7 +26,7 @@ def main() -> None:
     if verbose:  # wherever it stands
         words = ["--verbose", *(word for word in words if word != "--verbose")]
     try:
-        with json_alone("--json" in words):
+        with _warnings_in_words(), json_alone("--json" in words):
             code = app(words, standalone_mode=False)
     except click.ClickException as error:
         if isinstance(error, click.UsageError) and error.ctx is not None:
@@ -44,6 +47,25 @@ def main() -> None:
         console.say(f": {type(error).__name__}: {error}")
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def _warnings_in_words() -> Iterator[None]:
+    """Our own warnings as a sentence, without the line of code that raised them; those of others as Python has them."""
+    before = warnings.formatwarning
+
+    def told(message: Warning | str, category: type[Warning], *where: object, **more: object) -> str:
+        from medfedpure.cli.shown import shown
+
+        if category.__module__ == "medfedpure.core.errors":
+            return f"warning: {shown(str(message))}\n"
+        return before(message, category, *where, **more)  # type: ignore[arg-type]
+
+    warnings.formatwarning = told
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 __all__ = ["main"]
