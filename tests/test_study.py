@@ -195,8 +195,9 @@ def test_figures_are_drawn_alike(folder, tmp_path):
 
 
 def test_the_page_shows_the_published_results():
-    text = page.PAGE.read_text(encoding="utf-8")
-    assert page.page_with_tables(text) == text, "draw it again: python -m benchmarks.study.page"
+    for path in page.DRAWN:
+        text = path.read_text(encoding="utf-8")
+        assert page.page_with_tables(text) == text, f"draw {path.name} again: python -m benchmarks.study.page"
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from benchmarks.study.units import Study
 FOLDER = pages.RESULTS / "study"
 PAGE = pages.DOCS / "results.md"
 FIGURES = pages.DOCS / "diagrams"
+DRAWN = (PAGE, pages.DOCS.parent / "README.md")
 MARK = "study"
 SHOWN: Mapping[str, str] = {
     "study_eps": "Balanced accuracy in the worst case over eps, with 95 % bands",
@@ -68,7 +69,7 @@ def main() -> None:
 
     for path in draw(Results(given.results, CPU), given.figures):
         print(path)
-    for page in given.page or (PAGE, pages.DOCS.parent / "README.md"):
+    for page in given.page or DRAWN:
         text = page.read_text(encoding="utf-8")
         drawn = page_with_tables(text, given.results)
         if drawn != text:
