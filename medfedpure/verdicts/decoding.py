@@ -106,6 +106,19 @@ class Shown:
         return [f"{key}={value}" for key, value in told.items() if value not in ("auto", "axial")]
 
 
+class UnreadError(DataError):
+    """A file that cannot be read, of somebody who is known.
+
+    Args:
+        reason: why.
+        who: pseudonyms of patient and study.
+    """
+
+    def __init__(self, reason: str, who: tuple[str | None, str | None]) -> None:
+        super().__init__(reason)
+        self.who = who
+
+
 class FileDecoder:
     """Reads files as those that a defence was fitted on: size, channels, depth; of NIfTI the first volume.
 
@@ -144,10 +157,18 @@ class FileDecoder:
 
         Raises:
             DataError: it cannot be read, or holds no picture; the text is the reason without the file's name, and
-                holds no value of a header.
+                holds no value of a header. UnreadError where it says of whom it is, and that may be told.
             MissingExtraError: a package is missing; the text names the extra.
         """
         kind = kind or kind_of(path)
+        try:
+            return self._read(path, kind)
+        except DataError as error:
+            if not self._named or kind != "dicom":
+                raise
+            raise UnreadError(str(error), dicom.whose(path, self._scans.pseudonyms)) from None
+
+    def _read(self, path: Path, kind: Kind | None) -> Frames:
         try:
             if kind == "image":
                 return Frames(self._pictures.read(path)[None])

@@ -30,7 +30,7 @@ class Grouping:
     Under mean and vote the group is flagged where more than half of its images are. Images without a verdict, those
     that abstained, have no say in class and probabilities, whatever the way, and have one in whether the group is
     flagged; a group of none but these has no class. Rows of no patient or study, as of pictures, NIfTI and files that
-    could not be read, belong to nobody: they are counted in a last row without a name, and get no class.
+    do not say whose they are, belong to nobody: they are counted in a last row without a name, and get no class.
 
     Args:
         by: "patient" or "study": pseudonyms, which only a key gives.

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from medfedpure.core.errors import DataError
 from medfedpure.core.results import Prediction
-from medfedpure.verdicts.decoding import Frames
+from medfedpure.verdicts.decoding import Frames, UnreadError
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,19 @@ class Judged:
         place: which of its images, from 0; None where there is none.
         frames: all images of the file; None where it could not be read.
         error: why it could not be read.
+        who: of a file that could not be read, pseudonyms of patient and study.
     """
 
     path: Path
     place: int | None = None
     frames: Frames | None = None
     error: str | None = None
+    who: tuple[str | None, str | None] = (None, None)
+
+    @classmethod
+    def unread(cls, path: Path, error: DataError) -> Judged:
+        """A file that could not be read."""
+        return cls(path, error=str(error), who=error.who if isinstance(error, UnreadError) else (None, None))
 
 
 class Listener(Protocol):

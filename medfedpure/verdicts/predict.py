@@ -240,7 +240,7 @@ def _left(
         tally.read += 1
         if isinstance(frames, DataError):
             tally.failed += 1
-            yield Judged(path, error=str(frames))
+            yield Judged.unread(path, frames)
         else:
             yield from (Judged(path, place, frames) for place in kept.left(name_of(path), len(frames)))
 
@@ -292,7 +292,7 @@ def verdicts(
     said = iter(() if found is None else zip(found.rows(), why, strict=True))
     rows = []
     for one in batch:
-        row: dict[str, Any] = {KEY: name_of(one.path), ERROR: one.error}
+        row: dict[str, Any] = {KEY: name_of(one.path), ERROR: one.error} | dict(zip(WHO, one.who, strict=True))
         if one.frames is not None:
             verdict, reason = next(said)
             row |= {FRAME: one.place, FRAMES: len(one.frames), WHY: reason}

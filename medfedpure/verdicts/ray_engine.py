@@ -223,7 +223,7 @@ def judge(chain: DefendedClassifier, decoder: FileDecoder, asked: Sequence[Asked
                     answers[place] = Answer(lacking=str(frames))
                 elif isinstance(frames, DataError):
                     owners.append(place)
-                    yield Judged(path, error=str(frames))
+                    yield Judged.unread(path, frames)
                 else:
                     for frame in (frame for frame in range(len(frames)) if frame not in asked[place].done):
                         owners.append(place)

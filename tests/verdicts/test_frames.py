@@ -138,8 +138,10 @@ def test_odd_files_are_a_row_each_that_says_why(chain, inbox, tmp_path):
     ]
     for row, reason in zip(rows, reasons, strict=False):
         assert reason in row["error"], row
-        assert row["frame"] is row["patient"] is row["label"] is None
+        assert row["frame"] is row["label"] is None
     assert rows[-1]["error"] is None
+    assert rows[0]["patient"] == rows[-1]["patient"], "it says whose it is, though it is torn"
+    assert {row["patient"] for row in rows[1:-1]} == {None}
     assert predict_files(chain, names, tmp_path / "v.jsonl", format="jsonl", key_file=tmp_path / "key").read == 0
 
 

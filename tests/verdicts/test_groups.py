@@ -124,6 +124,22 @@ def test_the_table_is_of_all_rows_whenever_they_were_written(chain, archive, tmp
     assert rows_of(tmp_path / "v.patient.csv") == patients
 
 
+def test_a_file_whose_pixels_are_cut_off_is_missed_at_its_patient(chain, archive, tmp_path):
+    whole = (archive / "IM1").read_bytes()
+    (archive / "IM8").write_bytes(whole[:-9])
+    (archive / "IM9").write_bytes(whole[:140])
+    out, key = tmp_path / "v.jsonl", tmp_path / "key"
+    predict_files(chain, [archive], out, format="jsonl", seed=7, key_file=key, grouping=Grouping("patient"))
+    rows = {row["file"].rpartition("/")[2]: row for row in rows_of(out)}
+    assert rows["IM8"]["error"]
+    assert rows["IM9"]["error"]
+    assert (rows["IM8"]["patient"], rows["IM8"]["study"]) == (rows["IM1"]["patient"], rows["IM1"]["study"])
+    assert rows["IM9"]["patient"] is None
+    assert [int(one["errors"]) for one in rows_of(tmp_path / "v.patient.csv")] == [1, 0, 1]
+    predict_files(chain, [archive / "IM8"], tmp_path / "other.jsonl", format="jsonl", seed=7)
+    assert rows_of(tmp_path / "other.jsonl")[0]["patient"] is None, "without a key nobody is named"
+
+
 def test_without_a_key_nothing_is_begun_and_rows_of_another_key_are_not_continued(chain, archive, tmp_path):
     with pytest.raises(ConfigError, match="need the pseudonyms"):
         predict_files(chain, [archive], tmp_path / "v.csv", grouping=Grouping("patient"))

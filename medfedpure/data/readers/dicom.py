@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from medfedpure.core.errors import DataError
 from medfedpure.data.readers.dicom_frames import stored_frames
 from medfedpure.data.readers.dicom_header import COLOUR, MAGIC, PALETTE, PREAMBLE, Header, header_of, is_bare
+from medfedpure.data.readers.dicom_header import whose as header_whose
 from medfedpure.data.readers.folders import naming, what_else
 from medfedpure.data.readers.grey import PERCENTILES, Rules, Whole, Window, between, percentile_ends, rules_of
 from medfedpure.data.readers.pseudonyms import Pseudonyms
@@ -74,6 +75,14 @@ def scan_of(source: Path | bytes, name: str, force: bool, pseudonyms: Pseudonyms
     """As `read_dicom`; messages begin with the name, and where that is empty they tell the reason alone."""
     with naming(name):
         return DicomScan(name, header_of(_content(source), force, pseudonyms))
+
+
+def whose(path: Path, pseudonyms: Pseudonyms) -> tuple[str | None, str | None]:
+    """The pseudonyms of patient and study, of a file whose picture may be unreadable; None where it names nobody."""
+    try:
+        return header_whose(_content(path), pseudonyms)
+    except DataError:
+        return None, None
 
 
 @dataclass(frozen=True, repr=False)

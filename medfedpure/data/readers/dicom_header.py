@@ -127,6 +127,22 @@ def header_of(content: bytes, force: bool, pseudonyms: Pseudonyms) -> Header:
         return _read(pydicom, content, force, pseudonyms)
 
 
+def whose(content: bytes, pseudonyms: Pseudonyms) -> tuple[str | None, str | None]:
+    """Patient and study of a file whose picture cannot be read; None for what cannot be read either."""
+    try:
+        import pydicom
+
+        _check_deflated(content)
+        with unheard:
+            head = asked(
+                lambda: pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=list(_IDENTITY)),
+                "its identity cannot be read",
+            )
+            return _identity(head, pseudonyms)
+    except (ImportError, DataError):
+        return None, None
+
+
 def _read(pydicom: Any, content: bytes, force: bool, pseudonyms: Pseudonyms) -> Header:
     if not content:
         raise DataError("empty file")
