@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,8 +45,6 @@ def federate(
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of the tables.")] = False,
 ) -> None:
     """Train parts across clients on this machine and make each one's defence, without pooling an image; resumable."""
-    from medfedpure.cli.bars import Bars
-    from medfedpure.core.progress import listening
     from medfedpure.job.federate import run_federate
     from medfedpure.job.federate_config import FederateConfig
 
@@ -54,19 +53,29 @@ def federate(
         chosen = chosen.with_settings([f"federation.threads={threads}"])
     use_threads(chosen.federation.threads)
     talk = Terminal(stderr=as_json, quiet=quiet)
-    bars, tables = Bars(talk), dict[str, Group]()
-    with Live(bars.progress, console=talk, refresh_per_second=4) as live, listening(bars):
-
-        def watch(part: PartKind, history: tuple[RoundRecord, ...]) -> None:
-            tables[part] = rounds_table(history, talk.width, part if len(chosen.kinds) > 1 else "")
-            live.update(Group(*tables.values(), bars.progress))
-
+    with live_rounds(talk, several=len(chosen.kinds) > 1) as watch:
         found = run_federate(chosen, out, watch=watch, say=talk.say)
     if as_json:
         page_of_rounds(out)
         echo_json(out / "results.json")
         return
     print_parts(found, out)
+
+
+@contextmanager
+def live_rounds(talk: Terminal, *, several: bool) -> Iterator[Callable[[PartKind, tuple[RoundRecord, ...]], None]]:
+    """A table of each part that grows by a row a round inside the block, and bars below; of several parts named."""
+    from medfedpure.cli.bars import Bars
+    from medfedpure.core.progress import listening
+
+    bars, tables = Bars(talk), dict[str, Group]()
+    with Live(bars.progress, console=talk, refresh_per_second=4) as live, listening(bars):
+
+        def watch(part: PartKind, history: tuple[RoundRecord, ...]) -> None:
+            tables[part] = rounds_table(history, talk.width, part if several else "")
+            live.update(Group(*tables.values(), bars.progress))
+
+        yield watch
 
 
 def print_parts(found: Mapping[PartKind, FederatedResult], out: Path) -> None:

@@ -34,19 +34,23 @@ def init(
 def rehearse(
     folder: Annotated[Path, typer.Argument(help="What `federation init` wrote.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for results and parts.")],
+    quiet: Annotated[bool, typer.Option("--quiet", help="No live table, only the last round.")] = False,
 ) -> None:
     """Run the same federation in this process, without a network, from every site's own site.toml."""
-    from medfedpure.cli.federate import print_parts
+    from medfedpure.cli.federate import live_rounds, print_parts
     from medfedpure.consortium.deployment import rehearse
     from medfedpure.consortium.init import FEDERATION_FILE
     from medfedpure.core.disk.whole import make_folder
     from medfedpure.core.errors import ConfigError
+    from medfedpure.job.federate_config import DeploymentConfig
 
     sites = sorted(folder.glob("sites/*/site.toml"))
     if not sites:
         raise ConfigError(f"{folder} holds no sites/*/site.toml: make it by `medfedpure federation init`")
     make_folder(out)
-    found = rehearse(folder / FEDERATION_FILE, sites, out, say=Terminal().say)
+    talk, kinds = Terminal(quiet=quiet), DeploymentConfig.from_toml(folder / FEDERATION_FILE).kinds
+    with live_rounds(talk, several=len(kinds) > 1) as watch:
+        found = rehearse(folder / FEDERATION_FILE, sites, out, watch=watch, say=talk.say)
     print_parts(found, out)
 
 
