@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks import pages
 from benchmarks.pages import redrawn, write_tables
+from benchmarks.study.tables import STRATEGIES
 
 RESULTS = pages.RESULTS / "flagship"
 PAGE = pages.DOCS / "explanation" / "flagship.md"
@@ -33,13 +34,6 @@ WORDS: Mapping[str, str] = {
     "hardened_one_step": "undefended + one_step, hardened, all",
     "hardened_one_step_long": "undefended + one_step, hardened longer, all",
     "joint_one_step": "adversarially trained, PGD, long + one_step, hardened together, all",
-}
-STRATEGIES: Mapping[str, str] = {
-    "fedavg": "FedAvg",
-    "fedper": "FedPer",
-    "fedrep": "FedRep",
-    "mixture": "mixture",
-    "local": "alone",
 }
 
 

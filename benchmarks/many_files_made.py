@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy
 from PIL import Image
+from scans import PLAIN, dicom_bytes
 
 import medfedpure
 
@@ -17,8 +18,7 @@ SIZES = (96, 128, 160, 192)
 """Heights and widths in pixels, which the defence's reader shrinks."""
 FRAMES, SLICES = 5, 6
 CORRUPT_SHARE = 0.01
-_UID = "1.2.826.0.1.3680043.8.498"
-_PLAIN, _RLE, _J2K = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.90"
+_RLE, _J2K = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.90"
 Drawn = Callable[[int], numpy.ndarray]
 """From a place to a picture, `(H, W)` uint8."""
 
@@ -58,28 +58,10 @@ def _tiff(drawn: Drawn) -> bytes:
     return _saved(Image.fromarray(drawn(0)), "TIFF")
 
 
-def _dicom(drawn: Drawn, syntax: str = _PLAIN, frames: int = 1) -> bytes:
-    from pydicom.dataset import Dataset, FileMetaDataset
-
+def _dicom(drawn: Drawn, syntax: str = PLAIN, frames: int = 1) -> bytes:
     pixels = numpy.stack([drawn(place) for place in range(frames)]).astype(numpy.uint16) * 16
-    data = Dataset()
-    data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", f"{_UID}.1"
-    data.Rows, data.Columns = pixels.shape[1:]
-    data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 0
-    data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
-    if frames > 1:
-        data.NumberOfFrames = frames
-    data.PixelData = pixels.tobytes()
-    data["PixelData"].VR = "OW"
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = _PLAIN
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
-    if syntax != _PLAIN:
-        data.compress(syntax, generate_instance_uid=False)
-    stream = io.BytesIO()
-    data.save_as(stream, enforce_file_format=True)
-    return stream.getvalue()
+    content: bytes = dicom_bytes(pixels if frames > 1 else pixels[0], bits=12, syntax=syntax)
+    return content
 
 
 def _nifti(drawn: Drawn) -> bytes:
@@ -98,7 +80,7 @@ KINDS: dict[str, tuple[str, int, int, Callable[[Drawn], bytes]]] = {
     "dicom": (".dcm", 2, 1, _dicom),
     "dicom, RLE": (".dcm", 1, 1, lambda drawn: _dicom(drawn, _RLE)),
     "dicom, JPEG 2000": (".dcm", 1, 1, lambda drawn: _dicom(drawn, _J2K)),
-    "dicom, frames": ("", 1, FRAMES, lambda drawn: _dicom(drawn, _PLAIN, FRAMES)),
+    "dicom, frames": ("", 1, FRAMES, lambda drawn: _dicom(drawn, PLAIN, FRAMES)),
     "dicom, frames, RLE": ("", 1, FRAMES, lambda drawn: _dicom(drawn, _RLE, FRAMES)),
     "nifti": (".nii", 1, SLICES, _nifti),
     "nifti, gzip": (".nii.gz", 1, SLICES, lambda drawn: gzip.compress(_nifti(drawn), 1, mtime=0)),

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy
-import pydicom
 from PIL import Image
+from scans import dicom_bytes
 from torch import Tensor
 
 import medfedpure
@@ -98,24 +97,11 @@ def make_scans(
 
 def written(pixels: Tensor, format: str) -> bytes:
     """The file of grey pixels `(H, W)`, or for DICOM of frames `(F, H, W)`, uint8."""
-    stream = io.BytesIO()
     if format != "DICOM":
+        stream = io.BytesIO()
         Image.fromarray(pixels.numpy()).save(stream, format)
         return stream.getvalue()
-    made = pydicom.Dataset()
-    made.file_meta = pydicom.dataset.FileMetaDataset()
-    made.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = pydicom.uid.MRImageStorage
-    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = "1.2.3"
-    made.Rows, made.Columns = pixels.shape[-2:]
-    if pixels.ndim == 3:
-        made.NumberOfFrames = len(pixels)
-    made.SamplesPerPixel, made.PhotometricInterpretation, made.PixelRepresentation = 1, "MONOCHROME2", 0
-    made.BitsAllocated, made.BitsStored, made.HighBit = 8, 8, 7
-    made.WindowCenter, made.WindowWidth = 128, 256
-    made.PixelData = numpy.ascontiguousarray(pixels).tobytes()
-    made.save_as(stream, enforce_file_format=True)
-    return stream.getvalue()
+    return dicom_bytes(pixels.numpy(), WindowCenter=128, WindowWidth=256)
 
 
 def bomb(side: int) -> bytes:

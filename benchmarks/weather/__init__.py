@@ -8,4 +8,4 @@ import sys
 from pathlib import Path
 
 _TESTS = Path(__file__).parents[2] / "tests"
-sys.path += [str(_TESTS / folder) for folder in (".", "faults", "federation", "service", "verdicts")]
+sys.path += [str(_TESTS / folder) for folder in ("faults", "federation", "service", "verdicts")]

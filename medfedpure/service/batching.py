@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
 from collections import deque
@@ -15,12 +14,11 @@ import torch
 from torch import Tensor
 
 from medfedpure.core.results import on_cpu
-from medfedpure.core.streams import Streams
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.service.drift import Drift
 from medfedpure.service.limits import Limits, refusal_of
 from medfedpure.verdicts.predict import WHY
-from medfedpure.verdicts.why import reasons
+from medfedpure.verdicts.why import predicted
 
 
 @dataclass(frozen=True)
@@ -135,9 +133,7 @@ class Batcher:
     def _ask(self, images: Tensor, explain: bool) -> list[Answer]:
         # Under a seed all have one id: what an image is answered does not depend on who came with it.
         ids = torch.arange(len(images)) if self.seed is None else torch.zeros(len(images), dtype=torch.int64)
-        drawn = secrets.randbits(128) if self.seed is None else self.seed  # the reasons are of the same noise
-        said = self.chain.predict(images, ids, seed=drawn, batch_size=len(images), explain=explain)
-        why, _ = reasons(self.chain, images, said, Streams(drawn, ids, self.chain.acceleration.noise), maps=False)
+        said, why = predicted(self.chain, images, ids, self.seed, maps="all" if explain else "none")
         found = on_cpu(said)
         if found.scores is not None:
             self.drift.observe(found.scores)

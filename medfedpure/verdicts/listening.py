@@ -54,6 +54,3 @@ class Listener(Protocol):
                 suspicion map is that of the flagged ones, 0 of the others, or None where maps were not asked for.
             rows: one for each, as they will be written.
         """
-
-    def close(self) -> None:
-        """There will be no more, also where the call failed."""

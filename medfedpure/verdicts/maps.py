@@ -52,9 +52,6 @@ class Maps:
             if flagged:
                 put_bytes(self.path / picture_of(one.path, one.place or 0), _png(seen[0]))
 
-    def close(self) -> None:
-        """Nothing is left to do."""
-
 
 def _names(folder: Path) -> list[str]:
     try:

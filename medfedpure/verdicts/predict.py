@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,7 +16,7 @@ from medfedpure.core.errors import ConfigError, DataError, MissingExtraError
 from medfedpure.core.progress import track
 from medfedpure.core.results import Prediction
 from medfedpure.core.storage import locked
-from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.core.streams import derive_seed
 from medfedpure.data.readers.pseudonyms import Pseudonyms
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.verdicts.ahead import decoded
@@ -30,7 +29,7 @@ from medfedpure.verdicts.kept import ERROR, FRAME, FRAMES, KEY, MADE_BY, Format,
 from medfedpure.verdicts.listening import Judged, Listener
 from medfedpure.verdicts.maps import Maps
 from medfedpure.verdicts.places import Own, check_apart
-from medfedpure.verdicts.why import reasons
+from medfedpure.verdicts.why import predicted
 
 WHO = ("patient", "study")
 """The columns of pseudonyms."""
@@ -117,7 +116,7 @@ def predict_files(
         retry_errors: of the files that are named, forget the rows that say that they could not be read, and read them
             again.
         engine: who judges, with the same defence; None is this process.
-        also: are told of every batch before its rows are written, and closed at the end.
+        also: are told of every batch before its rows are written.
 
     Raises:
         ConfigError: inputs that lead to no file, a defence that does not say what images it is for, a grouping without
@@ -156,7 +155,6 @@ def predict_files(
         with rows_of as kept:
             for one in listeners:
                 closed.enter_context(locked(one.path, "what is kept of images"))
-                closed.callback(one.close)
             wanted = [path for path in files if name_of(path) not in kept.done]
             tally.before = len(files) - len(wanted)
             if engine is None:
@@ -284,11 +282,8 @@ def verdicts(
     if images:
         pixels = torch.stack([image for _, image in images])
         ids = torch.tensor([derive_seed("file", name_of(one.path), one.place or 0) for one, _ in images])
-        drawn = secrets.randbits(128) if seed is None else seed  # not told: the reasons are of the same noise
-        found = chain.predict(pixels, ids, seed=drawn, target_fpr=target_fpr, batch_size=len(images))
-        streams = Streams(drawn, ids, chain.acceleration.noise)
-        why, seen = reasons(chain, pixels, found, streams, maps)
-        found = replace(found, suspicion_map=seen)
+        wanted: Literal["none", "flagged"] = "flagged" if maps else "none"
+        found, why = predicted(chain, pixels, ids, seed, target_fpr=target_fpr, maps=wanted)
     said = iter(() if found is None else zip(found.rows(), why, strict=True))
     rows = []
     for one in batch:

@@ -82,9 +82,6 @@ class Purified:
             else:
                 self._remove(one, ENDINGS)
 
-    def close(self) -> None:
-        """Nothing is left to do."""
-
     def _open(self) -> None:
         if not self.path.exists():
             make_folder(self.path.parent)

@@ -5,7 +5,9 @@ A detector of one score has one answer, which costs nothing; one of several part
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +16,32 @@ from medfedpure.core.results import Prediction
 from medfedpure.core.streams import Streams
 from medfedpure.core.verdict import as_they_answer
 from medfedpure.defence.chain import DefendedClassifier
+
+
+def predicted(
+    chain: DefendedClassifier,
+    images: Tensor,
+    ids: Tensor,
+    seed: int | None,
+    *,
+    target_fpr: float | None = None,
+    maps: Literal["none", "flagged", "all"] = "none",
+) -> tuple[Prediction, list[str | None]]:
+    """What a defence says of images, computed together, and of each that is flagged why; all of one draw of the noise.
+
+    Args:
+        chain: that is asked.
+        images: `(N, C, H, W)` in [0, 1].
+        ids: `(N,)` int64, whose noise each one has.
+        seed: of the noise; None draws one, which is not told.
+        target_fpr: another false-positive rate than the calibrated one.
+        maps: of which images the suspicion map is wanted; of "flagged" those of the others are 0.
+    """
+    drawn = secrets.randbits(128) if seed is None else seed
+    options: dict[str, Any] = {"target_fpr": target_fpr, "batch_size": len(images), "explain": maps == "all"}
+    found = chain.predict(images, ids, seed=drawn, **options)
+    why, seen = reasons(chain, images, found, Streams(drawn, ids, chain.acceleration.noise), maps == "flagged")
+    return (replace(found, suspicion_map=seen) if maps == "flagged" else found), why
 
 
 @torch.no_grad()

@@ -1,11 +1,11 @@
 """A DICOM file is answered as its picture is, and nothing of its header comes back or stays."""
 
-import io
 import json
 
 import numpy
 import pytest
 import torch
+from scans import dicom_bytes
 from serving import DATA, SEED, chain, running
 
 from medfedpure.service.audit import AuditLog
@@ -13,28 +13,13 @@ from medfedpure.service.limits import Limits
 from medfedpure.verdicts.decoding import Shown
 from medfedpure.verdicts.predict import predict_files
 
-pydicom = pytest.importorskip("pydicom")
+pytest.importorskip("pydicom")
 PLANTED = "MUSTERMANN^ERIKA"
 
 
 def dicom(pixels):
     """The file of grey pixels `(H, W)`, or of frames `(F, H, W)`, that says a patient's name and number."""
-    made = pydicom.Dataset()
-    made.file_meta = pydicom.dataset.FileMetaDataset()
-    made.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = pydicom.uid.MRImageStorage
-    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = pydicom.uid.generate_uid()
-    made.PatientName = made.PatientID = PLANTED
-    made.Rows, made.Columns = pixels.shape[-2:]
-    if pixels.ndim == 3:
-        made.NumberOfFrames = len(pixels)
-    made.SamplesPerPixel, made.PhotometricInterpretation, made.PixelRepresentation = 1, "MONOCHROME2", 0
-    made.BitsAllocated, made.BitsStored, made.HighBit = 8, 8, 7
-    made.WindowCenter, made.WindowWidth = 128, 256
-    made.PixelData = numpy.ascontiguousarray(pixels).tobytes()
-    written = io.BytesIO()
-    made.save_as(written, enforce_file_format=True)
-    return written.getvalue()
+    return dicom_bytes(pixels, PatientName=PLANTED, PatientID=PLANTED, WindowCenter=128, WindowWidth=256)
 
 
 def test_a_dicom_file_is_answered_as_its_picture(tmp_path, chain):

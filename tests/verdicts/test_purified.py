@@ -314,9 +314,6 @@ def test_pixels_are_those_that_the_classifier_read_and_no_name_is_anywhere(inbox
         def judged(self, batch, found, rows):
             seen.extend(zip([(one.path, one.place) for one in batch], found.images, strict=True))
 
-        def close(self):
-            pass
-
     out, key = tmp_path / "purified", tmp_path / "key"
     listeners = [Spy(), Purified(out, chain, made_by="me", key_file=key)]
     predict_files(chain, [inbox], tmp_path / "v.jsonl", format="jsonl", made_by="me", key_file=key, also=listeners)

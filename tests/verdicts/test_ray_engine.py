@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from written import DATA, defence, rows_of
+from written import DATA, defence, pictures, rows_of
 
 from medfedpure.cli.predict import check_engine, on_ray
 from medfedpure.core.errors import ArtifactError, ConfigError, MedFedPureError, MissingExtraError
@@ -42,10 +42,7 @@ def guarded(chain, tmp_path):
 @pytest.fixture
 def inbox(tmp_path):
     """Twelve scans, one of which cannot be read."""
-    folder = tmp_path / "inbox"
-    folder.mkdir()
-    for place, pixels in enumerate(DATA.pixels[:12]):
-        Image.fromarray(pixels[0].numpy()).save(folder / f"{place:02}.png")
+    folder = pictures(tmp_path / "inbox", 12)
     (folder / "05.png").write_bytes(b"\x89PNG\r\n\x1a\n and nothing more")
     return folder
 
@@ -141,9 +138,6 @@ def test_what_is_kept_beside_rows_is_refused(chain, inbox, tmp_path):
 
         def judged(self, batch, found, rows):
             raise AssertionError("nobody tells it")
-
-        def close(self):
-            pass
 
     with pytest.raises(ConfigError, match="leave out the engine"):
         predict_files(chain, [inbox], tmp_path / "v.jsonl", engine=Beside(chain), also=[Idle()])

@@ -3,8 +3,7 @@
 import sys
 
 import pytest
-from PIL import Image
-from written import DATA, defence, rows_of
+from written import defence, pictures, rows_of
 
 from medfedpure.core.errors import ArtifactError, ConfigError, MissingExtraError
 from medfedpure.verdicts import shards
@@ -23,10 +22,7 @@ def chain():
 @pytest.fixture
 def inbox(tmp_path):
     """Nine scans, and one that is broken."""
-    folder = tmp_path / "inbox"
-    folder.mkdir()
-    for place, pixels in enumerate(DATA.pixels[:9]):
-        Image.fromarray(pixels[0].numpy()).save(folder / f"{place}.png")
+    folder = pictures(tmp_path / "inbox", 9)
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and nothing more")
     return folder
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from scans import dicom_bytes, write_nifti
-from written import DATA, defence, rows_of
+from written import DATA, defence, pictures, rows_of
 
 import medfedpure
 from medfedpure.core.errors import ArtifactError, DataError
@@ -30,11 +30,7 @@ def chain():
 
 @pytest.fixture
 def inbox(tmp_path):
-    folder = tmp_path / "inbox"
-    folder.mkdir()
-    for place, pixels in enumerate(DATA.pixels[:9]):
-        Image.fromarray(pixels[0].numpy()).save(folder / f"{place}.png")
-    return folder
+    return pictures(tmp_path / "inbox", 9)
 
 
 class FullDisk(io.BufferedRandom):

@@ -3,6 +3,8 @@
 import csv
 import json
 
+from PIL import Image
+
 import medfedpure
 from medfedpure.testing import tiny_classifier, tiny_dataset
 
@@ -17,6 +19,14 @@ def defence(data=DATA, channels=1, **options):
         **options,
     )
     return made.calibrate(data, 0.3, seed=1)
+
+
+def pictures(folder, count):
+    """A folder of so many scans, named by their places in as many digits as the last one needs."""
+    folder.mkdir()
+    for place, pixels in enumerate(DATA.pixels[:count]):
+        Image.fromarray(pixels[0].numpy()).save(folder / f"{place:0{len(str(count - 1))}}.png")
+    return folder
 
 
 def rows_of(path):
