@@ -29,14 +29,12 @@ class Place:
         source: below the folder of data sets.
         divide: the whole data set and a seed, into train, validation, calibrate and test.
         turns: whether the images have no upright.
-        leaks: whether test images have near-duplicates in training.
     """
 
     title: str
     source: str
     divide: Callable[[ImageDataset, int], Parts]
     turns: bool = False
-    leaks: bool = False
 
     def parts(self, folder: Path, how: How, seed: int) -> Parts:
         """Read and divide; of phantoms there is no folder."""
@@ -89,7 +87,7 @@ PLACES: Mapping[str, Place] = {
         f"br35h_fold_{number}": Place(f"Br35H, fold {number} of 0 to 4 by group", "br35h", fold(number), turns=True)
         for number in range(5)
     },
-    "br35h_leaking": Place("Br35H, random split (leaks)", "br35h", leaking, turns=True, leaks=True),
+    "br35h_leaking": Place("Br35H, random split (leaks)", "br35h", leaking, turns=True),
     "brain4_fold_0": Place("brain4, four classes, fold 0 of 0 to 4 by group", "brain4", fold(0)),
     "pneumoniamnist": Place("PneumoniaMNIST, official split", "pneumoniamnist/pneumoniamnist.npz", fold(0)),
 }

@@ -17,8 +17,6 @@ from typing import Any, BinaryIO, Literal, Self
 from medfedpure.core.errors import ArtifactError
 from medfedpure.core.rows.table import columns_of, csv_text
 from medfedpure.data.readers.folders import what_else
-from medfedpure.verdicts.kept import KEY as KEY
-from medfedpure.verdicts.kept import MADE_BY as MADE_BY
 from medfedpure.verdicts.kept import Columns, Kept
 
 
