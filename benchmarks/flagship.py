@@ -44,15 +44,17 @@ DRAWS = 5
 """Of the noise of a defence that draws any: its figures are means over them."""
 AUGMENTATION = CPU.augmentation(128, turns=True)
 DISTILLATION = {"eps": EPS, "training": {"steps": 600, "batch_size": 16, "learning_rate": 5e-4, "ema": 0.99}}
+PGD3 = AdversarialTraining(share=1.0, eps=EPS, step=0.0075, steps=3)
 HARDENING = TrainingConfig(steps=200, batch_size=16, learning_rate=2e-4, ema=0.98, sampling="balanced")
 """Of the distilled purifier together with the classifier, which stays as it is; attacked as PGD3 says. *Long*: as many
 steps and half as many again, without the teacher."""
+GUIDED, GUIDANCE = PGD3.model_copy(update={"share": 0.75}), HARDENING.model_copy(update={"steps": 300})
+"""Of the distilled purifier and what the plain classifier reads; the attacker ignores the purifier."""
 GENERATOR: dict[str, Any] = {
     "generation": {"classes": 2},
     "model": DENOISER["model"],
     "training": {"steps": 1500, "batch_size": 16, "learning_rate": 1e-3, "ema": 0.995},
 }
-PGD3 = AdversarialTraining(share=1.0, eps=EPS, step=0.0075, steps=3)
 RECIPES: Mapping[str, Recipe] = {
     **LEARNED,
     "fast": Recipe("plain", AdversarialTraining(share=1.0, eps=EPS, method="fast"), 450),
@@ -76,9 +78,11 @@ ARMS: Mapping[str, tuple[str, str]] = {
     "hardened_one_step": ("plain", "hardened_one_step"),
     "hardened_one_step_long": ("plain", "hardened_one_step_long"),
     "joint_one_step": ("robust_long", "joint_one_step"),
+    "guided_one_step": ("plain", "guided_one_step"),
 }
 """By name: whose classifier, and the policy around it; one_step purifies all by the distilled purifier, the hardened
-ones by that one after more training against attackers of both, and in joint_one_step the classifier learns too."""
+ones by that one after more training against attackers of both, the guided one against those of the bare classifier, and
+in joint_one_step the classifier learns too."""
 
 
 HOW = replace(CPU, recipes=RECIPES)
@@ -116,6 +120,15 @@ class Bench(study.Bench):
                 augmentation=AUGMENTATION,
                 seed=derive_seed(self.seed, "long") if long else self.seed,
             )
+            made.save(folder)
+        return Purifier.load(folder)
+
+    def guided(self, classifier: ClassifierModel) -> Purifier:
+        """The distilled purifier, taught by what the classifier reads of images attacked without it."""
+        folder = self.out / "guided_one_step"
+        if not folder.exists():
+            made: Any = self.one_step()
+            made.guide(self.parts["train"], classifier, GUIDED, GUIDANCE, augmentation=AUGMENTATION, seed=self.seed)
             made.save(folder)
         return Purifier.load(folder)
 
@@ -160,8 +173,10 @@ class Bench(study.Bench):
         classifier = self.classifier(reader)
         if policy == "joint_one_step":
             return self.joint(classifier)
-        hardened = policy.startswith("hardened")
-        purifier = self.hardened(classifier, long=policy.endswith("long")) if hardened else self.one_step()
+        if policy.startswith("hardened"):
+            purifier = self.hardened(classifier, long=policy.endswith("long"))
+        else:
+            purifier = self.guided(classifier) if policy.startswith("guided") else self.one_step()
         return DefendedClassifier(classifier, purifier=purifier, policy="purify_all")
 
     def clean(self, chain: DefendedClassifier) -> dict[str, Any]:

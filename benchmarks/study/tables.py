@@ -5,39 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from benchmarks.study.bench import ARMS
+from benchmarks.study.cells import (
+    NOT_YET,
+    NOTHING,
+    WORDS,
+    cell,
+    hardest,
+    head,
+    line,
+    made_by,
+    paper_attack,
+    points,
+    sizes,
+    worst_attack,
+)
 from benchmarks.study.how import EPS
 from benchmarks.study.plan import Plan
-from benchmarks.study.stats import Answers, Difference, Document, Results, difference, numbers, unattacked, worst
+from benchmarks.study.stats import (
+    Answers,
+    Difference,
+    Document,
+    Results,
+    area_interval,
+    difference,
+    numbers,
+    unattacked,
+    worst,
+)
+from medfedpure.figures.intervals import wilson
 
-WORDS: Mapping[str, str] = {
-    "undefended": "undefended",
-    "median": "median filter on all",
-    "detector_only": "detector only, refuses what it flags",
-    "paper": "`paper`: detect, purify what is flagged, depth by score",
-    "fixed_depth": "the same, all at the greatest depth",
-    "purify_all": "purify all",
-    "robust": "adversarially trained",
-    "robust_short": "adversarially trained, short",
-    "mixed": "adversarially trained and undefended, mixed",
-    "robust_chain": "adversarially trained + `paper`",
-    "robust_purify_all": "adversarially trained + purify all",
-}
-STRATEGIES: Mapping[str, str] = {
-    "fedavg": "FedAvg",
-    "fedper": "FedPer",
-    "fedrep": "FedRep",
-    "mixture": "mixture",
-    "local": "alone",
-}
-POOLED: Mapping[str, str] = {"plain": "undefended", "robust": "robust_short"}
-"""The arm whose training takes as many steps as all clients together, by what these train."""
-NOT_YET = "not measured"
-NOTHING = "Nothing is measured yet."
 QUESTIONS: Sequence[tuple[str, str, str]] = (
     ("Does detecting and purifying help the undefended classifier?", "paper", "undefended"),
+    ("Does it do better than a median filter of every image?", "paper", "median"),
     ("Is purifying what is flagged better than purifying all?", "paper", "purify_all"),
     ("The same around the adversarially trained one?", "robust_chain", "robust_purify_all"),
     ("Is depth by score better than the greatest depth?", "paper", "fixed_depth"),
@@ -52,16 +52,16 @@ def arms(results: Results, names: Iterable[str] = tuple(WORDS)) -> str:
     """One row an arm: clean, the paper's attack, the worst case on the images that all arms met."""
     common = _common(results)
     hardest = [f"worst case, the same {len(common)} images", "worst case, all attacked"]
-    lines = _head(["defence", "folds", "clean", "paper's attack", *hardest])
+    lines = head(["defence", "folds", "clean", "paper's attack", *hardest])
     for name in names:
         clean = results.clean(name)
         if clean is None:
             continue
         hard = results.worst(name, EPS)
-        everything = NOT_YET if hard is None else f"{_cell(hard)}{_mark(results, name)} ({len(hard.ids)})"
+        everything = NOT_YET if hard is None else f"{cell(hard)}{_mark(results, name)} ({len(hard.ids)})"
         folds = str(len(results.folds(f"static_{name}")))
-        cells = [WORDS[name], folds, _cell(clean), _cell(results.paper(name))]
-        lines.append(_line([*cells, _shared(results, name, common), everything]))
+        cells = [WORDS[name], folds, cell(clean), cell(results.paper(name))]
+        lines.append(line([*cells, _shared(results, name, common), everything]))
     if len(lines) == 2:
         return NOTHING
     return "\n".join([*lines, "", *_conditions(results, names)])
@@ -70,12 +70,12 @@ def arms(results: Results, names: Iterable[str] = tuple(WORDS)) -> str:
 def short(results: Results) -> str:
     """The same arms in fewer columns, for the README."""
     common = _common(results)
-    lines, presets = _head(["defence", "clean", "paper's attack", "worst case"]), dict[str, None]()
+    lines, presets = head(["defence", "clean", "paper's attack", "worst case"]), dict[str, None]()
     for name in WORDS:
         clean = results.clean(name)
         if clean is None or name == "robust_short":
             continue
-        lines.append(_line([WORDS[name], _cell(clean), _cell(results.paper(name)), _shared(results, name, common)]))
+        lines.append(line([WORDS[name], cell(clean), cell(results.paper(name)), _shared(results, name, common)]))
         presets |= dict.fromkeys(own["preset"] for own in results.folds(f"ladder_{name}").values())
     if len(lines) == 2:
         return NOTHING
@@ -89,10 +89,10 @@ def short(results: Results) -> str:
 
 def questions(results: Results) -> str:
     """One row a question: differences in points, in pairs."""
-    lines = _head(["question", "clean", "paper's attack", "worst case", "answer"])
+    lines = head(["question", "clean", "paper's attack", "worst case", "answer"])
     for words, one, other in QUESTIONS:
-        found = [_gap(getter(one), getter(other)) for getter in (results.clean, results.paper, _hardest(results))]
-        lines.append(_line([words, *map(_points, found), _verdict(found)]))
+        found = [gap(getter(one), getter(other)) for getter in (results.clean, results.paper, hardest(results))]
+        lines.append(line([words, *map(points, found), _verdict(found)]))
     note = (
         "Differences of balanced accuracy in points, first less second arm, on the images that both met, with 95 % "
         "intervals in pairs over near-duplicate groups. The answer looks at the worst case where it is measured and at "
@@ -103,7 +103,7 @@ def questions(results: Results) -> str:
 
 def costs(results: Results) -> str:
     """One row an arm: milliseconds and network evaluations an image, and what the detector did."""
-    lines = _head(
+    lines = head(
         [
             "defence",
             "ms",
@@ -124,7 +124,7 @@ def costs(results: Results) -> str:
         shares = [f"{_mean(rows, 'flagged'):.2f}" if detects else "" for rows in (clean, attacked)]
         evaluations = [f"{_mean(rows, 'nfe'):.1f}" for rows in (clean, attacked)]
         area = f"{sum(scores) / len(scores):.3f}" if detects and scores else ""
-        lines.append(_line([WORDS[name], f"{_mean(clean, 'ms'):.0f}", *evaluations, *shares, area]))
+        lines.append(line([WORDS[name], f"{_mean(clean, 'ms'):.0f}", *evaluations, *shares, area]))
     note = (
         "Milliseconds of one image and draw, batches of 64, on the machine that measured, which did other things too: "
         "compare them roughly. Evaluations are those of the noise predictor. Attacked: the paper's attack; AUROC: "
@@ -133,45 +133,9 @@ def costs(results: Results) -> str:
     return "\n".join([*lines, "", note])
 
 
-def federation(results: Results, place: str = "br35h_fold_0") -> str:
-    """One row a strategy and training: the mean of the clients, least and most; in pairs against FedAvg and pooled."""
-    gaps = ["less FedAvg: clean", "worst case", "less pooled: clean", "worst case"]
-    lines = _head(["strategy", "training", "clean", "paper's attack", "worst case", *gaps])
-    for kind, arm in POOLED.items():
-        together = _together(results, place, arm)
-        if any(together):
-            lines.append(_line(["pooled", kind, *map(_cell, together), *[""] * 4]))
-        base = results.read(place, f"clients_fedavg_{kind}")
-        first = [None if base is None else _averaged(clients(results, place, base, pick)) for pick in PICKS]
-        for name, words in STRATEGIES.items():
-            found = results.read(place, f"clients_{name}_{kind}")
-            if found is None:
-                continue
-            rows = [clients(results, place, found, pick) for pick in PICKS]
-            own = [_averaged(row) for row in rows]
-            against = [first if name != "fedavg" else [], together]
-            cells = [_points(_gap(own[at], other[at])) if other else "" for other in against for at in (0, 2)]
-            lines.append(_line([words, kind, *map(_spread, rows), *cells]))
-    if len(lines) == 2:
-        return NOTHING
-    note = (
-        f"Mean of the clients, in brackets the least and the most of them; of pooled training the 95 % interval. linf, "
-        f"eps {EPS}, deterministic, EoT 1; pooled classifiers met the ladder at eps {results.how.curve[0]:g} too, and "
-        "that counts in their worst case."
-    )
-    return "\n".join([*lines, "", note])
-
-
-def _together(results: Results, place: str, arm: str) -> list[Answers | None]:
-    """Clean, under the paper's attack and in the worst case: the classifier of pooled training with as many steps."""
-    said, hard = results.read(place, f"static_{arm}"), results.read(place, f"ladder_{arm}")
-    found = [None if said is None else results.answers({place: said}, _pick(kind)) for kind in ("clean", "paper")]
-    return [*found, None if hard is None else results.answers({place: hard}, lambda own: worst(own, EPS))]
-
-
 def pooled(results: Results, place: str) -> str:
     """One row an arm of a place that is no fold of Br35H, and plain accuracy beside the balanced one."""
-    lines, threats = _head(["classifier", "clean", "accuracy", "paper's attack", "worst case"]), dict[str, None]()
+    lines, threats = head(["classifier", "clean", "accuracy", "paper's attack", "worst case"]), dict[str, None]()
     for name in WORDS:
         found = results.read(place, f"static_{name}")
         if found is None:
@@ -180,7 +144,7 @@ def pooled(results: Results, place: str) -> str:
         ladder = results.read(place, f"ladder_{name}")
         hard = None if ladder is None else results.answers({place: ladder}, lambda own: worst(own, EPS))
         plain = f"{100 * float(clean.right.mean()):.1f}"
-        lines.append(_line([WORDS[name], _cell(clean), plain, _cell(paper), _cell(hard)]))
+        lines.append(line([WORDS[name], cell(clean), plain, cell(paper), cell(hard)]))
         sizes = f"{len(clean.ids)} images of {len(clean.groups.unique())} groups, {len(paper.ids)} of them attacked"
         threats[f"{sizes}; paper's attack: {found['paper']['attack']}; {found['paper']['gradient']}"] = None
         if ladder is not None:
@@ -188,32 +152,9 @@ def pooled(results: Results, place: str) -> str:
     return "\n".join([*lines, "", *[f"- {threat}" for threat in threats]]) if len(lines) > 2 else NOTHING
 
 
-def insiders(results: Results, place: str = "br35h_fold_0") -> str:
-    """For each strategy and training: clean, under one's own attack, and under those made on other clients' models."""
-    lines = _head(["strategy", "training", "not attacked", "attack made on the own model", "on another client's"])
-    attack = ""
-    for kind in ("plain", "robust"):
-        for name, words in STRATEGIES.items():
-            found = results.read(place, f"insiders_{name}_{kind}")
-            if found is None:
-                continue
-            kinds: dict[str, list[Answers]] = {"clean": [], "own": [], "other": []}
-            for cell in found["cells"]:
-                made = cell["crafted_on"]
-                kinds["clean" if made is None else "own" if made == cell["victim"] else "other"].append(
-                    results.answers({place: cell}, lambda own: own)
-                )
-                attack = cell.get("attack", attack)
-            lines.append(_line([words, kind, *(_spread(rows) for rows in kinds.values())]))
-    if len(lines) == 2:
-        return NOTHING
-    note = f"Mean over clients or pairs, in brackets the least and the most. {attack}; gradients of the attacker's own "
-    return "\n".join([*lines, "", note + "model, replayed on the victim, EoT 1."])
-
-
 def choice(results: Results, place: str = "br35h_fold_0") -> str:
     """The arms of the recipe `robust` and of `paper` on validation groups: where a default is chosen."""
-    lines, told = _head(["defence", "clean", "worst case, validation groups", "worst case, test groups"]), ""
+    lines, told = head(["defence", "clean", "worst case, validation groups", "worst case, test groups"]), ""
     for name in WORDS:
         found, tested = results.read(place, f"choose_{name}"), results.read(place, f"ladder_{name}")
         if found is None:
@@ -221,7 +162,7 @@ def choice(results: Results, place: str = "br35h_fold_0") -> str:
         clean = results.answers({place: found}, unattacked, "validation")
         hard = results.answers({place: found}, lambda own: worst(own, EPS), "validation")
         test = None if tested is None else results.answers({place: tested}, lambda own: worst(own, EPS))
-        lines.append(_line([WORDS[name], *map(_cell, (clean, hard, test))]))
+        lines.append(line([WORDS[name], *map(cell, (clean, hard, test))]))
         told = f"{len(hard.ids)} images of as many groups; {found['worst'][f'{EPS:.4g}']['threat']}; {found['note']}."
     return "\n".join([*lines, "", told]) if len(lines) > 2 else NOTHING
 
@@ -234,45 +175,15 @@ def missing(plan: Plan) -> str:
             rows.setdefault((unit.place, unit.kind), []).append(plan.forecast(unit).seconds)
     if not rows:
         return "Every unit is measured."
-    lines = _head(["where", "what", "units", "hours of one core, forecast"])
+    lines = head(["where", "what", "units", "hours of one core, forecast"])
     for (place, kind), seconds in rows.items():
-        lines.append(_line([place, kind, str(len(seconds)), f"{sum(seconds) / 3600:.1f}"]))
+        lines.append(line([place, kind, str(len(seconds)), f"{sum(seconds) / 3600:.1f}"]))
     total = sum(sum(seconds) for seconds in rows.values()) / 3600
     return "\n".join([*lines, "", f"Together {total:.1f} hours of one core."])
 
 
-def clients(
-    results: Results, place: str, found: Document, pick: Callable[[Document], Document | None]
-) -> list[Answers]:
-    """What each client's model said; equal models were read once."""
-    rows = []
-    for own in found["clients"].values():
-        chosen = pick(found["clients"][own["as"]] if "as" in own else own)
-        if chosen is not None:
-            rows.append(results.answers({place: chosen}, lambda document: document))
-    return rows
-
-
 def _pick(kind: str) -> Callable[[Document], Document]:
     return lambda document: document[kind]
-
-
-PICKS: Sequence[Callable[[Document], Document | None]] = (
-    _pick("clean"),
-    _pick("paper"),
-    lambda own: worst(own["ladder"], EPS) if "ladder" in own else None,
-)
-
-
-def _averaged(rows: Sequence[Answers]) -> Answers | None:
-    """The mean over clients that read the same images, or all images of clients that read different ones."""
-    if not rows:
-        return None
-    first, fields = rows[0], ("ids", "labels", "groups", "right", "fooled")
-    if all(row.ids.tolist() == first.ids.tolist() for row in rows):
-        right, fooled = (torch.stack([getattr(row, name) for row in rows]).mean(0) for name in fields[3:])
-        return Answers(first.ids, first.labels, first.groups, right, fooled)
-    return Answers(*(torch.cat([getattr(row, name) for row in rows]) for name in fields))
 
 
 def _common(results: Results) -> set[int]:
@@ -284,18 +195,14 @@ def _common(results: Results) -> set[int]:
 def _shared(results: Results, name: str, common: set[int]) -> str:
     """An arm's worst case on the images that all met."""
     hard = results.worst(name, EPS)
-    return NOT_YET if hard is None else f"{_cell(hard.at(sorted(common)))}{_mark(results, name)}"
+    return NOT_YET if hard is None else f"{cell(hard.at(sorted(common)))}{_mark(results, name)}"
 
 
 def _mark(results: Results, name: str) -> str:
     return " UNRELIABLE" if _doubts(results, name) else ""
 
 
-def _hardest(results: Results) -> Callable[[str], Answers | None]:
-    return lambda name: results.worst(name, EPS)
-
-
-def _gap(one: Answers | None, other: Answers | None) -> Difference | None:
+def gap(one: Answers | None, other: Answers | None) -> Difference | None:
     if one is None or other is None or not set(one.ids.tolist()) & set(other.ids.tolist()):
         return None
     return difference(one, other)
@@ -346,31 +253,3 @@ def _told(threats: dict[str, list[str]], threat: str, name: str) -> None:
 def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:
     sizes = [len(numbers(row["ids"])) for row in rows]
     return float(sum(row[name] * size for row, size in zip(rows, sizes, strict=True)) / sum(sizes))
-
-
-def _spread(rows: Sequence[Answers]) -> str:
-    if not rows:
-        return NOT_YET
-    values = [100 * row.value for row in rows]
-    return f"{sum(values) / len(values):.1f} ({min(values):.1f} to {max(values):.1f})"
-
-
-def _cell(found: Answers | None) -> str:
-    if found is None:
-        return NOT_YET
-    low, high = found.interval()
-    return f"{100 * found.value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-
-
-def _points(found: Difference | None) -> str:
-    if found is None:
-        return NOT_YET
-    return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
-
-
-def _head(cells: Sequence[str]) -> list[str]:
-    return [_line(cells), "|" + "---|" * len(cells)]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -16,6 +16,8 @@ arXiv 2404.14309) are. It needs neither labels nor a classifier. `harden` goes o
 
     min  E  CE( f(S(x + d)), y ) + keep || S(x + d) - T(x + d) ||^2,    d from PGD on CE( f(S(x + d)), y )
 
+and `guide` by what the classifier reads of images that were attacked without the purifier (`guidance`).
+
 **What it is worth.** It is deterministic and has a plain gradient, so an attacker who knows it needs no EoT, and a
 judge can believe what he finds. It also has nothing that such an attacker could not differentiate.
 """
@@ -43,6 +45,7 @@ from medfedpure.core.task import Task, TrainingLog, WrappedTask
 from medfedpure.models.diffusion import predicted_noise
 from medfedpure.plugins.purifiers.ddpm import DDPM, DDPMConfig
 from medfedpure.plugins.purifiers.diffusion_base import DiffusionPurifier
+from medfedpure.plugins.purifiers.guidance import GuidedTask
 from medfedpure.training.adversarial import AdversarialTask
 from medfedpure.training.classification import ClassificationTask
 from medfedpure.training.loop import train
@@ -158,6 +161,47 @@ class OneStep(DiffusionPurifier):
         log = train(
             whole, task, data, training, seed=derive_seed(seed, "harden"), description="hardening", parameters=learning
         )
+        self.student.eval()
+        return log
+
+    def guide(
+        self,
+        data: ImageDataset,
+        classifier: nn.Module,
+        settings: AdversarialTraining,
+        training: TrainingConfig,
+        *,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> TrainingLog:
+        """Train the student on to let a classifier read attacked images as it reads benign ones, at strength 1.
+
+        Against an attacker who ignores the purifier, and nobody else: see `guidance`. Calibrate, and judge, after it.
+
+        Args:
+            data: labelled benign images, of no part that is tested.
+            classifier: images `(N, C, H, W)` in [0, 1] to logits `(N, K)`, in eval mode; stays as it is.
+            settings: share of attacked images, and the attack on the bare classifier.
+            training: the budget.
+            augmentation: of the training images; none by default.
+            seed: of the order and of all noise.
+
+        Raises:
+            InputError: `settings` attack no image.
+            NotFittedError: it was not distilled.
+        """
+        self.check_fitted()
+        if not settings.share:
+            raise InputError(f"guide wants attacked images: a share above 0; got {settings.share}")
+        assert self.student is not None
+
+        def purified(student: nn.Module, images: Tensor) -> Tensor:
+            return self.once(student, images, images.new_full((len(images),), self.config.t_max))
+
+        plain = ClassificationTask(augmentation or Augmentation(flip=False, shift=0))
+        task = GuidedTask(plain, classifier, purified, settings)
+        seed = derive_seed(seed, "guide")
+        log = train(self.student, task, data, training, seed=seed, description="guidance")
         self.student.eval()
         return log
 

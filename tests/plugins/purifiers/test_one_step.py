@@ -11,10 +11,12 @@ from torch import Tensor, nn
 import medfedpure
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import InputError, NotFittedError
-from medfedpure.core.settings import AdversarialTraining, TrainingConfig
+from medfedpure.core.settings import AdversarialTraining, Augmentation, TrainingConfig
 from medfedpure.core.streams import Streams
 from medfedpure.evaluation.readings import hear
+from medfedpure.plugins.purifiers.guidance import GuidedTask
 from medfedpure.testing.checking import global_rng_untouched
+from medfedpure.training.classification import ClassificationTask
 
 LEARNS = {"steps": 150, "batch_size": 8, "learning_rate": 5e-3, "ema": 0.98}
 SMALL = {
@@ -147,5 +149,43 @@ def test_hardening_without_an_attack_is_refused(trained) -> None:
         trained.harden(bars(), sides(), AdversarialTraining(), TrainingConfig(steps=1))
     with pytest.raises(NotFittedError):
         medfedpure.create("purifier", "one_step").harden(
+            bars(), sides(), AdversarialTraining(share=1.0), TrainingConfig(steps=1)
+        )
+
+
+def test_guidance_restores_what_a_static_attack_took_and_leaves_the_classifier_alone() -> None:
+    hardly = {"steps": 2, "batch_size": 8}
+    options = {**SMALL, "training": hardly, "distillation": {"training": hardly}}
+    purifier, reader, data = medfedpure.create("purifier", "one_step", **options).fit(bars()), sides(), bars()
+    attack = medfedpure.create("attack", "pgd_eot", eps=0.06, step=0.015, steps=10)
+    chain = medfedpure.DefendedClassifier(reader, purifier=purifier, policy="purify_all")
+    attacked = attack(medfedpure.static_view(chain), data.images, data.labels, streams=Streams(3, data.ids)).images
+
+    def right(images: Tensor) -> float:
+        return float((chain(images).argmax(1) == data.labels).double().mean())
+
+    before, weights = right(attacked), copy.deepcopy(reader.state_dict())
+    settings = AdversarialTraining(share=0.5, eps=0.06, steps=3)
+    purifier.guide(data, reader, settings, TrainingConfig(steps=30, batch_size=16, learning_rate=5e-3))
+    assert right(attacked) > before + 0.2, f"{before} before, {right(attacked)} after"
+    assert right(data.images) > 0.9
+    assert all(torch.equal(value, weights[key]) for key, value in reader.state_dict().items())
+
+
+def test_guidance_compares_answers_with_those_of_benign_images() -> None:
+    """Without attacked images the loss is that of the formula, by hand."""
+    batch, reader, settings = next(bars().batches(4)), sides(), AdversarialTraining(share=0.0, eps=0.0)
+    task = GuidedTask(ClassificationTask(Augmentation(flip=False, shift=0)), reader, lambda _, x: 0.5 * x, settings)
+    with torch.no_grad():
+        found = task.loss(nn.Identity(), batch, Streams(0, batch.ids))
+        wanted = (reader(0.5 * batch.images) - reader(batch.images)).abs().mean()
+    torch.testing.assert_close(found, wanted)
+
+
+def test_guidance_without_an_attack_is_refused(trained) -> None:
+    with pytest.raises(InputError, match="share above 0"):
+        trained.guide(bars(), sides(), AdversarialTraining(), TrainingConfig(steps=1))
+    with pytest.raises(NotFittedError):
+        medfedpure.create("purifier", "one_step").guide(
             bars(), sides(), AdversarialTraining(share=1.0), TrainingConfig(steps=1)
         )

@@ -1,0 +1,82 @@
+"""What the tables of the study share: words, cells, and what stands below a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from benchmarks.study.how import EPS
+from benchmarks.study.stats import Answers, Difference, Document, Results
+
+Getter = Callable[[str], Answers | None]
+WORDS: Mapping[str, str] = {
+    "undefended": "undefended",
+    "median": "median filter on all",
+    "detector_only": "detector only, refuses what it flags",
+    "paper": "`paper`: detect, purify what is flagged, depth by score",
+    "fixed_depth": "the same, all at the greatest depth",
+    "purify_all": "purify all",
+    "robust": "adversarially trained",
+    "robust_short": "adversarially trained, short",
+    "mixed": "adversarially trained and undefended, mixed",
+    "robust_chain": "adversarially trained + `paper`",
+    "robust_purify_all": "adversarially trained + purify all",
+}
+NOT_YET = "not measured"
+NOTHING = "Nothing is measured yet."
+
+
+def hardest(results: Results) -> Getter:
+    """The worst case of an arm at the study's eps."""
+    return lambda name: results.worst(name, EPS)
+
+
+def cell(found: Answers | None) -> str:
+    """Balanced accuracy with its interval."""
+    if found is None:
+        return NOT_YET
+    low, high = found.interval()
+    return f"{100 * found.value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def points(found: Difference | None) -> str:
+    """A difference with its interval."""
+    if found is None:
+        return NOT_YET
+    return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+
+
+def head(cells: Sequence[str]) -> list[str]:
+    """The first two lines of a table."""
+    return [line(cells), "|" + "---|" * len(cells)]
+
+
+def line(cells: Sequence[str]) -> str:
+    """A row."""
+    return f"| {' | '.join(cells)} |"
+
+
+def sizes(rows: Iterable[Answers | Difference | None]) -> str:
+    """How many images of how many groups, the least and the most of these figures."""
+    found = set()
+    for row in rows:
+        if isinstance(row, Difference):
+            found.add((row.images, row.groups))
+        elif row is not None:
+            found.add((len(row.ids), len(row.groups.unique())))
+    return " to ".join(f"{images} images of {groups} groups" for images, groups in sorted({min(found), max(found)}))
+
+
+def paper_attack(said: Document) -> str:
+    """The threat model of what the paper's attack left."""
+    return f"paper's attack: {said['paper']['attack']}; {said['paper']['gradient']}"
+
+
+def worst_attack(ladder: Document) -> str:
+    """The threat model of a worst case."""
+    return f"worst case: {ladder['worst'][f'{EPS:.4g}']['threat']}; {ladder['note']}"
+
+
+def made_by(*patterns: str) -> str:
+    """The commands behind a table."""
+    units = " ".join(f"'{pattern}'" for pattern in patterns)
+    return f"Measured by `python -m benchmarks.study --data FOLDER {units}`."
