@@ -29,10 +29,12 @@ WORDS: Mapping[str, str] = {
     "purify_all": "undefended + purify all",
     "robust_chain": "adversarially trained, PGD, long + gated chain",
     "robust_purify_all": "adversarially trained, PGD, long + purify all",
+    "voted_chain": "undefended + gated chain, mean of 5 purifications",
     "one_step": "undefended + one_step, all",
     "robust_one_step": "adversarially trained, PGD, long + one_step, all",
     "hardened_one_step": "undefended + one_step, hardened, all",
     "hardened_one_step_long": "undefended + one_step, hardened longer, all",
+    "guided_one_step": "undefended + one_step, guided, all",
     "joint_one_step": "adversarially trained, PGD, long + one_step, hardened together, all",
 }
 
