@@ -69,6 +69,7 @@ _PUBLIC = {
     "Purification": "medfedpure.core.results",
     "Purifier": "medfedpure.core.purifier",
     "Radius": "medfedpure.core.config",
+    "ReasonsWarning": "medfedpure.core.errors",
     "ScoreContext": "medfedpure.core.detector",
     "State": "medfedpure.core.results",
     "Step": "medfedpure.core.task",
@@ -163,6 +164,7 @@ if TYPE_CHECKING:
     from medfedpure.core.errors import PluginError as PluginError
     from medfedpure.core.errors import PluginLoadError as PluginLoadError
     from medfedpure.core.errors import ProbabilitiesWarning as ProbabilitiesWarning
+    from medfedpure.core.errors import ReasonsWarning as ReasonsWarning
     from medfedpure.core.errors import TrainingError as TrainingError
     from medfedpure.core.errors import UnknownPluginError as UnknownPluginError
     from medfedpure.core.errors import UntrainedWarning as UntrainedWarning

@@ -26,7 +26,7 @@ NOT_RUN = {
     "docs/how-to/choose-a-recipe.md": {"benchmark": 1},
     "docs/how-to/choose-a-strategy.md": {"benchmark": 2, "tests": 1},
     "docs/how-to/evaluate-a-defence.md": {"benchmark": 1},
-    "docs/how-to/hospital.md": {"network": 1},
+    "docs/how-to/hospital.md": {"network": 1, "own data": 1},
     "docs/how-to/install.md": {"install": 3},
     "docs/how-to/many-files.md": {"benchmark": 1},
     "docs/how-to/more-from-few-images.md": {"benchmark": 1},

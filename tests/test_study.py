@@ -1,21 +1,20 @@
 """`python -m benchmarks.study`: units need what comes before them, are done once, and pages show what they kept."""
 
-import json
+import re
 from dataclasses import replace
 
 import pytest
+from studied import ELSEWHERE, FOLD, IMAGES, ladder, static, wanting, write
 
-from benchmarks.study import adopt, charts, page, tables
+from benchmarks.study import adopt, charts, clients, page, tables
 from benchmarks.study.__main__ import BUSY, main
 from benchmarks.study.how import CPU, EPS, MINIATURE, SIZES
-from benchmarks.study.measure import digits, packed
+from benchmarks.study.measure import packed
 from benchmarks.study.plan import Plan
 from benchmarks.study.stats import Results, difference
 from benchmarks.study.units import Study, catalog
 from medfedpure.core.storage import locked, write_json
 from medfedpure.figures.balanced import balanced
-
-FOLD = "br35h_fold_0"
 
 
 def study_in(folder, how=MINIATURE) -> Study:
@@ -111,33 +110,13 @@ def test_models_of_the_flagship_are_taken_over_once(tmp_path):
     assert "adopted" in Plan.of(study).table()
 
 
-IMAGES = {"ids": packed(range(20)), "labels": packed([0, 1] * 10), "groups": packed(range(20))}
-LADDER = {"draws": 1, "note": "no claim", "preset": "short", "unreliable": []}
-
-
-def write(folder, name, document, place=FOLD):
-    path = folder / CPU.name / place / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"seconds": 1, "whole": True, **document}))
-
-
-def static(right, draws=1):
-    row = {"ids": IMAGES["ids"], "draws": draws, "right": right, "fooled": "0" * 20, "flagged": 0, "ms": 1, "nfe": 0}
-    return {"clean": row, "paper": {**row, "attack": "pgd", "gradient": "static, EoT 1"}, "benign": row}
-
-
 @pytest.fixture
 def folder(tmp_path):
     """Two arms on one fold: the second reads five images more under attack, and met ten only."""
     write(tmp_path, "images", {"test": IMAGES, "parts": {"test": [20, 20]}})
-    for name, right, ids in (("undefended", "0" * 20, 20), ("robust", "1" * 5 + "0" * 5, 10)):
+    for name, right in (("undefended", "0" * 20), ("robust", "1" * 5 + "0" * 5)):
         write(tmp_path, f"static_{name}", static("1" * 20))
-        worst = {"right": right, "fooled": digits([0] * ids), "threat": "norm linf, eps 0.015; pgd (EoT 1)"}
-        write(
-            tmp_path,
-            f"ladder_{name}",
-            {**LADDER, "ids": packed(range(ids)), "clean": "1" * ids, "worst": {f"{EPS:.4g}": worst}},
-        )
+        write(tmp_path, f"ladder_{name}", ladder(right))
     return tmp_path
 
 
@@ -148,8 +127,9 @@ def test_arms_are_compared_on_the_images_that_both_met(folder):
     assert found.value == pytest.approx(0.5)  # 3 of 5 and 2 of 5
     assert found.low < found.value < found.high
     table = tables.arms(results)
-    assert "worst case, the same 10 images" in table
-    assert "norm linf, eps 0.015; pgd (EoT 1)" in table
+    assert "worst case: the same 10 images of all defences" in table
+    assert table.splitlines()[0].endswith("| worst case | its own images |")
+    assert "undefended, robust: worst case: norm linf, eps 0.015; per image the worst of 2 attacks" in table
     assert "| Does adversarial training help? | +0.0" in tables.questions(results)
 
 
@@ -169,12 +149,15 @@ def test_clients_of_different_images_are_put_together(tmp_path):
     halves = [{"ids": packed(range(start, start + 10)), "draws": 1, "right": "1" * 10} for start in (0, 10)]
     for name, lost in (("fedavg", 10), ("fedper", 0)):
         own = [{**half, "right": "1" * (10 - lost * place) + "0" * (lost * place)} for place, half in enumerate(halves)]
-        clients = {f"client_{place}": {"clean": half, "paper": half} for place, half in enumerate(own)}
-        write(tmp_path, f"clients_{name}_plain", {"clients": clients}, "brain4_fold_0")
+        dealt = {
+            f"client_{place}": {"clean": half, "paper": {**half, "attack": "pgd", "gradient": "static"}}
+            for place, half in enumerate(own)
+        }
+        write(tmp_path, f"clients_{name}_plain", {"clients": dealt}, "brain4_fold_0")
     write(tmp_path, "static_undefended", static("1" * 20), "brain4_fold_0")
-    table = tables.federation(Results(tmp_path, CPU), "brain4_fold_0")
+    table = clients.federation(Results(tmp_path, CPU), "brain4_fold_0")
     assert "| pooled | plain | 100.0" in table
-    assert "| FedAvg | plain | 50.0 (0.0 to 100.0) |" in table
+    assert re.search(r"\| FedAvg \| plain \| 50.0 \([^)]+\) \[0.0\sto\s100.0\] \|", table)
     cells = next(line for line in table.splitlines() if line.startswith("| FedPer")).split(" | ")
     assert cells[5].startswith("+50.0")  # less FedAvg
     assert cells[7].startswith("+0.0")  # less pooled
@@ -206,5 +189,9 @@ def test_a_miniature_of_every_unit(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", [*words, "--results", str(tmp_path / "results")])
     assert main() == 0
     drawn = page.tables_of(tmp_path / "results", MINIATURE)
-    assert all("not measured" not in draw() for name, draw in drawn.items() if name in ("arms", "insiders", "leaking"))
     assert drawn["missing"]() == "Every unit is measured."
+    for name, draw in drawn.items():
+        table = draw()
+        assert "not measured" not in table, f"{name}: {table}"
+        if name not in ELSEWHERE:
+            assert not wanting(table), f"{name} says nothing of {wanting(table)}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from benchmarks.study.how import EPS
+from benchmarks.study.how import EPS, PAPER
 from benchmarks.study.stats import Answers, Difference, Document, Results
 
 Getter = Callable[[str], Answers | None]
@@ -21,6 +22,9 @@ WORDS: Mapping[str, str] = {
     "robust_chain": "adversarially trained + `paper`",
     "robust_purify_all": "adversarially trained + purify all",
 }
+STATIC = (
+    f"PGD, {PAPER['norm']}, eps {PAPER['eps']}, {PAPER['steps']} steps, gradient of the bare classifier (static), EoT 1"
+)
 NOT_YET = "not measured"
 NOTHING = "Nothing is measured yet."
 
@@ -51,8 +55,8 @@ def head(cells: Sequence[str]) -> list[str]:
 
 
 def line(cells: Sequence[str]) -> str:
-    """A row."""
-    return f"| {' | '.join(cells)} |"
+    """A row; an interval is not broken into two lines."""
+    return re.sub(r"(?<=[([])(\S+) to (\S+)(?=[)\]])", "\\1\u00a0to\u00a0\\2", f"| {' | '.join(cells)} |")
 
 
 def sizes(rows: Iterable[Answers | Difference | None]) -> str:
@@ -63,7 +67,10 @@ def sizes(rows: Iterable[Answers | Difference | None]) -> str:
             found.add((row.images, row.groups))
         elif row is not None:
             found.add((len(row.ids), len(row.groups.unique())))
-    return " to ".join(f"{images} images of {groups} groups" for images, groups in sorted({min(found), max(found)}))
+    ends = sorted({min(found), max(found)})
+    return " to ".join(
+        f"{images} images of {'as many' if images == groups else groups} groups" for images, groups in ends
+    )
 
 
 def paper_attack(said: Document) -> str:
@@ -74,6 +81,11 @@ def paper_attack(said: Document) -> str:
 def worst_attack(ladder: Document) -> str:
     """The threat model of a worst case."""
     return f"worst case: {ladder['worst'][f'{EPS:.4g}']['threat']}; {ladder['note']}"
+
+
+def doubts(results: Results, name: str) -> list[str]:
+    """Why an arm's worst case may be an artefact."""
+    return [doubt for own in results.folds(f"ladder_{name}").values() for doubt in own["unreliable"]]
 
 
 def made_by(*patterns: str) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmarks.study.how import EPS
-from benchmarks.study.stats import Answers, Results
-from benchmarks.study.tables import PICKS, STRATEGIES, clients
+from benchmarks.study.cells import sizes
+from benchmarks.study.clients import PICKS, clients
+from benchmarks.study.how import EPS, PAPER
+from benchmarks.study.stats import Answers, Document, Results
+from benchmarks.study.tables import STRATEGIES
 
 COLOURS = ("#00796b", "#d95f02", "#5e60ce", "#b5179e", "#8a6d3b", "#2b2d42", "#3a86ff", "#7cb518", "#e63946", "#6c757d")
+PLACE = "br35h_fold_0"
 NAMES = {
     "undefended": "undefended",
     "median": "median",
@@ -37,6 +41,34 @@ def draw(results: Results, folder: Path) -> list[Path]:
                 paths.append(folder / f"{name}.svg")
                 figure.savefig(paths[-1], bbox_inches="tight", metadata={"Date": None})
     return paths
+
+
+def captions(results: Results) -> Mapping[str, tuple[str, str]]:
+    """Of each figure that there is something to draw of: what it shows, and the conditions."""
+    met = [answers for name in NAMES if (answers := results.worst(name, EPS)) is not None]
+    found: dict[str, tuple[str, str]] = {}
+    command = "Drawn by `python -m benchmarks.study.page`."
+    if met:
+        notes = dict.fromkeys(own["note"] for name in NAMES for own in results.folds(f"ladder_{name}").values())
+        told = (
+            f"Attacked: {sizes(met)}. Norm linf; attacks, steps, gradients and EoT of each defence as under the first "
+            f"table; {'; '.join(notes)}. {command}"
+        )
+        found["study_eps"] = "Balanced accuracy in the worst case over eps, with 95 % bands.", told
+        seen = sizes(map(results.clean, NAMES))
+        found["study_front"] = (
+            f"Clean accuracy against the worst case at eps {EPS}, with 95 % intervals.",
+            f"Clean: {seen}. {told}",
+        )
+    own = next(_federated(results), None)
+    if own is not None:
+        clean, paper = ([*clients(results, PLACE, own, PICKS[kind])] for kind in (0, 1))
+        found["study_clients"] = (
+            "Each client of each strategy, adversarially trained: clean, and under the paper's attack.",
+            f"Whiskers: 95 % intervals over groups. Clean: {sizes(clean)}; attacked: {sizes(paper)}; PGD, linf, eps "
+            f"{EPS}, {PAPER['steps']} steps, gradient of the client's own classifier (static), EoT 1. {command}",
+        )
+    return found
 
 
 def over_eps(results: Results) -> Figure | None:
@@ -86,7 +118,13 @@ def front(results: Results) -> Figure | None:
     return figure
 
 
-def bars(results: Results, place: str = "br35h_fold_0") -> Figure | None:
+def _federated(results: Results) -> Iterator[Document]:
+    """What the clients of each strategy said, adversarially trained."""
+    found = (results.read(PLACE, f"clients_{name}_robust") for name in STRATEGIES)
+    return (document for document in found if document is not None)
+
+
+def bars(results: Results, place: str = PLACE) -> Figure | None:
     """Clean and under the paper's attack, of every client of every strategy, adversarially trained."""
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
@@ -99,8 +137,11 @@ def bars(results: Results, place: str = "br35h_fold_0") -> Figure | None:
         clean, paper = (clients(results, place, found, PICKS[kind]) for kind in (0, 1))
         for client, (one, other) in enumerate(zip(clean, paper, strict=True)):
             labels = ("clean", "paper's attack") if not ticks and not client else (None, None)
-            axes.bar(across, 100 * one.value, color=COLOURS[0], alpha=0.35, label=labels[0])
-            axes.bar(across, 100 * other.value, color=COLOURS[0], label=labels[1])
+            for shift, answers, shade, label in ((-0.2, one, 0.35, labels[0]), (0.2, other, 1.0, labels[1])):
+                value, (low, high) = 100 * answers.value, answers.interval()
+                axes.bar(across + shift, value, 0.4, color=COLOURS[0], alpha=shade, label=label)
+                spread = [[value - 100 * low], [100 * high - value]]
+                axes.errorbar(across + shift, value, spread, fmt="none", ecolor="#222222", elinewidth=0.8)
             across += 1
         ticks.append((across - len(clean) / 2 - 0.5, words))
         across += 1

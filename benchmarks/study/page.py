@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from benchmarks import pages
-from benchmarks.study import tables
+from benchmarks.study import charts, clients, findings, tables
 from benchmarks.study.how import CPU, How
 from benchmarks.study.plan import Plan
 from benchmarks.study.stats import Results
@@ -18,11 +18,6 @@ PAGE = pages.DOCS / "results.md"
 FIGURES = pages.DOCS / "diagrams"
 DRAWN = (PAGE, pages.DOCS.parent / "README.md")
 MARK = "study"
-SHOWN: Mapping[str, str] = {
-    "study_eps": "Balanced accuracy in the worst case over eps, with 95 % bands",
-    "study_front": "Clean accuracy against the worst case, with 95 % intervals",
-    "study_clients": "Each client of each strategy, adversarially trained: clean, and under the paper's attack",
-}
 
 
 def tables_of(folder: Path = FOLDER, how: How = CPU) -> Mapping[str, Callable[[], str]]:
@@ -31,25 +26,30 @@ def tables_of(folder: Path = FOLDER, how: How = CPU) -> Mapping[str, Callable[[]
     plan = Plan.of(Study(how, Path("data"), Path("runs", "study"), folder, 0, print))
     return {
         "short": lambda: tables.short(results),
+        "findings": lambda: findings.findings(results, plan),
+        "aims": lambda: findings.aims(results),
         "arms": lambda: tables.arms(results),
         "questions": lambda: tables.questions(results),
         "costs": lambda: tables.costs(results),
-        "federation": lambda: tables.federation(results),
-        "insiders": lambda: tables.insiders(results),
+        "federation": lambda: clients.federation(results),
+        "insiders": lambda: clients.insiders(results),
         "brain4": lambda: tables.pooled(results, "brain4_fold_0"),
-        "brain4_federation": lambda: tables.federation(results, "brain4_fold_0"),
+        "brain4_federation": lambda: clients.federation(results, "brain4_fold_0"),
         "pneumonia": lambda: tables.pooled(results, "pneumoniamnist"),
         "leaking": lambda: tables.pooled(results, "br35h_leaking"),
         "choice": lambda: tables.choice(results),
-        "figures": figures,
+        "figures": lambda: figures(results, ("study_eps", "study_front")),
+        "clients": lambda: figures(results, ("study_clients",)),
         "missing": lambda: tables.missing(plan),
     }
 
 
-def figures() -> str:
-    """Those that are drawn."""
-    there = [f"![{words}](diagrams/{name}.svg)" for name, words in SHOWN.items() if (FIGURES / f"{name}.svg").exists()]
-    return "\n\n".join(there) or tables.NOTHING
+def figures(results: Results, names: Iterable[str]) -> str:
+    """Those of these that are drawn, each with what it shows and of whom."""
+    captions = charts.captions(results)
+    there = [name for name in names if name in captions and (FIGURES / f"{name}.svg").exists()]
+    told = [f"![{captions[name][0]}](diagrams/{name}.svg)\n\n{' '.join(captions[name])}" for name in there]
+    return "\n\n".join(told)
 
 
 def page_with_tables(page: str, folder: Path = FOLDER) -> str:
@@ -65,9 +65,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=FOLDER)
     parser.add_argument("--figures", type=Path, default=FIGURES)
     given = parser.parse_args()
-    from benchmarks.study.charts import draw
-
-    for path in draw(Results(given.results, CPU), given.figures):
+    for path in charts.draw(Results(given.results, CPU), given.figures):
         print(path)
     for page in given.page or DRAWN:
         text = page.read_text(encoding="utf-8")

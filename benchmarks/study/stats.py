@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,32 @@ def difference(one: Answers, other: Answers) -> Difference:
 
         low, high = cluster_bootstrap(drawn, first.groups)
     return Difference(first.value - second.value, low, high, len(ids), groups)
+
+
+def gap(one: Answers | None, other: Answers | None) -> Difference | None:
+    """Their difference in pairs; None where one is not measured, or no image is common to both."""
+    if one is None or other is None or not set(one.ids.tolist()) & set(other.ids.tolist()):
+        return None
+    return difference(one, other)
+
+
+def area_interval(areas: Sequence[float], attacked: Sequence[int], benign: Sequence[int]) -> tuple[float, float]:
+    """95 % of the mean of areas under ROC curves, one a fold (Hanley and McNeil 1982, 10.1148/radiology.143.1.7063747).
+
+    The variance of an area A over n attacked and m benign images is
+    (A (1 - A) + (n - 1) (A / (2 - A) - A^2) + (m - 1) (2 A^2 / (1 + A) - A^2)) / (n m).
+
+    Args:
+        areas: of the folds.
+        attacked, benign: images of each fold, one of each group.
+    """
+    variance = 0.0
+    for area, n, m in zip(areas, attacked, benign, strict=True):
+        square = area * area
+        spread = (n - 1) * (area / (2 - area) - square) + (m - 1) * (2 * square / (1 + area) - square)
+        variance += (area * (1 - area) + spread) / (n * m)
+    middle, half = sum(areas) / len(areas), 1.96 * math.sqrt(variance) / len(areas)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ from benchmarks.study.bench import ARMS
 from benchmarks.study.cells import (
     NOT_YET,
     NOTHING,
+    STATIC,
     WORDS,
     cell,
+    doubts,
     hardest,
     head,
     line,
@@ -23,12 +25,11 @@ from benchmarks.study.cells import (
 from benchmarks.study.how import EPS
 from benchmarks.study.plan import Plan
 from benchmarks.study.stats import (
-    Answers,
     Difference,
     Document,
     Results,
     area_interval,
-    difference,
+    gap,
     numbers,
     unattacked,
     worst,
@@ -46,43 +47,53 @@ QUESTIONS: Sequence[tuple[str, str, str]] = (
     ("Does purifying all help it?", "robust_purify_all", "robust"),
     ("Does mixing it with the undefended one help?", "mixed", "robust"),
 )
+STRATEGIES: Mapping[str, str] = {
+    "fedavg": "FedAvg",
+    "fedper": "FedPer",
+    "fedrep": "FedRep",
+    "mixture": "mixture",
+    "local": "alone",
+}
 
 
 def arms(results: Results, names: Iterable[str] = tuple(WORDS)) -> str:
     """One row an arm: clean, the paper's attack, the worst case on the images that all arms met."""
     common = _common(results)
-    hardest = [f"worst case, the same {len(common)} images", "worst case, all attacked"]
-    lines = head(["defence", "folds", "clean", "paper's attack", *hardest])
+    met = [len(hard.ids) for name in names if (hard := results.worst(name, EPS)) is not None]
+    unequal = any(images > len(common) for images in met)
+    lines = head(["defence", "folds", "clean", "paper's attack", "worst case", *["its own images"] * unequal])
     for name in names:
         clean = results.clean(name)
         if clean is None:
             continue
-        hard = results.worst(name, EPS)
-        everything = NOT_YET if hard is None else f"{cell(hard)}{_mark(results, name)} ({len(hard.ids)})"
         folds = str(len(results.folds(f"static_{name}")))
-        cells = [WORDS[name], folds, cell(clean), cell(results.paper(name))]
-        lines.append(line([*cells, _shared(results, name, common), everything]))
+        cells = [WORDS[name], folds, cell(clean), cell(results.paper(name)), _shared(results, name, common)]
+        lines.append(line([*cells, *[_own(results, name)] * unequal]))
     if len(lines) == 2:
         return NOTHING
-    return "\n".join([*lines, "", *_conditions(results, names)])
+    told = made_by("br35h_fold_*/static_*", "br35h_fold_*/ladder_*")
+    return "\n".join([*lines, "", *_conditions(results, names), "", told])
 
 
 def short(results: Results) -> str:
     """The same arms in fewer columns, for the README."""
-    common = _common(results)
     lines, presets = head(["defence", "clean", "paper's attack", "worst case"]), dict[str, None]()
-    for name in WORDS:
+    shown = [name for name in WORDS if name != "robust_short"]
+    for name in shown:
         clean = results.clean(name)
-        if clean is None or name == "robust_short":
+        if clean is None:
             continue
-        lines.append(line([WORDS[name], cell(clean), cell(results.paper(name)), _shared(results, name, common)]))
+        lines.append(line([WORDS[name], cell(clean), cell(results.paper(name)), _own(results, name)]))
         presets |= dict.fromkeys(own["preset"] for own in results.folds(f"ladder_{name}").values())
     if len(lines) == 2:
         return NOTHING
     note = (
-        f"Balanced accuracy in percent, 95 % interval over near-duplicate groups; linf, eps {EPS}. Paper's attack: PGD "
+        f"{len(results.folds('static_undefended'))} of {len(results.how.folds)} folds. "
+        f"Balanced accuracy in percent, 95 % interval over near-duplicate groups; linf, eps {EPS}. Clean: "
+        f"{sizes(map(results.clean, shown))}. Paper's attack, on {sizes(map(results.paper, shown))}: PGD "
         "of 7 steps on the bare classifier (static), EoT 1. Worst case: per image over static, BPDA, exact gradients "
-        f"and black-box, on the same {len(common)} images for all; {'; '.join(presets)}."
+        "and black-box, on so many images as stand in square brackets, one of each group; where they differ, the "
+        f"results compare in pairs; {'; '.join(presets)}."
     )
     return "\n".join([*lines, "", note])
 
@@ -90,47 +101,51 @@ def short(results: Results) -> str:
 def questions(results: Results) -> str:
     """One row a question: differences in points, in pairs."""
     lines = head(["question", "clean", "paper's attack", "worst case", "answer"])
+    pairs: list[list[Difference]] = [[], [], []]
     for words, one, other in QUESTIONS:
         found = [gap(getter(one), getter(other)) for getter in (results.clean, results.paper, hardest(results))]
+        for column, own in zip(pairs, found, strict=True):
+            column += [own] if own is not None else []
         lines.append(line([words, *map(points, found), _verdict(found)]))
+    columns = zip(("clean", "paper's attack", "worst case"), pairs, strict=True)
+    met = "; ".join(f"{name} {sizes(own)}" for name, own in columns if own)
     note = (
         "Differences of balanced accuracy in points, first less second arm, on the images that both met, with 95 % "
-        "intervals in pairs over near-duplicate groups. The answer looks at the worst case where it is measured and at "
-        f"the paper's attack otherwise; linf, eps {EPS}."
+        f"intervals in pairs over near-duplicate groups: {met}. The answer looks at the worst case where it is "
+        f"measured and at the paper's attack otherwise. Paper's attack: {STATIC}; worst case: the same norm and eps, "
+        "attacks, steps, gradients and EoT of each arm as under the first table."
     )
-    return "\n".join([*lines, "", note])
+    told = made_by("br35h_fold_*/static_*", "br35h_fold_*/ladder_*")
+    return "\n".join([*lines, "", note, "", told])
 
 
 def costs(results: Results) -> str:
     """One row an arm: milliseconds and network evaluations an image, and what the detector did."""
-    lines = head(
-        [
-            "defence",
-            "ms",
-            "evaluations, benign",
-            "evaluations, attacked",
-            "flagged, benign",
-            "flagged, attacked",
-            "AUROC",
-        ]
-    )
+    lines = head(["defence", "ms", "evaluations", "flagged, benign", "flagged, attacked", "AUROC"])
     for name in WORDS:
         documents = list(results.folds(f"static_{name}").values())
         if not documents or name == "robust_short":
             continue
-        clean, attacked = ([document[kind] for document in documents] for kind in ("clean", "paper"))
-        scores = [document["paper"]["auroc"] for document in documents if "auroc" in document["paper"]]
-        detects = ARMS[name][1] in ("purify_flagged", "fixed_depth", "abstain")
-        shares = [f"{_mean(rows, 'flagged'):.2f}" if detects else "" for rows in (clean, attacked)]
-        evaluations = [f"{_mean(rows, 'nfe'):.1f}" for rows in (clean, attacked)]
-        area = f"{sum(scores) / len(scores):.3f}" if detects and scores else ""
-        lines.append(line([WORDS[name], f"{_mean(clean, 'ms'):.0f}", *evaluations, *shares, area]))
+        clean, attacked, benign = ([document[kind] for document in documents] for kind in ("clean", "paper", "benign"))
+        told = ["", "", ""]
+        if ARMS[name][1] in ("purify_flagged", "fixed_depth", "abstain"):
+            told = [f"{_mean(clean, 'flagged'):.2f}; {_share(benign)}", _share(attacked), _area(documents)]
+        evaluations = " / ".join(f"{_mean(rows, 'nfe'):.1f}" for rows in (clean, attacked))
+        lines.append(line([WORDS[name], f"{_mean(clean, 'ms'):.0f}", evaluations, *told]))
+    if len(lines) == 2:
+        return NOTHING
+    known = [name for name in WORDS if results.clean(name) is not None]
+    said = next(iter(results.folds(f"static_{known[0]}").values()))
     note = (
         "Milliseconds of one image and draw, batches of 64, on the machine that measured, which did other things too: "
-        "compare them roughly. Evaluations are those of the noise predictor. Attacked: the paper's attack; AUROC: "
-        "images that fooled the bare classifier against benign ones, mean over folds."
+        "no intervals, compare them roughly. Evaluations are those of the noise predictor, benign / attacked. "
+        f"Milliseconds, benign evaluations and the first share of flags: {sizes(map(results.clean, known))}; all else, "
+        "one image of each group: "
+        f"{sizes(map(results.paper, known))}, with 95 % intervals, of shares after Wilson, of the AUROC after Hanley "
+        "and McNeil. AUROC: attacked images that fooled the bare classifier, their number in brackets, against benign "
+        f"ones, mean over folds. Attacked: {said['paper']['attack']}; of the bare classifier (static), EoT 1."
     )
-    return "\n".join([*lines, "", note])
+    return "\n".join([*lines, "", note, "", made_by("br35h_fold_*/static_*")])
 
 
 def pooled(results: Results, place: str) -> str:
@@ -145,11 +160,13 @@ def pooled(results: Results, place: str) -> str:
         hard = None if ladder is None else results.answers({place: ladder}, lambda own: worst(own, EPS))
         plain = f"{100 * float(clean.right.mean()):.1f}"
         lines.append(line([WORDS[name], cell(clean), plain, cell(paper), cell(hard)]))
-        sizes = f"{len(clean.ids)} images of {len(clean.groups.unique())} groups, {len(paper.ids)} of them attacked"
-        threats[f"{sizes}; paper's attack: {found['paper']['attack']}; {found['paper']['gradient']}"] = None
+        threats[f"Clean: {sizes([clean])}; attacked: {sizes([paper])}; 95 % intervals over groups."] = None
+        threats[f"{paper_attack(found)}."] = None
         if ladder is not None:
-            threats[f"worst case: {ladder['worst'][f'{EPS:.4g}']['threat']}; {ladder['note']}"] = None
-    return "\n".join([*lines, "", *[f"- {threat}" for threat in threats]]) if len(lines) > 2 else NOTHING
+            threats[f"{worst_attack(ladder)}."] = None
+    if len(lines) == 2:
+        return NOTHING
+    return "\n".join([*lines, "", *[f"- {threat}" for threat in threats], "", made_by(f"{place}/*")])
 
 
 def choice(results: Results, place: str = "br35h_fold_0") -> str:
@@ -163,8 +180,8 @@ def choice(results: Results, place: str = "br35h_fold_0") -> str:
         hard = results.answers({place: found}, lambda own: worst(own, EPS), "validation")
         test = None if tested is None else results.answers({place: tested}, lambda own: worst(own, EPS))
         lines.append(line([WORDS[name], *map(cell, (clean, hard, test))]))
-        told = f"{len(hard.ids)} images of as many groups; {found['worst'][f'{EPS:.4g}']['threat']}; {found['note']}."
-    return "\n".join([*lines, "", told]) if len(lines) > 2 else NOTHING
+        told = f"{sizes([hard])} on validation, 95 % intervals over groups; {worst_attack(found)}."
+    return "\n".join([*lines, "", told, "", made_by(f"{place}/choose_*")]) if len(lines) > 2 else NOTHING
 
 
 def missing(plan: Plan) -> str:
@@ -198,14 +215,14 @@ def _shared(results: Results, name: str, common: set[int]) -> str:
     return NOT_YET if hard is None else f"{cell(hard.at(sorted(common)))}{_mark(results, name)}"
 
 
+def _own(results: Results, name: str) -> str:
+    """An arm's worst case on all images that it met, and their number."""
+    hard = results.worst(name, EPS)
+    return NOT_YET if hard is None else f"{cell(hard)}{_mark(results, name)} [{len(hard.ids)}]"
+
+
 def _mark(results: Results, name: str) -> str:
-    return " UNRELIABLE" if _doubts(results, name) else ""
-
-
-def gap(one: Answers | None, other: Answers | None) -> Difference | None:
-    if one is None or other is None or not set(one.ids.tolist()) & set(other.ids.tolist()):
-        return None
-    return difference(one, other)
+    return " UNRELIABLE" if doubts(results, name) else ""
 
 
 def _verdict(found: Sequence[Difference | None]) -> str:
@@ -219,29 +236,25 @@ def _verdict(found: Sequence[Difference | None]) -> str:
     return f"{word} {where}{price}"
 
 
-def _doubts(results: Results, name: str) -> list[str]:
-    return [doubt for own in results.folds(f"ladder_{name}").values() for doubt in own["unreliable"]]
-
-
 def _conditions(results: Results, names: Iterable[str]) -> list[str]:
-    images = {len(found.ids): found for name in names if (found := results.clean(name)) is not None}
-    most = images[max(images)]
-    head = (
-        f"Balanced accuracy in percent, 95 % interval over near-duplicate groups. Clean: up to {len(most.ids)} test "
-        f"images of {len(most.groups.unique())} groups, each tested once; the rest: one image of each group. A refused "
-        f"image is not right. Images of {results.how.size} px, eps in these pixels. In brackets: images attacked. "
-        "Folds are not equally hard: where not all five are measured, compare rows of equal folds only."
+    told = (
+        "Balanced accuracy in percent, 95 % interval over near-duplicate groups. Clean: "
+        f"{sizes(map(results.clean, names))}, each tested once; paper's attack: {sizes(map(results.paper, names))}, "
+        f"one image of each group; worst case: the same {len(_common(results))} images of all defences, or, where it "
+        "has a column, the defence's own, with their number. A refused image is not right. Images of "
+        f"{results.how.size} px, eps in these pixels. Folds are not equally hard: where not all five are measured, "
+        "compare rows of equal folds only."
     )
     threats: dict[str, list[str]] = {}
-    doubts = []
+    marked = []
     for name in names:
         for own in results.folds(f"static_{name}").values():
-            _told(threats, f"paper's attack: {own['paper']['attack']}; {own['paper']['gradient']}", name)
+            _told(threats, paper_attack(own), name)
         for own in results.folds(f"ladder_{name}").values():
-            _told(threats, f"worst case: {own['worst'][f'{EPS:.4g}']['threat']}; {own['note']}", name)
-        if reasons := dict.fromkeys(_doubts(results, name)):
-            doubts.append(f"- UNRELIABLE, {name}: {'; '.join(reasons)}")
-    return [head, "", *[f"- {', '.join(names)}: {threat}." for threat, names in threats.items()], *doubts]
+            _told(threats, worst_attack(own), name)
+        if reasons := dict.fromkeys(doubts(results, name)):
+            marked.append(f"- UNRELIABLE, {name}: {'; '.join(reasons)}")
+    return [told, "", *[f"- {', '.join(names)}: {threat}." for threat, names in threats.items()], *marked]
 
 
 def _told(threats: dict[str, list[str]], threat: str, name: str) -> None:
@@ -251,5 +264,24 @@ def _told(threats: dict[str, list[str]], threat: str, name: str) -> None:
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:
-    sizes = [len(numbers(row["ids"])) for row in rows]
-    return float(sum(row[name] * size for row, size in zip(rows, sizes, strict=True)) / sum(sizes))
+    images = [len(numbers(row["ids"])) for row in rows]
+    return float(sum(row[name] * size for row, size in zip(rows, images, strict=True)) / sum(images))
+
+
+def _share(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Of images of as many groups, those that were flagged."""
+    images = sum(len(numbers(row["ids"])) for row in rows)
+    share = _mean(rows, "flagged")
+    low, high = wilson(round(share * images), images)
+    return f"{share:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _area(documents: Sequence[Document]) -> str:
+    """Mean of the folds where an attacked image fooled."""
+    known = [own for own in documents if "auroc" in own["paper"]]
+    if not known:
+        return NOT_YET
+    areas = [own["paper"]["auroc"] for own in known]
+    fooled, benign = ([own["paper"]["scored"] for own in known], [len(numbers(own["benign"]["ids"])) for own in known])
+    low, high = area_interval(areas, fooled, benign)
+    return f"{sum(areas) / len(areas):.3f} ({low:.3f} to {high:.3f}) [{sum(fooled)}]"

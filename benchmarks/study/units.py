@@ -140,7 +140,7 @@ class Study:
             raise SystemExit(f"{unit.key} needs {', '.join(missing)} of {unit.place}: do these first")
         whole, place = not self.begun(unit), PLACES[unit.place]
         parts = place.parts(self.data, self.how, self.seed)
-        bench = Bench(parts, self.folder(unit), self.seed, self.say, self.how, place.turns, _device())
+        bench = Bench(parts, self.folder(unit), self.seed, self.say, self.how, place.turns, device())
         path = unit.path(self.results, self.how)
         path.parent.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
@@ -211,7 +211,7 @@ _DO: Mapping[str, Callable[[Bench, Unit], dict[str, Any]]] = {
 }
 
 
-def _device() -> torch.device:
+def device() -> torch.device:
     """Where this machine computes."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -268,6 +268,7 @@ def _open_to_all(_: Path) -> Seen:
 def _command(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
     """The command as a process, and its port."""
     defence().save(folder / "saved")
+    (folder / "token").touch(0o600)
     (folder / "token").write_text(TOKEN)
     words = ["serve", "saved", "--port", "0", "--token-file", "token", "--audit", "log", "--threads", "1"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path.cwd())}

@@ -45,6 +45,9 @@ def fit(
     target_fpr: _Rate = 0.05,
     detector: Annotated[str | None, typer.Option("--detector", help="A plugin; default: the recipe's.")] = None,
     purifier: Annotated[str | None, typer.Option("--purifier", help="A plugin; default: the recipe's.")] = None,
+    votes: Annotated[
+        int, typer.Option("--votes", min=1, help="Purifications of a flagged image that are averaged; 5 restore more.")
+    ] = 1,
     budget: Annotated[
         str,
         typer.Option("--budget", help="quick: about a minute a part at 64 px; standard; thorough: four times that."),
@@ -63,12 +66,13 @@ def fit(
     from medfedpure.cli.bars import Bars
     from medfedpure.core.errors import DataError
     from medfedpure.core.progress import listening
+    from medfedpure.core.storage import locked
     from medfedpure.defence.arms import EPS
     from medfedpure.defence.defend import defend
     from medfedpure.job.subject import images_for, model_of
 
     far = EPS if eps is None else number(eps)
-    options = _checked(out, data_config, device)
+    options = _checked(out, data_config, device, target_fpr, (model, benign))
     classifier, facts = model_of(model)
     use_threads(threads)
     data = images_for(benign, options, facts, parts=("train",))
@@ -82,7 +86,8 @@ def fit(
             f"'{json.dumps({'classes': known})}'"
         )
     talk = Terminal(stderr=as_json, quiet=quiet)
-    with Bars(talk) as bars, listening(bars):
+    with locked(out, "a defence that is fitted"), Bars(talk) as bars, listening(bars):
+        _check_free(out)
         chain = defend(
             classifier.to(device),
             data,
@@ -90,13 +95,14 @@ def fit(
             target_fpr=target_fpr,
             detector=detector,
             purifier=purifier,
+            votes=votes,
             budget=budget,  # type: ignore[arg-type]
             class_names=data.class_names if "classes" in options else known,
             say=talk.say,
             eps=far,
             seed=seed,
         )
-    chain.save(out)
+        chain.save(out)
     check = None if chain.own_check is None else chain.own_check.describe()
     if as_json:
         say_json({"out": str(out), "policy": chain.policy, "own_check": check})
@@ -123,43 +129,83 @@ def calibrate(
 ) -> None:
     """Fix the threshold anew, on benign images of another scanner or at another rate; nothing is trained."""
     from medfedpure.cli.bars import Bars
+    from medfedpure.core.errors import CalibrationError
     from medfedpure.core.progress import listening
+    from medfedpure.core.storage import locked
+    from medfedpure.defence.calibration import least_scores
     from medfedpure.defence.chain import DefendedClassifier
     from medfedpure.job.own_module import own_module
     from medfedpure.job.subject import defence_of, facts_of, images_for
 
-    options = _checked(out, data_config, device)
+    options = _checked(out, data_config, device, target_fpr, (str(defence), benign))
     model = None if classifier is None else own_module(classifier)
     use_threads(threads)
     chain = DefendedClassifier.load(defence_of(defence, client), classifier=model)
     data = images_for(benign, options, facts_of(chain), parts=("train",))
+    if data.num_groups < (wanted := least_scores(target_fpr)):
+        raise CalibrationError(
+            f"{benign} holds {data.num_groups} independent images, with which none could ever be flagged at a "
+            f"false-positive rate of {target_fpr:g}: bring at least {wanted}, or raise --target-fpr"
+        )
     chain.to(device)
     before = chain.calibration
     talk = Terminal(stderr=as_json, quiet=quiet)
-    with Bars(talk) as bars, listening(bars):
-        chain.calibrate(data, target_fpr, seed=seed)
-    chain.save(out)
-    was = None if before is None else before.threshold()
-    found = {"out": str(out), "threshold": chain.calibration.threshold(), "before": was}  # type: ignore[union-attr]
+    with locked(out, "a defence that is calibrated"), Bars(talk) as bars, listening(bars):
+        _check_free(out)
+        after = chain.calibrate(data, target_fpr, seed=seed).calibration
+        assert after is not None
+        chain.save(out)
+    was, flagged = None, None
+    if before is not None:
+        was, flagged = before.threshold(), int((before.p_values(after.scores) <= before.target_fpr).sum())
+    found = {"out": str(out), "threshold": after.threshold(), "before": was, "flagged_before": flagged}
     if as_json:
         say_json({**found, "images": len(data), "groups": data.num_groups, "target_fpr": target_fpr})
         return
-    moved = "there was none before" if was is None else f"it was {was:.4g}"
+    moved = "there was none before" if was is None else f"it was {was:.4g}, which {flagged} of these reach"
     Terminal().say(
         f"threshold {found['threshold']:.4g}, {moved}: {target_fpr:.1%} of benign images may be flagged, by "
         f"{data.num_groups} groups of {len(data)} images; saved to {out}"
     )
 
 
-def _checked(out: Path, data_config: str, device: str) -> dict[str, Any]:
-    """The options of the data set plugin, once nothing is in the way of what will be computed."""
+def _checked(out: Path, data_config: str, device: str, target_fpr: float, read: tuple[str, str]) -> dict[str, Any]:
+    """The options of the data set plugin, once nothing is in the way of what will be computed.
+
+    Args:
+        out: where the defence goes.
+        data_config: those options, as JSON.
+        device: to compute on.
+        target_fpr: share of benign images that may be flagged.
+        read: a saved folder and benign images, as they were named.
+
+    Raises:
+        ConfigError: the place is taken, or lies where this call reads; no such device.
+        CalibrationError: a rate outside (0, 1).
+    """
     from medfedpure.core.disk.whole import make_folder
-    from medfedpure.core.errors import ConfigError
+    from medfedpure.core.errors import CalibrationError, ConfigError
     from medfedpure.job.device import check_device
+    from medfedpure.verdicts.places import Own
 
     options = json_object(data_config, "--data-config")
     check_device(device)
-    if out.exists():
-        raise ConfigError(f"{out} exists: name a folder that does not; a defence is never written over another one")
+    if not 0 < target_fpr < 1:
+        raise CalibrationError(f"--target-fpr is a share in (0, 1), such as 0.05; got {target_fpr:g}")
+    _check_free(out)
+    for one in (*read, str(options.get("root", ""))):
+        if one and (place := Path(one).expanduser()).is_dir() and out in Own([place]):
+            raise ConfigError(
+                f"{out} lies in {one}, which this call reads; whoever reads it next would find a defence in it: name a "
+                "folder elsewhere"
+            )
     make_folder(out.parent)
     return options
+
+
+def _check_free(out: Path) -> None:
+    """Raise ConfigError where something is at the place of a defence."""
+    from medfedpure.core.errors import ConfigError
+
+    if out.exists():
+        raise ConfigError(f"{out} exists: name a folder that does not; a defence is never written over another one")

@@ -1,4 +1,4 @@
-"""`medfedpure predict`: what a saved defence says of scans, a row each."""
+"""`medfedpure predict`: what a saved defence says of scans, a row each; `pseudonyms`: of whom rows speak."""
 
 from __future__ import annotations
 
@@ -92,6 +92,13 @@ def predict(
     axis: Annotated[
         str, typer.Option("--axis", help="That NIfTI volumes are cut across: axial, coronal or sagittal.")
     ] = "axial",
+    bit_depth: Annotated[
+        int | None,
+        typer.Option(
+            "--bit-depth",
+            help="Bits that pictures of 16 really use, such as 12; default: as the defence's images, else all 16.",
+        ),
+    ] = None,
     fail_on_flagged: Annotated[
         bool, typer.Option("--fail-on-flagged", help=f"Exit with status {FLAGGED} where this call flags a scan.")
     ] = False,
@@ -146,7 +153,7 @@ def predict(
         check_device(device)
     written = format or format_of(out)
     check_format(written)
-    shown = Shown.parse(window, axis)
+    shown = Shown.parse(window, axis, bit_depth)
     if combine is not None and by is None:
         raise ConfigError(
             f"--combine {combine} says how images are joined, and --by of whom: give --by patient or study"
@@ -161,7 +168,7 @@ def predict(
     rows_alone = written == "parquet"
     check_apart(
         [maps, save_purified, *([out] if rows_alone else [])],
-        [table, None if report is None else report / PAGE, *([] if rows_alone else [out])],
+        [table, key_file, None if report is None else report / PAGE, *([] if rows_alone else [out])],
     )
     use_threads(threads, None)
     folder = defence_of(defence, client)
@@ -212,6 +219,32 @@ def predict(
         Terminal().say(f"{tally.describe()}; written to {out}{told}{shown_on}")
     if fail_on_flagged and tally.flagged:
         raise typer.Exit(FLAGGED)
+
+
+def pseudonyms(
+    patients: Annotated[
+        typer.FileText,
+        typer.Argument(encoding="utf-8-sig", help="A file with a PatientID on each line; - reads them from a pipe."),
+    ],
+    key_file: Annotated[Path, typer.Option("--key-file", help="The secret that `predict` or a data set was given.")],
+) -> None:
+    """Print which pseudonym each patient has under a key, as CSV: who has it can look up whose a row is."""
+    from medfedpure.core.errors import DataError
+    from medfedpure.core.rows.table import csv_text
+    from medfedpure.data.readers.pseudonyms import Pseudonyms
+
+    if not key_file.exists():
+        raise DataError(
+            f"there is no key {key_file}, and under another one every pseudonym is another: give the right one"
+        )
+    try:
+        found = list(dict.fromkeys(line.strip(" \0\r\n") for line in patients))
+    except UnicodeDecodeError:
+        raise DataError("the list is no text in UTF-8: a PatientID on each line is wanted") from None
+    if not (told := [one for one in found if one]):
+        raise DataError("the list is empty: a PatientID on each line is wanted")
+    names = Pseudonyms.from_file(key_file)
+    Terminal().say(csv_text({"patient": [names.of(one) for one in told], "PatientID": told}).rstrip("\n"))
 
 
 def check_engine(engine: str, devices: str | None, address: str | None) -> None:

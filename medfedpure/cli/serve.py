@@ -27,7 +27,10 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
     token_file: Annotated[
         Path | None,
-        typer.Option("--token-file", help="Holds what requests bring as bearer token; default: MEDFEDPURE_TOKEN."),
+        typer.Option(
+            "--token-file",
+            help="Holds what requests bring as bearer token, chmod 600; default: MEDFEDPURE_TOKEN.",
+        ),
     ] = None,
     audit_file: Annotated[
         Path | None, typer.Option("--audit", help="Log of every verdict, without image or name; it is continued.")
@@ -42,6 +45,13 @@ def serve(
             "become black and white.",
         ),
     ] = "auto",
+    bit_depth: Annotated[
+        int | None,
+        typer.Option(
+            "--bit-depth",
+            help="Bits that pictures of 16 really use, such as 12; default: as the defence's images, else all 16.",
+        ),
+    ] = None,
     max_batch: Annotated[int, typer.Option("--max-batch", min=1, help="Images that are computed at a time.")] = 16,
     max_wait_ms: Annotated[
         float, typer.Option("--max-wait-ms", min=0, help="That a first image waits for others, in milliseconds.")
@@ -74,8 +84,9 @@ def serve(
 
     check_device(device)
     limits = Limits(max_batch, max_wait_ms, queue, max_bytes, max_pixels, upload_seconds)
-    shown = Shown.parse(window, "axial")
+    shown = Shown.parse(window, "axial", bit_depth)
     token = token_of(token_file)
+    listen(host, port, token).close()  # what is wrong with it is known before the defence is loaded
     model = None if classifier is None else own_module(classifier)
     use_threads(threads, None)
     folder = defence_of(defence, client)

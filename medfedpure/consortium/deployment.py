@@ -38,6 +38,7 @@ from medfedpure.federation import (
     deployed_client_app,
     deployed_server_app,
 )
+from medfedpure.federation.late import LateRound
 from medfedpure.job.federate import Results, Watch, claim_folder, part_folder, train_across
 from medfedpure.job.federate_config import DeploymentConfig, PartKind, SiteConfig
 from medfedpure.job.federated.ahead import check_ahead
@@ -103,11 +104,14 @@ def server_loops(config: DeploymentConfig, out: Path) -> Iterator[RoundLoop | Wo
         loop = _rounds(config, kind, out, results)
         yield loop
         last = loop.history[-1]
-        for client in config.clients:
-            if client in last.failed or client not in last.clients:
-                results.failed[client] = (
-                    f"it has no {kind} of this run: {last.failed.get(client, 'it never took part')}"
-                )
+        late = [client for client in config.clients if client in last.failed or client not in last.clients]
+        if late := [client for client in late if client not in results.done]:
+            made_up = LateRound(loop, late)
+            yield made_up
+            results.failed |= {
+                client: f"it was away in the last round of {kind}, and is still: {why}"
+                for client, why in made_up.failed.items()
+            }
     if config.defence is None:
         return
 
@@ -207,6 +211,11 @@ def read_site(config: DeploymentConfig, own: SiteConfig, site_file: Path) -> Cli
         data: ImageDataset = create("dataset", own.data.plugin, _from_here(own, site_file.parent)).read()
     except (ConfigError, DataError) as error:
         raise type(error)(f"[data] in {site_file}: {error}") from error
+    if lacking := [name for name in config.images.class_names if name not in data.class_names]:
+        raise DataError(
+            f"[data] in {site_file} has no images of {', '.join(lacking)}: a site needs some of every class of "
+            "[images] in federation.toml, under the same names"
+        )
     found = images_of(data)
     if found != config.images:
         wanted = config.images.model_dump()

@@ -71,6 +71,34 @@ exec flower-superlink --host 127.0.0.1 --port {port} \\
   --enable-supernode-auth --disable-runtime-dependency-installation --database superlink.db
 """
 
+FILTER_START = """\
+#!/bin/sh
+# The path filter: an nginx of its own, as the user who starts it. One that runs already includes the .conf instead.
+set -eu
+cd "$(dirname "$0")"
+PATH="$PATH:/usr/sbin:/usr/local/sbin"
+umask 077
+mkdir -p filter
+exec nginx -e stderr -p "$PWD/filter" -c "$PWD/filter.nginx.conf"
+"""
+
+FILTER_SETTINGS = """\
+# For filter.sh: in the foreground, and all that nginx writes is in filter/.
+daemon off;
+pid nginx.pid;
+error_log stderr;
+events {}
+http {
+    access_log off;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    include path-filter.nginx.conf;
+}
+"""
+
 REGISTER = """\
 #!/bin/sh
 # Let the sites' public keys in; once, before their SuperNodes start.
@@ -82,15 +110,26 @@ set -a; . ./environment; set +a
 
 SITE_START = """\
 #!/bin/sh
-# The SuperNode of {client}.
+# The SuperNode of {client}. Where it fails it is started again: after a kill the server refuses it for about 45 s.
 set -eu
 cd "$(dirname "$0")"
 set -a; . ./environment; set +a
 umask 077
 mkdir -p private out
-exec flower-supernode --superlink {address} --root-certificates ca.crt \\
-  --auth-supernode-private-key node_key --port {port} \\
-  --node-config "site=\\"$PWD/site.toml\\""
+node=
+trap 'test -z "$node" || kill "$node" 2>/dev/null; wait; exit 143' INT TERM
+while true; do
+  flower-supernode --superlink {address} --root-certificates ca.crt \\
+    --auth-supernode-private-key node_key --port {port} \\
+    --node-config "site=\\"$PWD/site.toml\\"" &
+  node=$! status=0
+  wait "$node" || status=$?
+  test "$status" = 1 || exit "$status"
+  echo "the SuperNode of {client} ended: it is started again in 5 s, Ctrl-C ends it" >&2
+  sleep 5 &
+  node=$!
+  wait "$node"
+done
 """
 
 UNIT = """\
@@ -156,12 +195,13 @@ PATH_FILTER = """\
 server {{
     listen {public_port} ssl;
     server_name {host};
-    ssl_certificate     "{folder}/certificates/server.pem";
-    ssl_certificate_key "{folder}/certificates/server.key";
+    ssl_certificate     "{folder}/certificates/filter.pem";
+    ssl_certificate_key "{folder}/certificates/filter.key";
     ssl_protocols TLSv1.2 TLSv1.3;
     client_max_body_size 0;
     proxy_read_timeout 300s;
     proxy_request_buffering off;
+    proxy_buffering off;
 
     location /v1/fleet/ {{
         proxy_pass https://127.0.0.1:{port};
@@ -193,17 +233,20 @@ Written by `medfedpure federation init`. The guide is docs/how-to/real-federatio
 | `sites/NAME/` | that hospital alone | SuperNode, key, `site.toml`, private tensors, the personal parts, the defence |
 
 The certificates and keys are for trying it out. For patients' data, every site makes its own key
-(`ssh-keygen -t ecdsa -b 384 -N "" -f node_key`) and sends only `node_key.pub`; the server's certificate comes
-from your own authority.
+(`ssh-keygen -t ecdsa -b 384 -N "" -f node_key`) and sends only `node_key.pub`, which is put into `sites/NAME/` here;
+`server/certificates/filter.pem` and `filter.key` come from your own authority, whose certificate is each site's
+`ca.crt`.
 
 1. Edit `app/federation_app/federation.toml` and each `sites/NAME/site.toml`; set PATH in each `environment` file.
 2. Try it without a network: `medfedpure federation rehearse . --out rehearsal`
 3. Start the server: `sh server/start.sh`
-4. Start the path filter: `server/path-filter.nginx.conf` (sites connect to {address})
+4. Start the path filter: `sh server/filter.sh`, or include `server/path-filter.nginx.conf` in your nginx
+   (sites connect to {address})
 5. Register the sites: `sh server/register.sh`
 6. Start each site: {starts}
 7. Run: `medfedpure federation run .` - it ends with an error when the run fails; given again, it resumes.
 8. At each site: `medfedpure predict out/defence SCANS --out verdicts.csv`, or `medfedpure serve out/defence`
 
-For good: install `server/medfedpure-server.service` and each `sites/NAME/medfedpure-site.service` with systemd.
+For good: install `server/medfedpure-server.service` and each `sites/NAME/medfedpure-site.service` with systemd; in a
+site's unit and `environment` stand paths of the machine on which they were written.
 """

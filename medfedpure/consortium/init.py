@@ -151,10 +151,11 @@ def _write_app(folder: Path, names: tuple[str, ...]) -> None:
 
 
 def _write_server(folder: Path, names: tuple[str, ...], host: str, public_port: int, port: int) -> None:
-    hosts = tuple(dict.fromkeys((host, "localhost", "127.0.0.1")))
-    write_certificates(folder / "certificates", hosts)
+    write_certificates(folder / "certificates", {"server": ("localhost", "127.0.0.1"), "filter": (host,)})
     _write(folder / "environment", _environment() + files.SERVER_ENVIRONMENT)
     _write(folder / "start.sh", files.SERVER_START.format(port=port))
+    _write(folder / "filter.sh", files.FILTER_START)
+    _write(folder / "filter.nginx.conf", files.FILTER_SETTINGS)
     lines = "\n".join(
         f"flwr supernode register ../sites/{name}/node_key.pub {files.CONNECTION} --name {name}" for name in names
     )

@@ -6,6 +6,7 @@ A consortium uses the certificates of its own authority; these are for a test fe
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,18 +24,17 @@ except ImportError as _error:
     ) from _error
 
 
-def write_certificates(folder: Path, hosts: tuple[str, ...], days: int = 365) -> None:
-    """Write ca.crt, ca.key, server.pem and server.key.
+def write_certificates(folder: Path, servers: Mapping[str, tuple[str, ...]], days: int = 365) -> None:
+    """Write ca.crt and ca.key, and of each server NAME.pem and NAME.key.
 
     Args:
         folder: made where it is missing; private keys in it are readable by their owner alone.
-        hosts: the names and addresses under which sites reach the server.
+        servers: by name, the hosts and addresses under which it is reached, at least one.
         days: how long the certificates are valid.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    ca_key, server_key = (rsa.generate_private_key(public_exponent=65537, key_size=3072) for _ in range(2))
-    # X.509 has no room for more of a name; what counts are the alternative names below.
-    ca_name, server_name = _name("medfedpure test CA"), _name(hosts[0][:64])
+    ca_key = _rsa()
+    ca_name = _name("medfedpure test CA")
     now = datetime.now(UTC)
     ca = (
         _certificate(ca_name, ca_name, ca_key.public_key(), now, days)
@@ -42,19 +42,26 @@ def write_certificates(folder: Path, hosts: tuple[str, ...], days: int = 365) ->
         .add_extension(_usage(signs_certificates=True), critical=True)
         .sign(ca_key, hashes.SHA256())
     )
-    server = (
-        _certificate(server_name, ca_name, server_key.public_key(), now, days)
-        .add_extension(x509.SubjectAlternativeName([_alternative(host) for host in hosts]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
-        .sign(ca_key, hashes.SHA256())
-    )
-    for name, certificate, key in (("ca", ca, ca_key), ("server", server, server_key)):
-        suffix = "crt" if name == "ca" else "pem"
-        write_bytes(folder / f"{name}.{suffix}", certificate.public_bytes(serialization.Encoding.PEM))
+    write_bytes(folder / "ca.crt", ca.public_bytes(serialization.Encoding.PEM))
+    _write_key(folder / "ca.key", ca_key, serialization.PrivateFormat.TraditionalOpenSSL)
+    for name, hosts in servers.items():
+        key = _rsa()
+        # X.509 has no room for more of a name; what counts are the alternative names below.
+        server = (
+            _certificate(_name(hosts[0][:64]), ca_name, key.public_key(), now, days)
+            .add_extension(x509.SubjectAlternativeName([_alternative(host) for host in hosts]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(signs_certificates=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
+            .sign(ca_key, hashes.SHA256())
+        )
+        write_bytes(folder / f"{name}.pem", server.public_bytes(serialization.Encoding.PEM))
         _write_key(folder / f"{name}.key", key, serialization.PrivateFormat.TraditionalOpenSSL)
+
+
+def _rsa() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=3072)
 
 
 def write_node_key(path: Path) -> None:

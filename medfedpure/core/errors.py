@@ -110,5 +110,9 @@ class WeakDefenceWarning(UserWarning):
     """A fresh defence that flagged or restored little of what its own check attacked."""
 
 
+class ReasonsWarning(UserWarning):
+    """A detector that cannot say why it flags an image, or where."""
+
+
 class PartnersWarning(UserWarning):
     """Images that were to be pulled together by group, and not two of which share one."""

@@ -208,7 +208,8 @@ def locked(folder: str | Path, what: str) -> Iterator[None]:
     folder = Path(os.path.realpath(folder))  # where a link leads to itself, resolve raises
     if not folder.name:
         raise ArtifactError(f"{folder} is the root of all folders: name a place in it for {what}")
-    short = folder.name if len(folder.name.encode()) <= 200 else hashlib.sha256(folder.name.encode()).hexdigest()
+    name = os.fsencode(folder.name)
+    short = folder.name if len(name) <= 200 else hashlib.sha256(name).hexdigest()
     path = folder.with_name(f".{short}.lock")
     make_folder(path.parent)
     handle = _seize(path, folder, what)
@@ -230,7 +231,9 @@ def _seize(path: Path, folder: Path, what: str) -> int:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise ArtifactError(f"{path}, which guards {folder}, cannot be opened ({error})") from error
+            raise ArtifactError(
+                f"{path}, which guards {folder}, cannot be opened ({error.strerror or error}): name another place"
+            ) from error
         free: bool | None = True
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

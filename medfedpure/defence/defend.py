@@ -31,8 +31,9 @@ from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.defence.class_order import some_of_each_group, warn_of_classes
 from medfedpure.defence.images import ImageFacts
 from medfedpure.defence.own_attack import check_itself
-from medfedpure.defence.policy import Policy
+from medfedpure.defence.policy import PURIFYING, Policy
 from medfedpure.defence.recipe import ARMS, Recipe, plan_of
+from medfedpure.defence.voting import Vote
 
 Say = Callable[[str], object]
 
@@ -57,6 +58,7 @@ def defend(
     detector_config: Mapping[str, Any] | None = None,
     purifier_config: Mapping[str, Any] | None = None,
     policy: Policy | None = None,
+    votes: int = 1,
     eps: float | str = EPS,
     calibrate_share: float = 0.3,
     check_share: float = 0.1,
@@ -83,6 +85,7 @@ def defend(
         detector_config: the detector's configuration.
         purifier_config: the purifier's configuration.
         policy: what happens to images; by default the recipe says.
+        votes: purifications of each image that is purified, whose probabilities are averaged; each costs as much again.
         eps: how far the recipe "robust" attacks, in linf, above 0, in [0, 1] units of a pixel; "8/255" is accepted.
             Another than the usual one is refused by other recipes, for it would do nothing.
         calibrate_share: share of the images that is held out for the threshold.
@@ -136,7 +139,7 @@ def defend(
         "detector", plan.detector, with_budget("detector", plan.detector, detector_config, budget)
     )
     chosen: Policy = plan.policy or "purify_flagged"
-    DefendedClassifier(model, detector=watcher.to(device), purifier=cleaner, policy=chosen)
+    DefendedClassifier(model, detector=watcher.to(device), purifier=cleaner, policy=chosen, vote=Vote(votes))
     logits = bare.predict(data.select(torch.arange(min(2, len(data))))).logits
     if plan.policy is None:
         check_attackable(model, data, eps=eps)
@@ -154,7 +157,9 @@ def defend(
         for part in fitted:
             _fit(part, parts["fit"], context, derive_seed(seed, part.kind), say)
             part.to(device)
-        chain = DefendedClassifier(model, detector=watcher, purifier=cleaner, policy=chosen, image_facts=facts)
+        chain = DefendedClassifier(
+            model, detector=watcher, purifier=cleaner, policy=chosen, vote=Vote(votes), image_facts=facts
+        )
         say(f"the threshold is set on one image of each of {parts['calibrate'].num_groups} groups")
         calibration = chain.calibrate(parts["calibrate"], target_fpr, seed=seed).calibration
         assert calibration is not None
@@ -163,6 +168,8 @@ def defend(
             say(f"choice of the policy: {', '.join(ARMS)} are attacked at {len(parts['choose'])} images each")
             choice = choose_policy([Subject(chain, parts["choose"])], eps=eps, seed=derive_seed(seed, "choice"))
             chain.policy, chain.choice = choice.policy, choice
+            if chain.policy not in PURIFYING:
+                chain.vote = Vote()
             say(choice.describe())
         if "check" in parts:
             say(f"own check: {len(parts['check'])} images are read, attacked and read again")

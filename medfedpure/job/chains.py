@@ -47,6 +47,7 @@ def build_chains(
     for client, chain in chains.items():
         own = pooled if choice.scope == "federation" else scores[client]
         chain.calibration = Calibration.fit(own, choice.target_fpr, scope=choice.scope)
+        chain.image_facts = chain.facts_of(parts[client]["calibrate"])
     return chains
 
 

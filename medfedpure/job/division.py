@@ -51,7 +51,14 @@ def _read(choice: DataChoice, seed: int, cache: Path | None = None) -> ImageData
 
 
 def _dealt(data: ImageDataset, choice: DataChoice, seed: int) -> Parts:
-    shares = data.partition(choice.clients, by=choice.partition, alpha=choice.alpha, seed=seed)
+    try:
+        shares = data.partition(choice.clients, by=choice.partition, alpha=choice.alpha, seed=seed)
+    except DataError as error:
+        if choice.partition != "site":
+            raise
+        raise DataError(
+            f'data.partition is "site", and {error}; "equal" deals groups, such as patients, evenly'
+        ) from error
     return {
         f"client_{number}": share.split(choice.fractions(), seed=derive_seed(seed, "parts", number))
         for number, share in enumerate(shares)

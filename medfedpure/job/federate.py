@@ -59,12 +59,12 @@ def run_federate(
 
 
 def claim_folder(config: TomlConfig, out: Path) -> None:
-    """Write the configuration into the folder; ConfigError where another one, or something else, is there already."""
+    """Write the configuration into the folder; ConfigError where results of another one, or of something else, are."""
     make_folder(out)
     path, text = out / _CONFIG, config.to_toml()
     if (out / _RESULTS).exists() and not path.exists():
         raise ConfigError(f"{out / _RESULTS} is of something else than a federation: choose another folder")
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
+    if (out / _RESULTS).exists() and path.read_text(encoding="utf-8") != text:
         raise ConfigError(
             f"{path} is another configuration: give --out a new folder, or remove this one; a run is resumed only "
             "with the configuration with which it began"

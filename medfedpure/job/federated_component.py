@@ -22,6 +22,7 @@ from medfedpure.core.task import FinishesLocally, Task, Trainable
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.federation import FederationConfig
 from medfedpure.job.config import ClassifierChoice, FederatedChoice
+from medfedpure.job.enough import check_class_names
 from medfedpure.job.federate_config import ComponentConfig, ImagesChoice, PartKind
 from medfedpure.training.classification import ClassificationTask
 
@@ -195,7 +196,9 @@ def images_of(data: ImageDataset) -> ImagesChoice:
 
     Raises:
         ConfigError: images that are not square.
+        DataError: there is one class alone.
     """
+    check_class_names(data.class_names, data.name)
     channels, height, width = data.image_shape
     if height != width:
         raise ConfigError(f"square images are wanted; got {height} x {width}: set image_size of the data set")

@@ -15,7 +15,7 @@ from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import ArtifactError, ConfigError, DataError
 from medfedpure.core.registry import registry
 from medfedpure.core.storage import DOCUMENT, FORMAT, read_document_only, read_json
-from medfedpure.data.readers.folders import class_folders
+from medfedpure.data.readers.folders import class_folders, some
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.defence.images import ImageFacts
 from medfedpure.evaluation.images import HINT, read_images, reader_of
@@ -111,14 +111,25 @@ def defence_of(folder: Path, client: str | None) -> Path:
     """The folder of a saved defence: the one that is named, or of a run a client's.
 
     Raises:
-        ConfigError: no such client, or a client of what is no run.
+        ConfigError: no such client, a client of what is no run, or a real federation's folder, where they lie deeper.
     """
     complete(folder)
     if (folder / CONFIG).is_file() and not (folder / DOCUMENT).is_file():
         return folder / DEFENCES / _client(folder, client)
+    if not (folder / DOCUMENT).is_file() and (below := _of_sites(folder)):
+        raise ConfigError(f"{folder} is no defence itself, and holds some: name one of {some(below)}, without --client")
     if client is not None:
         raise ConfigError(f"{folder} is one defence: --client goes with the output folder of a demo, run or federation")
     return folder
+
+
+def _of_sites(folder: Path) -> list[Path]:
+    """Defences where a real federation leaves them: seen from a site's output, from the site, and from all."""
+    return [
+        place.parent
+        for above in ("defence", "out/defence", "sites/*/out/defence")
+        for place in sorted(folder.glob(f"{above}/{DOCUMENT}"))
+    ]
 
 
 def _client(run: Path, client: str | None) -> str:

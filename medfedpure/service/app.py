@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
+from medfedpure import __version__
 from medfedpure.core.errors import ConfigError, MissingExtraError
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.service.audit import AuditLog
@@ -20,14 +21,14 @@ from medfedpure.verdicts.predict import heads_for
 try:
     from fastapi import APIRouter, Depends, FastAPI, Query, Request
     from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import HTMLResponse, JSONResponse, Response
+    from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
     from fastapi.security import HTTPBearer
     from starlette.exceptions import HTTPException
 
     from medfedpure.service.guard import Guard, allows, refused
     from medfedpure.service.metrics import Metrics
     from medfedpure.service.page import page
-    from medfedpure.service.schema import ABOUT, BATCH, ONE, answers
+    from medfedpure.service.schema import ABOUT, BATCH, METRICS, ONE, OPEN, READY, show_null
     from medfedpure.service.state import Pictures, Service
     from medfedpure.service.uploads import uploads_of
 except ImportError as _error:
@@ -87,6 +88,7 @@ def create_app(
     # A redirect would lead to http, also behind a proxy that speaks TLS, and the scan along with it: there are none.
     app = FastAPI(
         title="medfedpure",
+        version=__version__,
         description=ABOUT,
         docs_url=None,
         redoc_url=None,
@@ -95,6 +97,7 @@ def create_app(
     )
     app.state.service = service
     app.include_router(router)
+    show_null(app.openapi())
     app.add_exception_handler(Refusal, _refusal)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _bad_query)
@@ -137,13 +140,13 @@ async def front() -> Response:
     return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
 
-@router.get("/health", summary="Is the process alive?")
+@router.get("/health", summary="Is the process alive?", responses=OPEN)
 async def health() -> dict[str, bool]:
     """True, as long as anything is answered."""
     return {"alive": True}
 
 
-@router.get("/ready", summary="Can verdicts be given?", responses=answers(503))
+@router.get("/ready", summary="Can verdicts be given?", responses=READY)
 async def ready(request: Request) -> Response:
     """Whether verdicts are given; to whom the token is known, also what the drift monitor saw."""
     service: Service = request.app.state.service
@@ -158,7 +161,13 @@ async def ready(request: Request) -> Response:
     return JSONResponse(told, 200 if fault is None else 503)
 
 
-@router.get("/metrics", summary="Counts and times for Prometheus", dependencies=[_TOKEN], responses=answers(401))
+@router.get(
+    "/metrics",
+    summary="Counts and times for Prometheus",
+    dependencies=[_TOKEN],
+    response_class=PlainTextResponse,
+    responses=METRICS,
+)
 async def metrics(request: Request) -> Response:
     """Text as Prometheus reads it."""
     service: Service = request.app.state.service

@@ -13,17 +13,17 @@ import io
 import json
 import os
 import re
-import secrets
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from medfedpure.core.disk.secret import key_in
 from medfedpure.core.errors import ArtifactError, ConfigError
 from medfedpure.core.storage import locked
 from medfedpure.data.readers.folders import what_else
@@ -67,7 +67,7 @@ class AuditLog:
 
     Raises:
         ArtifactError: on entering: its last line is no row of a log, somebody else writes to it, it or the key cannot
-            be read or written.
+            be read or written, others can read the key too, or it is gone.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -77,12 +77,14 @@ class AuditLog:
         self._stream: io.FileIO | None = None
         self._key = b""
         self._number, self._head = 0, FIRST
+        self._end, self._torn = 0, False
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
             opened.enter_context(locked(self.path, "a service"))
             try:
-                self._key = _key_of(self.path.with_name(f"{self.path.name}.key"))
+                if other := what_else(self.path):
+                    raise ArtifactError(f"{self.path} is {other}: the file of a log is wanted")
                 handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
                 self._stream = opened.enter_context(io.FileIO(handle, "ab+"))
                 _hold(handle, self.path)
@@ -110,7 +112,7 @@ class AuditLog:
 
         Raises:
             ArtifactError: they cannot be written; what was written of them is taken back where that is possible. Or
-                the file was moved or deleted: rows in it would be lost.
+                the file was moved, deleted or written to by somebody else: rows in it would be lost.
         """
         assert self._stream is not None
         with self._lock:
@@ -123,19 +125,37 @@ class AuditLog:
                 number += 1
                 line, head = _line({"row": number, "time": _now(), **row, "previous": head})
                 lines.append(line)
-            before = self._stream.seek(0, os.SEEK_END)
-            left = b"".join(lines)
+            left = whole = b"".join(lines)
             try:
+                self._take_back(self._stream)
                 while left:
+                    self._torn = True
                     left = left[self._stream.write(left) :]
                 os.fsync(self._stream.fileno())
             except OSError as error:
-                self._stream.truncate(before)
+                with suppress(OSError):
+                    self._take_back(self._stream)
                 raise ArtifactError(f"the log {self.path} cannot be written: {error.strerror}") from error
-            self._number, self._head = number, head
+            self._number, self._head, self._end, self._torn = number, head, self._end + len(whole), False
+
+    def _take_back(self, stream: io.FileIO) -> None:
+        """Cut off what came onto the disk of rows that did not all.
+
+        Raises:
+            ArtifactError: the file does not end where its last row does: somebody else wrote to it, or cut it off.
+            OSError: it cannot be cut off.
+        """
+        if self._torn:
+            stream.truncate(self._end)
+            self._torn = False
+        if (size := stream.seek(0, os.SEEK_END)) != self._end:
+            raise ArtifactError(
+                f"the log {self.path} was {'cut off' if size < self._end else 'added to'} by somebody else meanwhile: "
+                "restore it, or move it away and start the service anew"
+            )
 
     def _continue(self, stream: io.FileIO) -> int:
-        """Take up number and hash of the last whole line; a row behind it that was cut off goes. Its bytes."""
+        """Take up key, number and hash of the last whole line; a row behind it that was cut off goes. Its bytes."""
         end = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, end - _TAIL))
         whole, ended, rest = stream.read().rpartition(b"\n")
@@ -147,7 +167,14 @@ class AuditLog:
             self._number, self._head = row["row"], row["hash"]
         elif rest[:1] not in (b"", b"{"):
             raise ArtifactError(f"{self.path} holds something else than a log: name another file")
-        stream.truncate(end - len(rest))
+        place = self.path.with_name(f"{self.path.name}.key")
+        if self._number and not place.exists():
+            raise ArtifactError(
+                f"{place} is gone, under which the scans in {self.path} are hashed: restore it, or name another log"
+            )
+        self._key = key_in(place)
+        self._end = end - len(rest)
+        stream.truncate(self._end)
         return len(rest)
 
 
@@ -244,20 +271,3 @@ def _is_at(stream: io.FileIO, path: Path) -> bool:
         return os.path.samestat(os.fstat(stream.fileno()), path.stat())
     except OSError:
         return False
-
-
-def _key_of(path: Path) -> bytes:
-    """The key in a file, drawn where there is none."""
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        key = path.read_bytes()
-        if len(key) < 16:
-            raise ArtifactError(f"the key {path} holds {len(key)} bytes; at least 16 are wanted: restore it") from None
-        return key
-    key = secrets.token_bytes(32)
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(key)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -19,6 +20,8 @@ from medfedpure.service.drift import Drift
 from medfedpure.service.limits import Limits, refusal_of
 from medfedpure.verdicts.predict import WHY
 from medfedpure.verdicts.why import predicted
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,13 +120,20 @@ class Batcher:
             return [self._waiting.popleft() for _ in range(min(len(self._waiting), self.limits.max_batch))]
 
     def _answer(self, batch: Sequence[_Waiting], explain: bool) -> None:
-        """Answer images together; where that fails, each alone, so that one that fails takes no other with it."""
+        """Answer images together; where that fails, each alone, so that one that fails takes no other with it.
+
+        Where that fails too and a map was wanted, it is asked without: a verdict is worth more than its map.
+        """
         try:
             answers = self._ask(torch.stack([one.image for one in batch]), explain)
         except Exception as error:
             if len(batch) > 1:
                 for one in batch:
                     self._answer([one], explain)
+            elif explain:
+                self._answer(batch, explain=False)
+                if batch[0].answer.exception() is None:
+                    _LOG.error("an image has its verdict, and its map could not be drawn", exc_info=error)
             else:
                 batch[0].answer.set_exception(refusal_of(error))
             return
@@ -135,12 +145,12 @@ class Batcher:
         ids = torch.arange(len(images)) if self.seed is None else torch.zeros(len(images), dtype=torch.int64)
         said, why = predicted(self.chain, images, ids, self.seed, maps="all" if explain else "none")
         found = on_cpu(said)
-        if found.scores is not None:
-            self.drift.observe(found.scores)
         answers = []
         for place, (row, reason) in enumerate(zip(found.rows(), why, strict=True)):
             cleaned = found.images[place] if row["purified"] else None
             suspicion = None if found.suspicion_map is None else found.suspicion_map[place, 0]
             kept = {key: value for key, value in row.items() if key != "image"}
             answers.append(Answer({**kept, WHY: reason}, cleaned, suspicion))
+        if found.scores is not None:
+            self.drift.observe(found.scores)
         return answers

@@ -49,6 +49,9 @@ class Reader:
             raise Refusal(422, f"an empty file came; {WANTED} is wanted")
         with _in_memory(content) as path:
             kind = kind_of(path)
+            if kind == "nifti":
+                told = "a volume of NIfTI came, and one image is wanted: send its slices one by one"
+                raise Refusal(415, f"{told}, or have `medfedpure predict` read it")
             if kind not in _SIDES:
                 raise Refusal(415, f"the file is no {WANTED} by its first bytes: convert it to one of them")
             try:

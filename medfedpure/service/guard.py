@@ -17,6 +17,8 @@ from medfedpure.service.state import Service
 
 _LOG = logging.getLogger(__name__)
 PUBLIC = ("/", "/health", "/ready", "/openapi.json")
+_PROXIES = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
+"""What a proxy adds. To the service it is this machine, and it may say that it asks for localhost."""
 GUARDED = ("/metrics", "/v1/verdict", "/v1/verdicts")
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -83,12 +85,18 @@ class Guard:
         """Raise Refusal unless this request may go on."""
         headers, token = Headers(scope=scope), self.service.token
         host = headers.get("host", "")
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # Whoever stands between may take another part of what comes for the next request (RFC 9112, 6.1).
+            told = "Content-Length and Transfer-Encoding came together: send one of them"
+            raise Refusal(400, told, {"Connection": "close"})
+        if token is None and (through := next((name for name in _PROXIES if name in headers), None)):
+            raise Refusal(403, f"asked through a proxy ({through}), which others reach: give this service a token")
         if token is None and not (is_loopback(_name_in(host)) and is_loopback((scope.get("client") or ("",))[0])):
             raise Refusal(403, "this service has no token, so that only this machine may ask, as localhost")
         if scope["path"] in PUBLIC:
             return
         if (origin := headers.get("origin")) is not None and origin.partition("://")[2] != host:
-            raise Refusal(403, "a page of another origin may not ask")
+            raise Refusal(403, "a page of another origin may not ask: a proxy passes the Host header on")
         if not allows(token, headers):
             raise Refusal(401, "a valid token is wanted: Authorization: Bearer ...", {"WWW-Authenticate": "Bearer"})
         if self.service.ending and scope["path"].startswith("/v1/"):

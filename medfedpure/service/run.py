@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import sys
+import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -14,13 +18,13 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from medfedpure.core.errors import ConfigError
+from medfedpure.core.disk.secret import LEAST, MOST, read_secret
+from medfedpure.core.errors import ArtifactError, ConfigError
 from medfedpure.service.guard import is_loopback
 from medfedpure.service.heads import Connection
 
 TOKEN = "MEDFEDPURE_TOKEN"  # noqa: S105 - a name
 """The variable of the environment that holds the token, where no file does."""
-_LEAST = 16
 _QUIET = 3
 """Ticks, ten a second, without a request before it ends."""
 
@@ -29,21 +33,21 @@ def token_of(file: Path | None, environment: Mapping[str, str] = os.environ) -> 
     """The token that a file holds, or the environment's `MEDFEDPURE_TOKEN`; None where neither is given.
 
     Raises:
-        ConfigError: the file cannot be read, or the token is short or holds what no header may.
+        ConfigError: the file cannot be read, or others can read it too; the token is short, or no header may hold it.
     """
     where = TOKEN if file is None else str(file)
     if file is not None:
         try:
-            token = file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the token file {file} cannot be read: {error}") from error
+            token = read_secret(file).decode(errors="replace").strip()
+        except ArtifactError as error:
+            raise ConfigError(f"the token file {error}") from error
     elif TOKEN in environment:
         token = environment[TOKEN].strip()
     else:
         return None
-    if len(token) < _LEAST or not token.isascii() or not token.isprintable() or " " in token:
+    if not LEAST <= len(token) <= MOST or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(
-            f"the token in {where} is no line of {_LEAST} or more letters and digits: draw one, as by "
+            f"the token in {where} is no line of {LEAST} or more letters and digits: draw one, as by "
             "python -c 'import secrets; print(secrets.token_urlsafe())'"
         )
     return token
@@ -75,7 +79,7 @@ def listen(host: str, port: int, token: str | None) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """Answers until SIGTERM or SIGINT; then it refuses, and ends when all that was in flight is answered.
+    """Answers until SIGTERM, SIGINT or SIGHUP; then it refuses, and ends when all that was in flight is answered.
 
     It stays for some ticks in which nothing is asked, so that who sent a request as the signal came gets an answer too.
 
@@ -95,6 +99,17 @@ class Server(uvicorn.Server):
         logging.getLogger("python_multipart").setLevel(logging.ERROR)
         await super().startup(sockets)
         self.begun()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, and of SIGHUP as well: what a closed terminal ends drops nobody; nohup has it go on."""
+        with ExitStack() as closed:
+            closed.enter_context(super().capture_signals())
+            if sys.platform != "win32" and threading.current_thread() is threading.main_thread():
+                if (before := signal.getsignal(signal.SIGHUP)) is not signal.SIG_IGN:
+                    signal.signal(signal.SIGHUP, self.handle_exit)
+                    closed.callback(signal.signal, signal.SIGHUP, before)
+            yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal: end when nothing is in flight; a second one: end now."""

@@ -145,7 +145,8 @@ async def _of_form(request: Request, limits: Limits) -> list[Upload]:
         async for chunk in _chunks(request, limits):
             form.parser.write(chunk)
     except FormParserError as error:
-        raise Refusal(400, f"the form is malformed: send it as {FORM}, with its boundary") from error
+        told = f"the form is malformed: send it as {FORM}, with its boundary and names of less than 4000 bytes"
+        raise Refusal(400, told) from error
     if not form.ended:
         raise Refusal(400, "the form ends before its last boundary: it was cut off")
     return form.files

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -45,11 +45,13 @@ class Frames:
         pixels: `(F, C, S, S)` uint8 or uint16.
         patient: a pseudonym under the key that was given; None without a key, or where the file names nobody.
         study: likewise.
+        dim: whether it is a picture of 16 bits that uses less than a sixteenth of its range, and is almost black.
     """
 
     pixels: Tensor
     patient: str | None = None
     study: str | None = None
+    dim: bool = False
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -62,23 +64,28 @@ class Frames:
 
 @dataclass(frozen=True)
 class Shown:
-    """How DICOM and NIfTI files are shown: as what the defence was fitted on, or its threshold means nothing.
+    """How files are shown: as what the defence was fitted on, or its threshold means nothing.
 
     Args:
-        window: of both, as `ScanReader` has it: "auto" is a DICOM file's own table or window, else percentiles; two
-            values become black and white. NIfTI has percentiles in place of "auto" and "full".
+        window: of DICOM and NIfTI, as `ScanReader` has it: "auto" is a DICOM file's own table or window, else
+            percentiles; two values become black and white. NIfTI has percentiles in place of "auto" and "full".
         axis: that NIfTI volumes are cut across.
+        bit_depth: bits that pictures of 16 bits really use, 8 to 16; None = what the defence's own images say, else
+            what each file declares.
 
     Raises:
-        ConfigError: no such window or axis.
+        ConfigError: no such window, axis or depth.
     """
 
     window: Window = "auto"
     axis: Axis = "axial"
+    bit_depth: int | None = None
 
     def __post_init__(self) -> None:
         if self.axis not in get_args(Axis):
             raise ConfigError(f"volumes are cut as {', '.join(get_args(Axis))}; got {self.axis!r}")
+        if self.bit_depth is not None and not 8 <= self.bit_depth <= 16:
+            raise ConfigError(f"pictures of 16 bits use 8 to 16 of them; got {self.bit_depth}")
         named = [name for name in ("auto", "percentiles", "full") if name == self.window]
         if not named and (isinstance(self.window, str) or not -math.inf < self.window[0] < self.window[1] < math.inf):
             raise ConfigError(
@@ -87,7 +94,7 @@ class Shown:
             )
 
     @classmethod
-    def parse(cls, window: str, axis: str) -> Shown:
+    def parse(cls, window: str, axis: str, bit_depth: int | None = None) -> Shown:
         """From words: a window of two values is "LOW,HIGH". Raises ConfigError as above."""
         ends: Window | str = window
         if "," in window:
@@ -97,13 +104,13 @@ class Shown:
                 pass
             else:
                 ends = low, high
-        return cls(ends, axis)  # type: ignore[arg-type]
+        return cls(ends, axis, bit_depth)  # type: ignore[arg-type]
 
     def told(self) -> list[str]:
         """What is not the default, for the rows."""
         window = self.window if isinstance(self.window, str) else ",".join(f"{end:g}" for end in self.window)
-        told = {"window": window, "axis": self.axis}
-        return [f"{key}={value}" for key, value in told.items() if value not in ("auto", "axial")]
+        told = {"window": window, "axis": self.axis, "bit_depth": self.bit_depth}
+        return [f"{key}={value}" for key, value in told.items() if value not in ("auto", "axial", None)]
 
 
 class UnreadError(DataError):
@@ -125,7 +132,7 @@ class FileDecoder:
     Args:
         facts: what images the defence is for.
         pseudonyms: for patient and study; without them neither is told.
-        shown: window and axis.
+        shown: window, axis and depth.
 
     Raises:
         ConfigError: the defence is for images that no file is read as.
@@ -137,7 +144,7 @@ class FileDecoder:
             raise ConfigError(f"files are read as squares, grey or RGB; this defence is for {facts.describe()}")
         self._deep = facts.top > 255
         scaled = self._deep and facts.top < 65535 and facts.top & (facts.top + 1) == 0
-        bits = facts.top.bit_length() if scaled else None
+        bits = shown.bit_depth or (facts.top.bit_length() if scaled else None)
         self._pictures = Decoder(height, channels, bits, 16 if self._deep else 8)
         self._named = pseudonyms is not None
         self._scans = ScanReader(
@@ -171,7 +178,8 @@ class FileDecoder:
     def _read(self, path: Path, kind: Kind | None) -> Frames:
         try:
             if kind == "image":
-                return Frames(self._pictures.read(path)[None])
+                decoder = replace(self._pictures, dim=[])
+                return Frames(decoder.read(path)[None], dim=bool(decoder.dim))
             found = self._scans.read(path, kind)
         except MemoryError:
             raise DataError("it needs more memory than there is: shrink it, or read it on a larger machine") from None

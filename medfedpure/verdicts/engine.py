@@ -30,10 +30,12 @@ class Answer:
     Attributes:
         rows: of the images that were asked for, or one that says why the file could not be read.
         lacking: why it has no row and is to be asked for again: a package is missing.
+        dim: whether it is almost black; see `Frames`.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     lacking: str | None = None
+    dim: bool = False
 
 
 @dataclass(frozen=True)

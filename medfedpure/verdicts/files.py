@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from medfedpure.core.errors import ConfigError
@@ -15,6 +15,9 @@ from medfedpure.data.readers.folders import entries_of, is_folder
 
 def files_of(inputs: Sequence[str | Path], is_scan: Callable[[Path], bool]) -> list[Path]:
     """The files to read, as they are named and below folders in the order of their paths.
+
+    A file that is named twice, as through a link to its folder or by its whole path, is read once, under its first
+    name; links to a file are files of their own.
 
     Args:
         inputs: files, read whatever they hold; folders, searched to any depth; patterns such as "in/**/*.png".
@@ -33,7 +36,19 @@ def files_of(inputs: Sequence[str | Path], is_scan: Callable[[Path], bool]) -> l
             kind = "the folder holds no scan" if is_folder(Path(given)) else "there is no such file or folder"
             raise ConfigError(f"{given}: {kind}; files, folders or patterns of scans are wanted")
         found |= dict.fromkeys(few)
-    return list(found)
+    return _once(found)
+
+
+def _once(files: Iterable[Path]) -> list[Path]:
+    """Those that lie at one place by their first names; links in names of folders are followed."""
+    real: dict[Path, str] = {}
+    places: dict[tuple[str, str], Path] = {}
+    for path in files:
+        folder = path.parent
+        if folder not in real:
+            real[folder] = os.path.realpath(folder)
+        places.setdefault((real[folder], path.name), path)
+    return list(places.values())
 
 
 def name_of(path: Path) -> str:

@@ -29,7 +29,8 @@ class Grouping:
 
     Under mean and vote the group is flagged where more than half of its images are. Images without a verdict, those
     that abstained, have no say in class and probabilities, whatever the way, and have one in whether the group is
-    flagged; a group of none but these has no class. Rows of no patient or study, as of pictures, NIfTI and files that
+    flagged; a group of none but these has no class, and one of no image that could be read is not said to be unflagged
+    either. Rows of no patient or study, as of pictures, NIfTI and files that
     do not say whose they are, belong to nobody: they are counted in a last row without a name, and get no class.
 
     Args:
@@ -87,7 +88,8 @@ class Grouping:
             row |= {f"probability_{k}": share for k, share in enumerate(shares)}
         half = 0 if self.combine == "worst" else group.images / 2
         counts = {name: getattr(group, name) for name in _COUNTS}
-        return {**row, "flagged": group.flagged_images > half, **counts, "combined": self.combine}
+        flagged = group.flagged_images > half if group.images else None
+        return {**row, "flagged": flagged, **counts, "combined": self.combine}
 
 
 _COUNTS = ("images", "flagged_images", "abstained_images", "errors")

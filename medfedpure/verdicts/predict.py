@@ -48,6 +48,8 @@ class Tally:
         failed: of these, that could not be read.
         images: that were judged now; a picture is one, a file of frames or slices several.
         flagged, abstained: of these, as the defence says.
+        dim: pictures of 16 bits, read now, that use less than a sixteenth of their range: the defence saw them almost
+            black.
     """
 
     files: int = 0
@@ -57,6 +59,7 @@ class Tally:
     images: int = 0
     flagged: int = 0
     abstained: int = 0
+    dim: int = 0
 
     def count(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add what rows say."""
@@ -69,7 +72,11 @@ class Tally:
         before = f", {self.before} of them done before" if self.before else ""
         told = f"{self.images} images, {self.flagged} flagged, {self.abstained} without a verdict"
         failed = f"{self.failed} could not be read" + ("; counts are of this time" if self.before else "")
-        return f"{self.files} files{before}, {failed}: {told}"
+        dim = (
+            f"; {self.dim} pictures were seen almost black, as they use less than a sixteenth of their 16 bits: say "
+            "how many bits they use (bit_depth)"
+        )
+        return f"{self.files} files{before}, {failed}: {told}{dim if self.dim else ''}"
 
 
 def predict_files(
@@ -110,7 +117,7 @@ def predict_files(
         workers: threads that decode; by default as many as there are processors, at most 8.
         key_file: a secret, made if it is missing, under which rows say the patient and the study of a DICOM file;
             without it neither is told.
-        shown: window and axis of DICOM and NIfTI.
+        shown: window and axis of DICOM and NIfTI, depth of pictures.
         maps: a folder for the suspicion maps of flagged images; see `medfedpure.verdicts.maps.Maps`.
         grouping: of whom verdicts are made of all rows at the end, into a table beside them.
         retry_errors: of the files that are named, forget the rows that say that they could not be read, and read them
@@ -128,7 +135,7 @@ def predict_files(
     """
     if chain.image_facts is None:
         raise ConfigError(
-            "this defence does not say what images it is for: calibrate it on a data set, as in "
+            "this defence does not say what images it is for: calibrate it on a data set, by medfedpure calibrate or "
             "chain.calibrate(medfedpure.create('dataset', 'image_folder', ...).read())"
         )
     if grouping is not None and key_file is None:
@@ -139,7 +146,7 @@ def predict_files(
     table = None if grouping is None else grouping.place(Path(out))
     kept_alone = [maps, *(one.path for one in also)]
     rows_alone = format == "parquet"
-    check_apart([*kept_alone, *([out] if rows_alone else [])], [table, *([] if rows_alone else [out])])
+    check_apart([*kept_alone, *([out] if rows_alone else [])], [table, key_file, *([] if rows_alone else [out])])
     own = Own([out, key_file, table])
     files = [path for path in Own(kept_alone).without(files_of(inputs, is_scan)) if path not in own]
     tally = Tally(len(files))
@@ -240,6 +247,7 @@ def _left(
             tally.failed += 1
             yield Judged.unread(path, frames)
         else:
+            tally.dim += frames.dim
             yield from (Judged(path, place, frames) for place in kept.left(name_of(path), len(frames)))
 
 
@@ -259,6 +267,7 @@ def _answered(
                 continue
             tally.read += 1
             tally.failed += any(row[ERROR] is not None for row in answer.rows)
+            tally.dim += answer.dim
             rows += answer.rows
         yield rows
     next(left, None)  # the last one is done

@@ -122,7 +122,10 @@ class Purified:
         )
         patient = one.frames.patient if self._named else None
         maker = Maker(told, version("medfedpure"), stem, self._pseudonyms, patient)
-        ending, content = derived(one.path, one.place, square, self._deep, maker, self._axis)
+        try:
+            ending, content = derived(one.path, one.place, square, self._deep, maker, self._axis)
+        except DataError as error:
+            raise DataError(f"{error}; the rows so far are kept, and the same call goes on without it") from error
         self._remove(one, [other for other in ENDINGS if other != ending])
         put_bytes(self.path / (stem + ending), content)
 

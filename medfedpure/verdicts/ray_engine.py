@@ -225,6 +225,7 @@ def judge(chain: DefendedClassifier, decoder: FileDecoder, asked: Sequence[Asked
                     owners.append(place)
                     yield Judged.unread(path, frames)
                 else:
+                    answers[place] = Answer(dim=frames.dim)
                     for frame in (frame for frame in range(len(frames)) if frame not in asked[place].done):
                         owners.append(place)
                         yield Judged(path, frame, frames)

@@ -10,10 +10,10 @@ import importlib
 import io
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from medfedpure.core.disk.whole import make_folder, write_bytes
 from medfedpure.core.errors import ArtifactError, DataError, MissingExtraError
@@ -130,7 +130,7 @@ class Shards(Kept):
 
     def _known(self, part: Path) -> list[bool]:
         """Of each row of a file whether it stays."""
-        schema = self._opened(part, lambda: self._parquet.read_schema(part))
+        schema = self._opened(part, self._parquet.read_schema)
         if not schema.equals(self._schema):
             raise self.refused(f"holds a file of other columns, {part.name}")
         table = self._table(part, [KEY, FRAME, FRAMES, ERROR, MADE_BY])
@@ -140,11 +140,12 @@ class Shards(Kept):
             raise self.refused(f"holds a row that is none of it, in {part.name} ({error})") from error
 
     def _table(self, part: Path, columns: list[str] | None = None) -> Any:
-        return self._opened(part, lambda: self._parquet.ParquetFile(part).read(columns))
+        return self._opened(part, lambda stream: self._parquet.ParquetFile(stream).read(columns))
 
-    def _opened(self, part: Path, read: Any) -> Any:
+    def _opened(self, part: Path, read: Callable[[BinaryIO], Any]) -> Any:
         try:
-            return read()
+            with part.open("rb") as stream:  # pyarrow itself opens no path that is no text
+                return read(stream)
         except (OSError, ValueError) as error:  # pyarrow's errors are of these
             raise self.refused(f"holds a file that cannot be read, {part.name} ({error})") from error
 

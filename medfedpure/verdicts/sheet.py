@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self
 
 from medfedpure.core.errors import ArtifactError
-from medfedpure.core.rows.table import columns_of, csv_text
+from medfedpure.core.rows.table import FORMULA, columns_of, csv_text
 from medfedpure.data.readers.folders import what_else
-from medfedpure.verdicts.kept import Columns, Kept
+from medfedpure.verdicts.kept import KEY, Columns, Kept
 
 
 class Sheet(Kept):
@@ -40,13 +40,13 @@ class Sheet(Kept):
         retry: Collection[str] = (),
     ) -> None:
         super().__init__(path, columns, made_by, retry)
+        if other := what_else(self.path):
+            raise ArtifactError(f"{self.path} is {other}: rows are continued, and a file is wanted for them")
         self.format = format
         self._head = csv_text(columns_of([], list(columns))).encode() if format == "csv" else b""
         self._stream: BinaryIO | None = None
 
     def __enter__(self) -> Self:
-        if other := what_else(self.path):
-            raise ArtifactError(f"{self.path} is {other}: rows are continued, and a file is wanted for them")
         with self.told():
             self._stream = self.path.open("ab+")
             try:
@@ -140,10 +140,12 @@ class Sheet(Kept):
         if self.format == "jsonl":
             return dict(json.loads(text))
         values = next(csv.reader([text]))
-        return {h: _typed(v, kind) for (h, kind), v in zip(self.columns.items(), values, strict=True)}
+        return {h: _typed(v, kind, h == KEY) for (h, kind), v in zip(self.columns.items(), values, strict=True)}
 
 
-def _typed(text: str, kind: type) -> Any:
+def _typed(text: str, kind: type, is_name: bool) -> Any:
     if text == "":
         return None
+    if kind is str and not is_name and text[:1] == "'" and text[1:].startswith(FORMULA):
+        return text[1:]  # what `csv_text` put in front, as it never does with names of files
     return text == "True" if kind is bool else kind(text)

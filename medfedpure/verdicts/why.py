@@ -6,12 +6,15 @@ A detector of one score has one answer, which costs nothing; one of several part
 from __future__ import annotations
 
 import secrets
+import warnings
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from medfedpure.core.detector import Detector, ScoreContext
+from medfedpure.core.errors import ReasonsWarning
 from medfedpure.core.results import Prediction
 from medfedpure.core.streams import Streams
 from medfedpure.core.verdict import as_they_answer
@@ -68,7 +71,7 @@ def reasons(
     given = images.to(found.logits.device)[places]
     context, own = replace(chain.context(), logits=found.bare_logits[places]), streams.select(places)
     with as_they_answer(chain), chain.computing(given.device):
-        said = chain.detector.reasons(given, context=context, streams=own)
+        said = _said(chain.detector, given, context, own)
         drawn = chain.detector.suspicion_map(given, context=context, streams=own) if maps else None
     for place, name in zip(places.tolist(), said, strict=True):
         names[place] = name
@@ -76,3 +79,27 @@ def reasons(
         return names, None
     blank = drawn.new_zeros(len(found), *drawn.shape[1:])
     return names, blank.index_copy(0, places, drawn)
+
+
+def _said(detector: Detector, images: Tensor, context: ScoreContext, streams: Streams) -> list[str]:
+    """What a detector says of images `(N, C, H, W)`, N names; its own name where it fails at that.
+
+    A verdict stands without its reason: a plugin that cannot tell takes no verdict with it.
+
+    Warns:
+        UserWarning: it fails.
+    """
+    try:
+        said = detector.reasons(images, context=context, streams=streams)
+        if len(said) == len(images) and all(isinstance(text, str) for text in said):
+            return said
+        wrong = "its reasons are no list of one text for each image"
+    except Exception as error:
+        wrong = f"its reasons raise {type(error).__name__}"
+    warnings.warn(
+        f"the detector {detector.name!r} cannot say why it flags images ({wrong}): verdicts name the detector alone. "
+        "Run its contract test, or tell its author",
+        ReasonsWarning,
+        stacklevel=2,
+    )
+    return [detector.name] * len(images)

@@ -19,8 +19,9 @@ from medfedpure.cli.app import app
 from medfedpure.cli.bars import Bars, Rate
 from medfedpure.cli.predict import FLAGGED
 from medfedpure.cli.shown import Terminal
-from medfedpure.core.errors import ArtifactError, ConfigError, DataError
+from medfedpure.core.errors import ArtifactError, CalibrationError, ConfigError, DataError
 from medfedpure.core.progress import listening, track
+from medfedpure.core.storage import locked, read_document_only
 from medfedpure.testing import tiny_dataset
 
 CHEAP = ["--detector", "feature_squeezing", "--purifier", "median", "--target-fpr", "0.1", "--threads", "1", "--quiet"]
@@ -55,6 +56,15 @@ def test_fit_saves_a_defence_with_its_own_check(place):
     assert chain.calibration.target_fpr == 0.1
 
 
+def test_fit_lets_purifications_vote(place, tmp_path):
+    words = ["--out", tmp_path / "voting", "--votes", "3", *CHEAP]
+    with pytest.raises(ConfigError, match="3 draws of the purifier 'median' are all the same"):
+        run("fit", place / "model", place / "scans", *words, catch=False)
+    words[words.index("median")] = "smoothing"
+    run("fit", place / "model", place / "scans", *words, catch=False)
+    assert medfedpure.DefendedClassifier.load(tmp_path / "voting").vote.draws == 3
+
+
 def test_fit_refuses_what_cannot_end_well_before_it_trains(place, tmp_path):
     with pytest.raises(ConfigError, match="never written over"):
         run("fit", place / "model", place / "scans", "--out", place / "guarded", *CHEAP, catch=False)
@@ -78,6 +88,49 @@ def test_calibrate_moves_the_threshold_and_nothing_else(place, tmp_path):
     old, new = before.state_dict(), after.state_dict()
     assert old.keys() == new.keys()
     assert all(bool((old[key] == new[key]).all()) for key in old)
+
+
+def test_calibrate_says_how_many_of_the_images_the_old_threshold_flags(place, tmp_path):
+    before = medfedpure.DefendedClassifier.load(place / "guarded")
+    words = ["--target-fpr", "0.3", "--threads", "1", "--quiet"]
+    done = run("calibrate", place / "guarded", place / "scans", "--out", tmp_path / "other", *words)
+    after = medfedpure.DefendedClassifier.load(tmp_path / "other")
+    flagged = int((before.calibration.p_values(after.calibration.scores) <= 0.1).sum())
+    assert 0 < flagged < len(after.calibration)
+    assert f"which {flagged} of these reach" in done.output
+    again = run("calibrate", place / "guarded", place / "scans", "--out", tmp_path / "third", *words, "--json")
+    assert json.loads(again.stdout)["flagged_before"] == flagged
+    digests = [read_document_only(path)["digest"] for path in (place / "guarded", tmp_path / "other")]
+    assert digests[0] != digests[1] == read_document_only(tmp_path / "third")["digest"]
+
+
+@pytest.mark.parametrize("command", ["fit", "calibrate"])
+def test_a_defence_goes_to_a_place_of_its_own(place, tmp_path, command):
+    words = ["--target-fpr", "0.1", "--threads", "1", "--quiet"]
+    first = place / ("model" if command == "fit" else "guarded")
+    for inside in (place / "scans" / "new", place / "scans" / "normal" / "new", first / "new"):
+        with pytest.raises(ConfigError, match="which this call reads"):
+            run(command, first, place / "scans", "--out", inside, *words, catch=False)
+        assert not inside.exists()
+    options = json.dumps({"root": str(place / "scans"), "image_size": 16})
+    asked = ["--out", place / "scans" / "new", "--data-config", options]
+    with pytest.raises(ConfigError, match="which this call reads"):
+        run(command, first, "dicom_folder", *asked, *words, catch=False)
+    with locked(tmp_path / "new", "another call"), pytest.raises(ArtifactError, match="in use by another call"):
+        run(command, first, place / "scans", "--out", tmp_path / "new", *words, catch=False)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "calibrate"])
+def test_a_rate_is_held_against_the_images_before_anything_is_computed(place, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(medfedpure.DefendedClassifier, "score_benign", lambda *_, **__: pytest.fail("it computed"))
+    first = place / ("model" if command == "fit" else "guarded")
+    parts = ["--detector", "feature_squeezing", "--purifier", "median"] if command == "fit" else []
+    for rate, words in {"0": r"in \(0, 1\)", "1.5": r"in \(0, 1\)", "nan": r"in \(0, 1\)", "0.001": "bring"}.items():
+        asked = ["--out", tmp_path / "new", "--target-fpr", rate, "--threads", "1", "--quiet", *parts]
+        with pytest.raises(CalibrationError, match=words):
+            run(command, first, place / "scans", *asked, catch=False)
+    assert not (tmp_path / "new").exists()
 
 
 def test_predict_writes_rows_that_name_the_class(place, tmp_path):

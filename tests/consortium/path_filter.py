@@ -22,7 +22,7 @@ class PathFilter:
         self.paths: list[tuple[str, int]] = []
         outgoing = ssl.create_default_context(cafile=str(certificates / "ca.crt"))
         incoming = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        incoming.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+        incoming.load_cert_chain(certificates / "filter.pem", certificates / "filter.key")
         recorder = self
 
         class Handler(BaseHTTPRequestHandler):

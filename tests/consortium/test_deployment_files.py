@@ -67,6 +67,7 @@ def test_init_writes_everything_a_consortium_needs(tmp_path: Path) -> None:
         (unit,) = (folder / place).glob("*.service")
         assert "Restart=always" in unit.read_text()
         subprocess.run(["sh", "-n", folder / place / "start.sh"], check=True)
+    subprocess.run(["sh", "-n", folder / "server" / "filter.sh"], check=True)
     for key in (*folder.glob("server/certificates/*.key"), *folder.glob("sites/*/node_key")):
         assert stat.S_IMODE(key.stat().st_mode) == 0o600, f"{key} is open to others"
     assert not list(folder.glob("sites/*/*.key")), "a site must not hold the key of the CA"
@@ -272,6 +273,8 @@ def test_a_site_file_s_paths_begin_beside_it_and_its_errors_name_it(
         read_site(config, site(**{**right, "root": "elsewhere"}), file)
     with pytest.raises(ConfigError, match=r"\[data\] in .*site-1/site.toml: invalid DicomFolderConfig: root"):
         read_site(config, site(image_size=16), file)
+    with pytest.raises(DataError, match=r"site-1/site.toml has no images of lesion: a site needs some of every class"):
+        read_site(config, site(**{**right, "classes": ["normal"]}), file)
     file.write_text(file.read_text().replace("validation", "validate"))
     with pytest.raises(ConfigError, match=r"site-1/site.toml: invalid SiteConfig: validate"):
         SiteConfig.from_toml(file)
@@ -290,6 +293,9 @@ def test_a_site_with_too_few_images_is_told_before_anything_is_trained(
     with pytest.raises(FederationError, match=r"only 0 of 3 .* CalibrationError \(find_site\)"):
         _run(folder)
     assert not (tmp_path / "out" / "results.json").exists()
+    change_federation(folder, 1)
+    rehearse(folder / FEDERATION_FILE, sorted(folder.glob("sites/*/site.toml")), tmp_path / "rehearsal")
+    assert (tmp_path / "rehearsal" / "results.json").exists(), "nothing was trained, so the file may be mended"
     assert text in caplog.text, "the site's own log must say how many"
 
 
@@ -356,3 +362,49 @@ def test_comments_leave_what_a_file_says() -> None:
         text = commented(made.to_toml(), notes)
         assert tomllib.loads(text) == tomllib.loads(made.to_toml())
         assert text.count("# ") >= len(notes), "a note that stands nowhere"
+
+
+class Away(SitesGrid):
+    """A network on which the last site answers nothing between two numbers of messages."""
+
+    between = range(0)
+    sent = 0
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Work, unless it is the last site's and it is away."""
+        one = list(messages)
+        type(self).sent += 1
+        if type(self).sent in self.between and one[0].metadata.dst_node_id == max(self.get_node_ids()):
+            raise ConnectionError
+        return super().push_messages(one)
+
+
+@pytest.mark.parametrize(
+    ("away", "trained"),
+    [(range(6, 7), False), (range(6, 10**9), False), (range(9, 10), True)],
+    ids=["it is back at once", "it is back for the next command", "it trained and missed the outcome"],
+)
+@pytest.mark.filterwarnings("ignore::medfedpure.WeakDefenceWarning")
+def test_a_site_that_was_away_in_the_last_round_gets_its_part_and_defence_when_it_is_back(
+    away: range, trained: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defended(folder)
+    monkeypatch.setenv("MEDFEDPURE_SERVER_OUT", str(folder / "server" / "out"))
+    # 3 hellos, 3 orders of the classifier's one round, 3 of its outcome: the last site's are 6 and 9
+    monkeypatch.setattr(Away, "between", away)
+    monkeypatch.setattr(Away, "sent", 0)
+    _run(folder, Away)
+    if len(away) > 1:
+        results = json.loads((folder / "server" / "out" / "results.json").read_text())
+        (why,) = results["defences"]["failed"].values()
+        assert why.startswith("it was away in the last round of")
+        assert len(results["defences"]["done"]) == 2
+        _run(folder)
+    results = json.loads((folder / "server" / "out" / "results.json").read_text())
+    (lost,) = parts_of(results)["classifier"][0]["failed"]
+    assert (lost in parts_of(results)["classifier"][0]["clients"]) == trained, "the round is told as it was"
+    assert results["defences"]["done"].keys() == {"site-0", "site-1", "site-2"}
+    assert results["defences"]["failed"] == {}
+    parts = {site: folder / "sites" / site / "out" / "classifier" for site in ("site-0", "site-1", "site-2")}
+    tensors = [(part / "tensors.safetensors").read_bytes() for part in parts.values()]
+    assert len(set(tensors)) == 3, "each site's head is its own"

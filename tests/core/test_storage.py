@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -243,3 +245,9 @@ def test_layout_hash() -> None:
     others = (nn.Linear(3, 3), nn.Linear(3, 2, bias=False), nn.Linear(3, 2).double(), nn.Sequential(nn.Linear(3, 2)))
     for other in others:
         assert storage.layout_hash(other) != storage.layout_hash(nn.Linear(3, 2)), f"{other} has the same hash"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_a_place_is_held_whatever_bytes_its_name_has(tmp_path):
+    with storage.locked(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe")), "a test"):
+        assert len(list(tmp_path.iterdir())) == 1

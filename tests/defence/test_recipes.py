@@ -97,6 +97,9 @@ def test_what_is_said_wins_where_both_can_be() -> None:
         ("fast", {"eps": 0.05}, "eps is how far the recipe 'robust' attacks, and the recipe is 'fast'"),
         ("paper", {"purifier": ""}, "the purifier has an empty name"),
         ("fast", {"detector": ""}, "the detector has an empty name"),
+        ("fast", {"votes": 3}, "a vote over 3 draws has nothing to draw under the policy 'abstain'"),
+        ("paper", {"votes": 0}, "a vote has draws >= 1"),
+        ("paper", {"purifier": "median", "votes": 3}, "3 draws of the purifier 'median' are all the same"),
     ],
 )
 def test_contradictions_are_refused_before_anything_is_fitted(recipe: Any, options: dict[str, Any], words: str) -> None:
@@ -104,6 +107,17 @@ def test_contradictions_are_refused_before_anything_is_fitted(recipe: Any, optio
     with pytest.raises(ConfigError, match=re.escape(words)):
         defend(recipe, say=lines.append, **options)
     assert not lines
+
+
+def test_votes_average_purifications_and_end_where_nothing_is_purified(tmp_path: Path) -> None:
+    voting = defend("paper", detector="feature_squeezing", purifier="smoothing", votes=3, check_share=0)
+    assert voting.vote == medfedpure.Vote(3)
+    voting.save(tmp_path / "saved")
+    assert DefendedClassifier.load(tmp_path / "saved").vote.draws == 3
+    data = tiny_dataset(160, seed=4)
+    parts = {"detector": "feature_squeezing", "purifier": "smoothing", "check_share": 0}
+    chosen = medfedpure.defend(tiny_classifier(), data, recipe="robust", votes=3, **parts)
+    assert chosen.vote.draws == (3 if chosen.policy in ("purify_flagged", "purify_all") else 1)
 
 
 def test_a_detector_that_needs_a_purifier_is_refused_by_fast() -> None:

@@ -128,7 +128,7 @@ def test_b12_an_ipv6_host_stands_in_certificate_and_rules(tmp_path: Path) -> Non
     init_federation(tmp_path / "f", 1, address="[2001:db8::1]:443")
     server = tmp_path / "f" / "server"
     assert "server_name [2001:db8::1];" in (server / "path-filter.nginx.conf").read_text()
-    certificate = x509.load_pem_x509_certificate((server / "certificates" / "server.pem").read_bytes())
+    certificate = x509.load_pem_x509_certificate((server / "certificates" / "filter.pem").read_bytes())
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert ipaddress.ip_address("2001:db8::1") in names.get_values_for_type(x509.IPAddress)
     start = (tmp_path / "f" / "sites" / "site-0" / "start.sh").read_text()

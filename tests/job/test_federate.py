@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from scans import write_dicom_folder
 from typer.testing import CliRunner
 
 from medfedpure.cli.app import app
 from medfedpure.cli.federate import clients_table, rounds_table
 from medfedpure.core.classifier import ClassifierModel
 from medfedpure.core.component import Component
-from medfedpure.core.errors import ConfigError
+from medfedpure.core.errors import ConfigError, DataError
 from medfedpure.federation import RoundRecord
 from medfedpure.job.federate import mean_figures, run_federate, worst_client
 from medfedpure.job.federate_config import FederateConfig, ImagesChoice
@@ -66,6 +67,22 @@ def test_a_file_trains_a_classifier_and_says_how_each_client_fares(tmp_path: Pat
     other = configuration(classifier={**CLASSIFIER, "rounds": 3})
     with pytest.raises(ConfigError, match="is another configuration"):
         run_federate(other, out)
+
+
+def test_a_partition_that_the_images_do_not_allow_is_told_and_mended_in_the_same_folder(tmp_path: Path) -> None:
+    config = configuration(classifier={**CLASSIFIER, "rounds": 1})
+    scanners = {**config.model_dump()["data"], "partition": "site", "config": {**DATA["config"], "scanners": 1}}
+    with pytest.raises(DataError, match=r'data.partition is "site", and .* names 1 sites, not 2.*"equal" deals'):
+        run_federate(configuration(classifier={**CLASSIFIER, "rounds": 1}, data=scanners), tmp_path)
+    run_federate(config, tmp_path)
+    assert (tmp_path / "results.json").is_file()
+
+
+def test_a_folder_of_one_class_is_told_and_not_a_validation_error(tmp_path: Path) -> None:
+    archive = write_dicom_folder(tmp_path / "archive", patients=12)
+    own = {**DATA, "plugin": "dicom_folder", "config": {"root": str(archive), "image_size": 16, "classes": ["normal"]}}
+    with pytest.raises(DataError, match="archive holds one class, normal, and a classifier tells two or more apart"):
+        run_federate(configuration(classifier=CLASSIFIER, data=own), tmp_path / "out")
 
 
 def test_a_run_that_was_killed_is_resumed_to_the_same_parts(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """The main job, very small: it runs, repeats, saves what it says, and swaps parts by name."""
 
+import csv
 import json
 import subprocess
 import sys
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import medfedpure
@@ -122,6 +124,18 @@ def test_saved_config_repeats_the_numbers(finished, tmp_path):
     timed = {key for key in job.result.mean if "ms_per_image" in key}
     first = {key: value for key, value in job.result.mean.items() if key not in timed}
     assert first == {key: value for key, value in again.result.mean.items() if key not in timed}
+
+
+def test_the_output_of_a_run_reads_new_scans(finished, tmp_path):
+    """It says what images it is for, without which no file could be shown to it."""
+    job, out, _ = finished
+    Image.fromarray(job.parts["client_1"]["test"].pixels[0, 0].numpy()).save(tmp_path / "scan.png")
+    words = ["predict", out, tmp_path / "scan.png", "--client", "client_1", "--out", tmp_path / "v.csv", "--quiet"]
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    (row,) = csv.DictReader((tmp_path / "v.csv").read_text().splitlines())
+    assert row["class"] in job.parts["client_1"]["test"].class_names
+    assert job.chains["client_1"].image_facts.class_names == job.parts["client_1"]["test"].class_names
 
 
 def test_saved_defence_predicts_the_same_in_a_fresh_process(finished, tmp_path):

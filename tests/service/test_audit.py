@@ -110,8 +110,9 @@ def test_something_else_is_left_alone(tmp_path, path):
         with pytest.raises(ArtifactError, match="name another"), AuditLog(tmp_path / "mine"):
             pass
         assert (tmp_path / "mine").read_bytes() == content
+    (tmp_path / "short.key").touch(0o600)
     (tmp_path / "short.key").write_bytes(b"few")
-    with pytest.raises(ArtifactError, match="at least 16"), AuditLog(tmp_path / "short"):
+    with pytest.raises(ArtifactError, match="holds 3 bytes; 16 to 4096 are wanted"), AuditLog(tmp_path / "short"):
         pass
     with AuditLog(path), pytest.raises(ArtifactError, match="a service"), AuditLog(path):
         pass

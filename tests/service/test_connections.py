@@ -1,6 +1,7 @@
 """Connections that end badly: who still sends hears his answer, and who takes none holds up nobody."""
 
 import asyncio
+import re
 import socket
 import time
 
@@ -53,6 +54,36 @@ def test_whoever_sends_no_http_hears_that_behind_all_he_sends(chain):
             connection.sendall(bytes(100_000))
             time.sleep(0.01)
         assert all_of(connection).startswith(b"HTTP/1.1 400 ")
+
+
+def test_whoever_says_two_lengths_is_refused_and_nothing_behind_it_is_a_request(chain):
+    smuggled = b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n"
+    with running(chain) as service, connected(service) as connection:
+        head = b"POST /v1/verdict HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head + b"0\r\n\r\n" + smuggled)
+        said = all_of(connection)
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert said.count(b"HTTP/1.1 ") == 1
+    assert b"send one of them" in said
+
+
+def test_a_connection_goes_on_behind_refusals(chain):
+    bad = b"POST /v1/verdict HTTP/1.1\r\n" + HOST + b"Content-Type: image/png\r\nContent-Length: 3\r\n\r\nbad"
+    good = b"GET /health HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
+    with running(chain) as service, connected(service) as connection:
+        connection.sendall(bad + bad + good)
+        said = all_of(connection)
+    assert re.findall(rb"HTTP/1\.1 (\d+)", said) == [b"415", b"415", b"200"]
+
+
+def test_who_waits_for_leave_to_send_gets_it(chain):
+    content = png(0)
+    head = b"Content-Type: image/png\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n" % len(content)
+    with running(chain) as service, connected(service) as connection:
+        connection.sendall(b"POST /v1/verdict HTTP/1.1\r\n" + HOST + head)
+        assert connection.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(content)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_refused_sender_who_never_stops_is_ended(chain):

@@ -5,6 +5,7 @@ import json
 import numpy
 import pytest
 import torch
+from PIL import Image
 from scans import dicom_bytes
 from serving import DATA, SEED, chain, running
 
@@ -61,6 +62,21 @@ def test_a_window_that_was_agreed_on_is_that_of_predict(tmp_path, chain):
     assert (row["defence"], row["score"]) == (wanted["defence"], pytest.approx(wanted["score"], abs=1e-6))
     assert row["defence"] == "me window=0,60"
     assert other["score"] != pytest.approx(wanted["score"], abs=1e-6)
+
+
+def test_a_depth_that_was_said_is_that_of_predict(tmp_path, chain):
+    """A picture of 12 bits, stored in 16."""
+    Image.fromarray(DATA.pixels[0, 0].numpy().astype("uint16") * 16).save(tmp_path / "a.png")
+    predict_files(
+        chain, [tmp_path / "a.png"], tmp_path / "v.jsonl", format="jsonl", seed=SEED, shown=Shown(bit_depth=12)
+    )
+    wanted = json.loads((tmp_path / "v.jsonl").read_text())
+    found = []
+    for shown in (Shown(bit_depth=12), Shown()):
+        with running(chain, seed=SEED, shown=shown) as service:
+            found.append(service.client.post("/v1/verdict", files={"file": (tmp_path / "a.png").read_bytes()}).json())
+    assert found[0]["score"] == pytest.approx(wanted["score"], abs=1e-6)
+    assert found[1]["score"] != pytest.approx(wanted["score"], abs=1e-6)
 
 
 def test_a_dicom_file_is_answered_as_predict_writes_it(tmp_path, chain):

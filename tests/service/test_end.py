@@ -8,13 +8,20 @@ import subprocess
 import sys
 
 import httpx
-from serving import TOKEN, defence, png, until
+import pytest
+from serving import TOKEN, chain, defence, png, until
+from typer.testing import CliRunner
 
+from medfedpure.cli.app import app
+from medfedpure.core.errors import ConfigError
+from medfedpure.service.app import create_app
 from medfedpure.service.audit import check
+from medfedpure.service.run import Server
 
 
 def test_sigterm_drops_nothing_that_is_in_flight(tmp_path):
     defence().save(tmp_path / "guarded")
+    (tmp_path / "token").touch(0o600)
     (tmp_path / "token").write_text(TOKEN)
     words = ["serve", "guarded", "--port", "0", "--token-file", "token", "--audit", "log", "--threads", "1"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "20"}
@@ -50,3 +57,24 @@ def test_sigterm_drops_nothing_that_is_in_flight(tmp_path):
         process.stdout.close()
     found = check(tmp_path / "log")
     assert (found.rows, found.fault) == (4, None)  # begun, two verdicts, ended
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no such signal")
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_terminal_that_closes_ends_it_unless_nohup_says_otherwise(chain, nohup):
+    server = Server(create_app(chain, token=None), lambda: None)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+    try:
+        with server.capture_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert server.service.ending is not nohup
+        assert signal.getsignal(signal.SIGHUP) is (signal.SIG_IGN if nohup else signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words = ["serve", str(tmp_path / "nothing"), "--port", str(taken.getsockname()[1])]
+        with pytest.raises(ConfigError, match="cannot be listened on"):
+            CliRunner().invoke(app, words, catch_exceptions=False)

@@ -6,6 +6,7 @@ import re
 
 from serving import chain, png, service
 
+import medfedpure
 from medfedpure.service.page import page
 from medfedpure.service.schema import ABOUT
 
@@ -40,12 +41,41 @@ def test_it_reads_what_the_service_says(service):
 
 def test_the_description_names_every_answer_with_an_example(service):
     found = service.client.get("/openapi.json").json()
+    assert found["info"]["version"] == medfedpure.__version__
     assert {"/health", "/ready", "/metrics", "/v1/verdict", "/v1/verdicts"} == found["paths"].keys()
     for path in ("/v1/verdict", "/v1/verdicts"):
         route = found["paths"][path]["post"]
-        assert {"400", "401", "408", "413", "415", "422", "429", "503"} <= route["responses"].keys()
+        assert {"400", "401", "403", "408", "413", "415", "422", "429", "500", "503"} < route["responses"].keys()
         assert "multipart/form-data" in route["requestBody"]["content"]
         assert route["security"]
-    one = found["paths"]["/v1/verdict"]["post"]["responses"]["200"]["content"]["application/json"]["example"]
+
+
+def example(service, path, method, status="200"):
+    answer = service.client.get("/openapi.json").json()["paths"][path][method]["responses"][status]
+    return answer["content"]["application/json"]["example"]
+
+
+def test_the_examples_hold_what_is_answered(service):
     row = service.client.post("/v1/verdict", files={"file": png(0)}).json()
-    assert one.keys() | {"error"} == row.keys()  # FastAPI leaves null out of what it describes
+    assert list(example(service, "/v1/verdict", "post")) == list(row)
+    files = [("files", png(0)), ("files", b"no picture")]
+    said = service.client.post("/v1/verdicts", files=files).json()
+    described = example(service, "/v1/verdicts", "post")
+    assert list(described) == list(said)
+    assert [list(one) for one in described["rows"]] == [list(one) for one in said["rows"]]
+    assert [value is None for value in described["rows"][1].values()] == [
+        value is None for value in said["rows"][1].values()
+    ]
+    assert list(example(service, "/ready", "get")) == list(service.client.get("/ready").json())
+    assert list(example(service, "/v1/verdict", "post", "415")) == ["error"]
+
+
+def test_every_kind_of_answer_that_is_described_is_given(service):
+    described = service.client.get("/openapi.json").json()["paths"]
+    for path in ("/health", "/ready", "/metrics"):
+        content = described[path]["get"]["responses"]["200"]["content"]
+        assert service.client.get(path).headers["content-type"].partition(";")[0] in content
+    for kind in described["/v1/verdict"]["post"]["requestBody"]["content"]:
+        if kind != "multipart/form-data":
+            sent = {"content-type": kind.replace("*", "webp")}
+            assert service.client.post("/v1/verdict", content=png(0), headers=sent).status_code == 200, kind

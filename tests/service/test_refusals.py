@@ -1,6 +1,7 @@
 """Whatever should not be answered gets its status and a sentence, and leaves nothing behind."""
 
 import asyncio
+import gzip
 import importlib
 import io
 import socket
@@ -48,8 +49,14 @@ def bomb(side):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
 
 
-def form(*parts, end="--x--\r\n"):
-    head = 'Content-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+def packed_volume():
+    """A NIfTI file of two slices of 4 x 4 bytes, as scanners pack them."""
+    head = struct.pack("<i36x8h14x2h36xf", 348, 3, 4, 4, 2, 1, 1, 1, 1, 2, 8, 352).ljust(344, b"\0")
+    return gzip.compress(head + b"n+1\0" + bytes(4 + 32))
+
+
+def form(*parts, end="--x--\r\n", name="a.png"):
+    head = f'Content-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
     return b"".join(b"--x\r\n" + head.encode() + part + b"\r\n" for part in parts) + end.encode()
 
 
@@ -68,6 +75,8 @@ REFUSED = {
     "no picture": (415, "no DICOM, JPEG, PNG", b"%PDF-1.7 and more", RAW),
     "empty": (422, "empty file", b"", RAW),
     "damaged": (422, "cannot be read", png(0)[:-40], RAW),
+    "a volume": (415, "`medfedpure predict` read it", packed_volume(), RAW),
+    "a name of thousands of characters": (400, "names of less than 4000", form(png(0), name=9000 * "a"), FORM),
     "no boundary": (400, "malformed", b"text", {"content-type": "multipart/form-data"}),
     "no form": (400, "malformed", b"text", FORM),
     "a form without a file": (
@@ -229,9 +238,17 @@ def test_without_a_token_only_this_machine_may_ask_and_no_other_page(strict):
         assert strict.client.get("/health", headers={"host": host}).status_code == 403, host
     for origin in ("http://evil.example", "null", f"http://localhost:{strict.port + 1}"):
         answer = strict.client.post("/v1/verdict", files={"file": png(0)}, headers={"origin": origin})
-        assert answer.status_code == 403, origin
+        assert (answer.status_code, "Host header" in answer.json()["error"]) == (403, True), origin
     own = {"origin": f"http://127.0.0.1:{strict.port}"}
     assert strict.client.post("/v1/verdict", files={"file": png(0)}, headers=own).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["Forwarded", "Via", "X-Forwarded-For", "X-Real-IP"])
+def test_without_a_token_nobody_asks_through_a_proxy_of_this_machine(strict, chain, name):
+    told = strict.client.get("/health", headers={name: "192.0.2.7"})
+    assert (told.status_code, "give this service a token" in told.json()["error"]) == (403, True)
+    with running(chain, TOKEN) as service:
+        assert service.client.get("/health", headers={name: "192.0.2.7"}).status_code == 200
 
 
 def test_a_stranger_is_refused_whatever_he_says_his_host_is(chain):
@@ -264,6 +281,7 @@ def test_an_address_that_others_reach_needs_a_token():
 
 
 def test_a_token_comes_from_a_file_or_the_environment(tmp_path):
+    (tmp_path / "token").touch(0o600)
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     assert token_of(tmp_path / "token", {VARIABLE: "another-one-that-is-long"}) == TOKEN
     assert token_of(None, {VARIABLE: TOKEN}) == TOKEN

@@ -107,6 +107,7 @@ def test_patients_are_told_under_a_key_alone_and_never_by_name(chain, inbox, tmp
     assert not [name for name in NAMES if name in out.read_text()]
     predict_files(chain, [inbox], tmp_path / "w.csv", seed=7, key_file=key)
     assert (tmp_path / "w.csv").read_bytes() == out.read_bytes()
+    (tmp_path / "short").touch(0o600)
     (tmp_path / "short").write_bytes(b"1")
     with pytest.raises(DataError, match="16 to 4096 are wanted"):
         predict_files(chain, [inbox], tmp_path / "x.csv", key_file=tmp_path / "short")

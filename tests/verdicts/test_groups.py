@@ -1,5 +1,7 @@
 """Verdicts of patients and studies: what is said of several images, in three ways, by hand and from rows of files."""
 
+import hmac
+
 import numpy
 import pytest
 from PIL import Image
@@ -76,6 +78,13 @@ def test_who_has_no_verdict_gets_none_and_nobody_as_well(tmp_path, combine):
     assert (found["c"]["flagged"], found[""]["flagged"]) == ("True", "")
 
 
+def test_of_whom_no_image_could_be_read_it_is_not_said_that_nothing_was_flagged(tmp_path):
+    rows = [row("d", error="torn"), row("a", 0.5, 0.3, 0.2)]
+    for combine in ("worst", "mean", "vote"):
+        found = table_of(tmp_path, combine, rows)
+        assert (found["d"]["flagged"], found["d"]["errors"], found["a"]["flagged"]) == ("", "1", "False")
+
+
 def test_of_no_rows_there_is_a_head_and_without_names_no_class(tmp_path):
     assert table_of(tmp_path, "mean", []) == {}
     assert (tmp_path / "v.patient.csv").read_text().startswith("patient,label,class,probability_0,")
@@ -138,6 +147,27 @@ def test_a_file_whose_pixels_are_cut_off_is_missed_at_its_patient(chain, archive
     assert [int(one["errors"]) for one in rows_of(tmp_path / "v.patient.csv")] == [1, 0, 1]
     predict_files(chain, [archive / "IM8"], tmp_path / "other.jsonl", format="jsonl", seed=7)
     assert rows_of(tmp_path / "other.jsonl")[0]["patient"] is None, "without a key nobody is named"
+
+
+def test_who_an_image_is_of_is_the_keyed_hash_of_the_number_as_the_file_writes_it(chain, tmp_path):
+    """By RFC 2104 and not by the reader: lengths of 8 bytes before each text, 32 digits of HMAC-SHA256."""
+    pytest.importorskip("pydicom")
+    key = b"a secret of 16 bytes or more"
+    (tmp_path / "key").write_bytes(key)
+    (tmp_path / "key").chmod(0o600)
+
+    def hashed(*texts):
+        told = b"".join(len(text.encode()).to_bytes(8, "big") + text.encode() for text in texts)
+        return hmac.new(key, told, "sha256").hexdigest()[:32]
+
+    numbers = {"P-1": "P-1", " P-1 ": "P-1", "p-1": "p-1", "A\\B": "A\\B", "=1+1": "=1+1", "Müller": "Müller"}
+    for place, number in enumerate(numbers):
+        tags = {"PatientID": number, "StudyInstanceUID": "1.2.3", "SpecificCharacterSet": "ISO_IR 192"}
+        (tmp_path / f"IM{place}").write_bytes(dicom_bytes(anatomy(1), bits=12, **tags))
+    scans = [tmp_path / f"IM{place}" for place in range(len(numbers))]
+    predict_files(chain, scans, tmp_path / "v.jsonl", format="jsonl", key_file=tmp_path / "key")
+    found = [(row["patient"], row["study"]) for row in rows_of(tmp_path / "v.jsonl")]
+    assert found == [(hashed(text), hashed(text, "1.2.3")) for text in numbers.values()]
 
 
 def test_without_a_key_nothing_is_begun_and_rows_of_another_key_are_not_continued(chain, archive, tmp_path):

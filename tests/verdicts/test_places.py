@@ -1,11 +1,13 @@
 """What `predict` writes and where: never over a scan, over something else of its own, or over what others left."""
 
+import os
+
 import pytest
 from PIL import Image
 from scans import anatomy, dicom_bytes
 from written import DATA, defence, rows_of
 
-from medfedpure.core.errors import ArtifactError, ConfigError
+from medfedpure.core.errors import ArtifactError, ConfigError, DataError
 from medfedpure.core.storage import locked
 from medfedpure.data.readers.derived import dicom as derived
 from medfedpure.data.readers.derived.maker import Maker
@@ -52,6 +54,10 @@ def test_two_things_are_not_written_in_one_place_or_among_one_another(chain, inb
         with pytest.raises(ConfigError, match=told):
             check_apart(folders, others)
     check_apart([maps, tmp_path / "maps2", None], [tmp_path / "v.csv", None])
+    for key in ("v.csv", "v.study.csv"):
+        with pytest.raises(ConfigError, match="two things"):
+            predict_files(chain, [inbox], tmp_path / "v.csv", key_file=tmp_path / key, grouping=Grouping("study"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["inbox", "link"]
     with pytest.raises(ConfigError, match="holds nothing else"):
         predict_files(chain, [inbox], tmp_path / "v", format="parquet", maps=tmp_path / "v" / "maps")
 
@@ -83,6 +89,36 @@ def test_a_page_of_something_else_is_not_written_over_and_its_own_is(chain, tmp_
     with pytest.raises(ArtifactError, match="another page than one of verdicts"):
         VerdictsPage(tmp_path, chain)
     assert (tmp_path / "report.html").read_text() == "<title>Evaluation</title>"
+
+
+def test_rows_into_a_pipe_are_refused_before_anything_is_read(chain, inbox, tmp_path):
+    os.mkfifo(tmp_path / "v.csv")
+    with pytest.raises(ArtifactError, match=r"v\.csv is a named pipe: rows are continued, and a file is wanted"):
+        predict_files(chain, [inbox], tmp_path / "v.csv")
+
+
+def test_a_source_that_goes_between_its_verdict_and_its_purified_file_ends_a_call_that_goes_on(chain, inbox, tmp_path):
+    class Mover:
+        """Takes the first file away as soon as it was judged."""
+
+        path = tmp_path / "moved"
+
+        def judged(self, batch, found, rows):
+            (inbox / "0.png").unlink(missing_ok=True)
+
+    keep, out = Purified(tmp_path / "p", chain), tmp_path / "v.csv"
+    with pytest.raises(DataError, match=r"0\.png: it cannot be read any more .*the same call goes on without it"):
+        predict_files(chain, [inbox], out, also=[Mover(), keep])
+    assert predict_files(chain, [inbox], out, also=[keep]).images == 1
+    assert [row["file"] for row in rows_of(out)] == [str(inbox / "1.png")]
+
+
+def test_a_picture_that_is_not_there_any_more_says_so_without_its_name_as_other_scans_do(chain, inbox, tmp_path):
+    for name in ("gone.png", "gone.dcm", "gone.nii"):
+        (inbox / name).symlink_to("nowhere")
+    predict_files(chain, [inbox], tmp_path / "v.csv")
+    errors = {row["error"] for row in rows_of(tmp_path / "v.csv") if row["error"]}
+    assert errors == {"it cannot be read: No such file or directory"}
 
 
 def test_an_input_without_a_name_is_not_the_current_folder(chain, inbox, tmp_path, monkeypatch):

@@ -9,7 +9,8 @@ import medfedpure
 from medfedpure.core.errors import ArtifactError, ConfigError
 from medfedpure.testing import tiny_classifier
 from medfedpure.verdicts.files import files_of, name_of
-from medfedpure.verdicts.predict import predict_files
+from medfedpure.verdicts.formats import kept_as
+from medfedpure.verdicts.predict import columns_for, predict_files
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +120,27 @@ def test_inputs_that_lead_nowhere_are_said_before_anything_is_read(chain, inbox,
     alone = medfedpure.DefendedClassifier(tiny_classifier(16, 1), policy="none")
     with pytest.raises(ConfigError, match="does not say what images it is for"):
         predict_files(alone, [inbox], tmp_path / "v.csv")
+
+
+def test_a_file_is_read_once_however_often_it_is_named(inbox, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "in").symlink_to(inbox)
+    names = ["inbox", "inbox/", "./inbox/../inbox", str(inbox), "inbox/**/*.png", "other", "inbox/a/scan01.png"]
+    found = files_of(names, lambda path: path.suffix == ".png")
+    assert [str(path) for path in found] == [str(path.relative_to(tmp_path)) for path in sorted(inbox.rglob("*.png"))]
+    (tmp_path / "inbox" / "a" / "again.png").symlink_to("scan01.png")
+    assert len(files_of(["inbox"], lambda path: path.suffix == ".png")) == len(found) + 1, "a link is a file of its own"
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl"])
+def test_classes_and_defences_named_like_formulas_are_read_back_as_they_are(chain, tmp_path, format):
+    columns = columns_for(chain)
+    written = [{"file": name, "frame": 0, "frames": 1, "class": "-"} for name in ("'=a.png", "b.png")]
+    for last in ("'=a.png", "b.png"):
+        with kept_as(format, tmp_path / "v", columns, "+me") as kept:
+            kept.write([row for row in written if row["file"] == last])
+    with kept_as(format, tmp_path / "v", columns, "+me") as kept:
+        assert kept.done == {"'=a.png", "b.png"}
+        assert [(row["class"], row["defence"]) for row in kept.rows()] == [("-", "+me")] * 2
+    assert ("'-" in (tmp_path / "v").read_text()) is (format == "csv"), "no spreadsheet runs it"

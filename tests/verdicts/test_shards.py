@@ -54,6 +54,20 @@ def test_the_rows_are_those_of_json_lines_in_types_that_do_not_change(chain, inb
     assert columns["patient"] is str  # of which these rows have none
 
 
+def test_a_folder_whose_name_is_no_text_is_continued(chain, inbox, tmp_path):
+    columns, row = columns_for(chain), {"file": "a", "error": "torn"}
+    folder = tmp_path / "no \udcff text"
+    try:
+        folder.mkdir()
+    except (OSError, UnicodeEncodeError):
+        pytest.skip("names are texts here")
+    with Shards(folder, columns, "me") as kept:
+        kept.write([row])
+    with Shards(folder, columns, "me") as kept:
+        assert kept.done == {"a"}
+    assert [one["error"] for one in kept.rows()] == ["torn"]
+
+
 def test_pandas_reads_the_folder(chain, inbox, tmp_path):
     pandas = pytest.importorskip("pandas")
     predict_files(chain, [inbox], tmp_path / "v", format="parquet", seed=7)

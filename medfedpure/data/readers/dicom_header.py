@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -200,6 +201,8 @@ def _identity(dataset: Any, pseudonyms: Pseudonyms) -> tuple[str | None, str | N
     found = []
     for tag in _IDENTITY:
         value = asked(lambda tag=tag: dataset.get(tag), f"its {tag} cannot be read: it is damaged")  # type: ignore[misc]
+        if isinstance(value, Sequence) and not isinstance(value, str | bytes):  # a backslash parts values
+            value = "\\".join(map(str, value))
         found.append("" if value is None else str(value).strip(" \0"))
     patient, study = found
     return pseudonyms.of(patient) if patient else None, pseudonyms.of(patient, study) if study else None

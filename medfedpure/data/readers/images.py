@@ -99,11 +99,12 @@ class Decoder:
                 planes *= self.channels
             return torch.cat(planes)
         except UnidentifiedImageError as error:
-            reason = "not a JPEG, PNG, TIFF, BMP, GIF or WebP that can be read" if path.stat().st_size else "empty file"
-            raise DataError(reason) from error
+            raise DataError(_why_unknown(path)) from error
         except DataError:
             raise
         except Exception as error:  # Pillow's readers raise almost anything on damaged files
+            if isinstance(error, OSError) and error.strerror:  # the system refuses, in a text that names the file
+                raise DataError(f"it cannot be read: {error.strerror}") from error
             raise DataError(f"{error}" or type(error).__name__) from error
 
     def is_deep(self, path: Path) -> bool:
@@ -211,6 +212,14 @@ class Decoder:
         grey = image.convert("F").point(lambda value: value * scale + black)
         # Half a step was added because the conversion to L cuts.
         return grey.convert("L") if self.pixel_bits == 8 else grey
+
+
+def _why_unknown(path: Path) -> str:
+    """Why what is in a file is no picture."""
+    try:
+        return "not a JPEG, PNG, TIFF, BMP, GIF or WebP that can be read" if path.stat().st_size else "empty file"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
 
 
 def _is_sixteen(image: Image.Image, kind: str | None) -> bool:

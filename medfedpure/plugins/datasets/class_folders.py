@@ -8,6 +8,7 @@ A sub-folder of the same name in two classes is one patient: joining two patient
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -119,7 +120,10 @@ class Listing:
         found = class_folders(root)
         missing = [name for name in config.classes or () if name not in found]
         if missing:
-            raise DataError(f"{root} holds no folder {some(missing)}; it holds {some(found)}")
+            raise DataError(
+                f"{root} holds no folder {some(missing)}; it holds {some(found)}: rename those, or give as root a "
+                "folder in which links by the names of the classes lead to them"
+            )
         names = config.classes or _ordered(root, found, config.positive)
         pairs = [
             (path, label) for label, name in enumerate(names) for path in _files(root / name, wanted, what, by_folder)
@@ -192,11 +196,11 @@ def _ordered(root: Path, names: list[str], positive: str | tuple[str, ...] | Non
         return tuple(names)
     findings = findings_among(names, positive, root)
     if findings is None:
-        one, other = names
+        one, other = (json.dumps(name, ensure_ascii=False) for name in names)
         raise DataError(
             f"{root} holds the classes {one} and {other}, and their names do not tell which is the finding: pass "
-            f'positive="{other}" or classes=("{one}", "{other}"), the last of which is the positive one, or rename the '
-            "other, as in no_lesion or normal"
+            f"positive={one} or positive={other}, or classes with the finding last, or rename the other, as in "
+            "no_lesion or normal"
         )
     return tuple(sorted(names, key=lambda name: names.index(name) in findings))
 
@@ -221,9 +225,12 @@ def read_each(listing: Listing, read: Callable[[int], _T], on_error: Literal["ra
         count = len(listing.paths)
         found = list(track(pool.map(tried, range(count)), "reading images", count))
     if reasons and on_error == "raise":
-        bad = [f"{listing.relative(listing.paths[place])} ({reasons[place]})" for place in sorted(reasons)]
+        alike: dict[str, list[str]] = {}
+        for place in sorted(reasons):
+            alike.setdefault(reasons[place], []).append(listing.relative(listing.paths[place]))
+        bad = [f"{some(files)} ({why})" for why, files in alike.items()]
         raise DataError(
-            f"{len(bad)} of {count} files in {listing.root} cannot be read: {some(bad)}. "
+            f"{len(reasons)} of {count} files in {listing.root} cannot be read: {some(bad)}. "
             'Repair or remove them, or pass on_error="skip"'
         )
     return found

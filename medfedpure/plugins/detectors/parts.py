@@ -99,7 +99,7 @@ class Combined(Detector):
     def reasons(self, images: Tensor, *, context: ScoreContext, streams: Streams) -> list[str]:
         """Of each image the part that `leading` names, and what that one says: "compose > score_norm".
 
-        Of several parts of one name the number is told too, from 0.
+        Of several parts of one name the number stands behind it, from 0: "compose > compose 1 > score_norm".
         """
         found = [""] * len(images)
         led, parts = self.leading(images, context=context, streams=streams), self.detectors()
@@ -112,7 +112,7 @@ class Combined(Detector):
             said = part.reasons(images[rows], context=own, streams=streams.child(place).select(rows))
             number = f" {place}" if names.count(part.name) > 1 else ""
             for row, text in zip(rows.tolist(), said, strict=True):
-                found[row] = f"{self.name} > {text}{number}"
+                found[row] = f"{self.name} > {part.name}{number}{text.removeprefix(part.name)}"
         return found
 
     def fitted_state(self) -> State:

@@ -283,3 +283,33 @@ def test_a_saved_configuration_names_the_key_and_does_not_hold_it(root, tmp_path
     secret = (tmp_path / "key").read_bytes()
     assert secret.hex() not in text
     assert Component.load(tmp_path / "saved").read().fingerprint() == folder.read().fingerprint()
+
+
+def test_an_archive_with_folders_of_other_names_is_read_by_links(tmp_path):
+    root = write_dicom_folder(tmp_path / "scans")
+    (root / "normal").rename(root / "ohne Befund")
+    (root / "lesion").rename(root / "Läsion rechts")
+    with pytest.raises(DataError) as told:
+        DicomFolder(root=root, image_size=16).read()
+    first, last = '"Läsion rechts"', '"ohne Befund"'
+    assert f"pass positive={first} or positive={last}, or" in str(told.value), "neither is suggested alone"
+    links = tmp_path / "by-class"
+    (links / "lesion").mkdir(parents=True)
+    (links / "normal").symlink_to(root / "ohne Befund")
+    (links / "lesion" / "right").symlink_to(root / "Läsion rechts")
+    direct = DicomFolder(root=root, image_size=16, classes=("ohne Befund", "Läsion rechts")).read()
+    linked = DicomFolder(root=links, image_size=16, classes=("normal", "lesion")).read()
+    assert (linked.class_names, linked.num_groups) == (("normal", "lesion"), direct.num_groups)
+    assert linked.labels.bincount().tolist() == direct.labels.bincount().tolist()
+
+
+def test_files_with_one_fault_are_told_with_it_once(tmp_path):
+    root = write_dicom_folder(tmp_path / "scans")
+    for place in range(5):
+        (root / "normal" / f"cut{place}.dcm").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(DataError) as told:
+        DicomFolder(root=root, image_size=16).read()
+    text = str(told.value)
+    assert "5 of " in text
+    files = ", ".join(f"normal/cut{place}.dcm" for place in range(5))
+    assert f"cannot be read: {files} (" in text

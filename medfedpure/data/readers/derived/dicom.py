@@ -58,8 +58,8 @@ _GROUP_OF = {
     "ImagePositionPatient": "PlanePositionSequence",
     "ImageOrientationPatient": "PlaneOrientationSequence",
 }
-_MOST = 1e9
-"""That a number of geometry may be; NaN is not less either."""
+_MOST = 2**31
+"""That a number of geometry, or in a series, may not reach; NaN is not less either."""
 _UNKNOWN = (
     *("PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber"),
     *("ReferringPhysicianName", "SeriesNumber", "PatientOrientation", "PositionReferenceIndicator"),
