@@ -34,7 +34,6 @@ from medfedpure.core.storage import write_json
 from medfedpure.core.streams import Streams, derive_seed
 from medfedpure.data.synthetic import augment_with_samples
 from medfedpure.defence.chain import DefendedClassifier
-from medfedpure.defence.voting import Vote
 from medfedpure.evaluation.evaluate import choose, evaluate
 from medfedpure.evaluation.versions import versions
 from medfedpure.evaluation.views import is_stochastic
@@ -43,8 +42,6 @@ from medfedpure.reporting.evaluation.summary import summarize
 
 DRAWS = 5
 """Of the noise of a defence that draws any: its figures are means over them."""
-VOTES = 5
-"""Purifications of one image, whose mean probabilities are read, where a defence votes."""
 AUGMENTATION = CPU.augmentation(128, turns=True)
 DISTILLATION = {"eps": EPS, "training": {"steps": 600, "batch_size": 16, "learning_rate": 5e-4, "ema": 0.99}}
 PGD3 = AdversarialTraining(share=1.0, eps=EPS, step=0.0075, steps=3)
@@ -76,7 +73,7 @@ ARMS: Mapping[str, tuple[str, str]] = {
     "purify_all": ("plain", "purify_all"),
     "robust_chain": ("robust_long", "purify_flagged"),
     "robust_purify_all": ("robust_long", "purify_all"),
-    "voted_chain": ("plain", "voted_purify_flagged"),
+    "voted_chain": ("plain", "voted"),
     "one_step": ("plain", "one_step"),
     "robust_one_step": ("robust_long", "one_step"),
     "hardened_one_step": ("plain", "hardened_one_step"),
@@ -172,10 +169,6 @@ class Bench(study.Bench):
     def arm(self, name: str, arms: Mapping[str, tuple[str, str]] = ARMS) -> DefendedClassifier:
         """A defence, its threshold set at 5 % on groups that nothing was trained on."""
         reader, policy = arms[name]
-        if policy.startswith("voted_"):
-            chain = super().arm(name, {name: (reader, policy.removeprefix("voted_"))})
-            chain.vote = Vote(VOTES)
-            return chain
         if "one_step" not in policy:
             return super().arm(name, arms)
         classifier = self.classifier(reader)

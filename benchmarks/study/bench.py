@@ -21,6 +21,7 @@ from medfedpure.core.streams import derive_seed
 from medfedpure.defence.calibration import Calibration
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.defence.policy import Policy
+from medfedpure.defence.voting import Vote
 from medfedpure.training.adversarial import AdversarialTask
 from medfedpure.training.classification import ClassificationTask
 from medfedpure.training.group_positives import with_group_positives
@@ -34,12 +35,14 @@ ARMS: Mapping[str, tuple[str, str]] = {
     "median": ("plain", "median"),
     "paper": ("plain", "purify_flagged"),
     "fixed_depth": ("plain", "fixed_depth"),
+    "voted": ("plain", "voted"),
     "purify_all": ("plain", "purify_all"),
     "detector_only": ("plain", "abstain"),
     "robust_chain": ("robust_long", "purify_flagged"),
     "robust_purify_all": ("robust_long", "purify_all"),
 }
-"""By name: whose classifier, and what is around it."""
+"""By name: whose classifier, and what is around it; voted: purify_flagged, and the mean of `VOTES` purifications."""
+VOTES = 5
 DETERMINISTIC = tuple(name for name, (_, around) in ARMS.items() if around in ("none", "median"))
 
 
@@ -105,6 +108,8 @@ class Bench:
         policy: Policy = "abstain" if around == "abstain" else "purify_flagged"
         chain = DefendedClassifier(classifier, detector=detector, purifier=purifier, policy=policy)
         chain.calibration = Calibration.fit(chain.score_benign(self.parts["calibrate"], seed=self.seed), 0.05)
+        if around == "voted":
+            chain.vote = Vote(VOTES)
         if around == "fixed_depth":
             deepest = {**self.how.denoiser, "t_min": self.how.denoiser["t_max"]}
             fixed: Any = medfedpure.create("purifier", "ddpm", **deepest)

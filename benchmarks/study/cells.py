@@ -15,6 +15,7 @@ WORDS: Mapping[str, str] = {
     "detector_only": "detector only, refuses what it flags",
     "paper": "`paper`: detect, purify what is flagged, depth by score",
     "fixed_depth": "the same, all at the greatest depth",
+    "voted": "`paper`, mean of five purifications",
     "purify_all": "purify all",
     "robust": "adversarially trained",
     "robust_short": "adversarially trained, short",

@@ -22,6 +22,7 @@ NAMES = {
     "detector_only": "detector only",
     "paper": "paper",
     "fixed_depth": "fixed depth",
+    "voted": "paper, five votes",
     "purify_all": "purify all",
     "robust": "robust",
     "mixed": "mixed",

@@ -31,6 +31,7 @@ SAID: Mapping[str, str] = {
     "detector_only": "the detector alone",
     "paper": "the paper's chain",
     "fixed_depth": "the chain at fixed depth",
+    "voted": "the chain with five purifications",
     "purify_all": "purifying every image",
     "robust": "adversarial training",
     "robust_short": "a short adversarial training",
@@ -139,10 +140,11 @@ def aims(results: Results) -> str:
         rows.append((words, f"at least {least:g}", cell(found), met))
 
     level("undefended, clean", results.clean("undefended"), 90)
-    level("`paper`, the paper's attack", results.paper("paper"), PUBLISHED[1])
-    cost = gap(results.clean("paper"), results.clean("undefended"))
-    met = None if cost is None else 100 * cost.value >= -1.5 and 100 * cost.low >= -4
-    rows.append(("`paper` less undefended, clean", "at least -1.5, interval from -4", points(cost), met))
+    for name, words in (("paper", "`paper`"), ("voted", WORDS["voted"])):
+        level(f"{words}, the paper's attack", results.paper(name), PUBLISHED[1])
+        cost = gap(results.clean(name), results.clean("undefended"))
+        met = None if cost is None else 100 * cost.value >= -1.5 and 100 * cost.low >= -4
+        rows.append((f"{words} less undefended, clean", "at least -1.5, interval from -4", points(cost), met))
     level(f"{SAID[best] if best else 'the best defence'}, best in the worst case", hard(best) if best else None, 75)
     more = None if best is None else gap(hard(best), hard("robust"))
     words = "the best defence less adversarial training, worst case"

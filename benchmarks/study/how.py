@@ -136,6 +136,7 @@ CPU = How(
         "static": 60,
         "static_paper": 290,
         "static_fixed_depth": 290,
+        "static_voted": 800,
         "static_robust_chain": 290,
         "static_purify_all": 600,
         "static_robust_purify_all": 600,

@@ -42,6 +42,7 @@ QUESTIONS: Sequence[tuple[str, str, str]] = (
     ("Is purifying what is flagged better than purifying all?", "paper", "purify_all"),
     ("The same around the adversarially trained one?", "robust_chain", "robust_purify_all"),
     ("Is depth by score better than the greatest depth?", "paper", "fixed_depth"),
+    ("Does the mean of five purifications do better than one?", "voted", "paper"),
     ("Does adversarial training help?", "robust", "undefended"),
     ("Does the chain help the adversarially trained classifier?", "robust_chain", "robust"),
     ("Does purifying all help it?", "robust_purify_all", "robust"),
@@ -128,7 +129,7 @@ def costs(results: Results) -> str:
             continue
         clean, attacked, benign = ([document[kind] for document in documents] for kind in ("clean", "paper", "benign"))
         told = ["", "", ""]
-        if ARMS[name][1] in ("purify_flagged", "fixed_depth", "abstain"):
+        if ARMS[name][1] in ("purify_flagged", "fixed_depth", "voted", "abstain"):
             told = [f"{_mean(clean, 'flagged'):.2f}; {_share(benign)}", _share(attacked), _area(documents)]
         evaluations = " / ".join(f"{_mean(rows, 'nfe'):.1f}" for rows in (clean, attacked))
         lines.append(line([WORDS[name], f"{_mean(clean, 'ms'):.0f}", evaluations, *told]))
