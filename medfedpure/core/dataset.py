@@ -302,7 +302,7 @@ class ImageDataset(Tabular):
         if by == "site":
             known = self.sites.unique()
             if int(known.min()) < 0 or known.numel() < clients:
-                raise DataError(f"{self.name} names {known.numel()} sites, not {clients}: 'dirichlet' needs none")
+                raise DataError(f"{self.name} names {known.numel()} sites, not {clients}: 'equal' needs none")
             owner = by_site(self.groups, self.sites, clients)
         else:
             even = [[1.0] * clients] * self.num_classes

@@ -16,7 +16,7 @@ from medfedpure.data.readers.pseudonyms import Pseudonyms
 from medfedpure.data.readers.scans import Kind, kind_of
 from medfedpure.defence.images import ImageFacts
 from medfedpure.service.limits import Refusal
-from medfedpure.verdicts.decoding import FileDecoder, Shown
+from medfedpure.verdicts.decoding import NO_PICTURE, FileDecoder, Shown
 
 WANTED = "DICOM, JPEG, PNG, TIFF, BMP, GIF or WebP"
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")
@@ -90,6 +90,8 @@ def _sides_of_dicom(path: Path) -> tuple[int, int]:
         MissingExtraError: pydicom is not installed.
     """
     header = scan_of(path, "", False, Pseudonyms()).header
+    if header.frames == 0:
+        raise DataError(NO_PICTURE)
     if header.frames != 1:
         raise DataError(f"it holds {header.frames} pictures, one is wanted: send its frames one by one")
     return header.width, header.height

@@ -62,6 +62,9 @@ class Frames:
         return one.float().div_(255.0 if one.element_size() == 1 else 65535.0)
 
 
+NO_PICTURE = "it holds no picture: it is a report, a plan or the like"
+
+
 @dataclass(frozen=True)
 class Shown:
     """How files are shown: as what the defence was fitted on, or its threshold means nothing.
@@ -188,6 +191,6 @@ class FileDecoder:
         except Exception as error:  # strangers' files: none ends the call that reads thousands; its text may name one
             raise DataError(f"it cannot be read ({type(error).__name__}): it is damaged") from None
         if not len(found.pixels):
-            raise DataError("it holds no picture: it is a report, a plan or the like")
+            raise DataError(NO_PICTURE)
         pixels = found.pixels if self._deep else to_eight_bits(found.pixels)
         return Frames(pixels, found.patient, found.study) if self._named else Frames(pixels)

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.rows.table import columns_of, csv_text
 from medfedpure.core.storage import write_bytes
+from medfedpure.verdicts.decoding import NO_PICTURE
 from medfedpure.verdicts.formats import ENDINGS
 from medfedpure.verdicts.kept import ERROR
 
@@ -32,6 +33,7 @@ class Grouping:
     flagged; a group of none but these has no class, and one of no image that could be read is not said to be unflagged
     either. Rows of no patient or study, as of pictures, NIfTI and files that
     do not say whose they are, belong to nobody: they are counted in a last row without a name, and get no class.
+    Reports, plans and what else holds no picture are counted apart from files that could not be read.
 
     Args:
         by: "patient" or "study": pseudonyms, which only a key gives.
@@ -73,7 +75,7 @@ class Grouping:
             (nobody if not who else groups.setdefault(who, _Group(classes))).add(row)
         verdict = [*_verdict_of(classes, names), "flagged"]
         told = [self._row(who, group, names) for who, group in groups.items()]
-        if nobody.images or nobody.errors:
+        if nobody.images or nobody.errors or nobody.no_picture:
             told.append({**self._row("", nobody, names), **dict.fromkeys(verdict)})
         table = columns_of(told, [self.by, *verdict, *_COUNTS, "combined"])
         write_bytes(path, csv_text(table).encode(errors="backslashreplace"))
@@ -92,7 +94,7 @@ class Grouping:
         return {**row, "flagged": flagged, **counts, "combined": self.combine}
 
 
-_COUNTS = ("images", "flagged_images", "abstained_images", "errors")
+_COUNTS = ("images", "flagged_images", "abstained_images", "errors", "no_picture")
 
 
 def _verdict_of(classes: int, names: tuple[str, ...]) -> list[str]:
@@ -109,6 +111,7 @@ class _Group:
     flagged_images: int = 0
     abstained_images: int = 0
     errors: int = 0
+    no_picture: int = 0
     label: int | None = None
     best: list[float] = field(default_factory=list)
     total: list[float] = field(default_factory=list)
@@ -117,7 +120,8 @@ class _Group:
     def add(self, row: Mapping[str, Any]) -> None:
         """One more row."""
         if row[ERROR]:
-            self.errors += 1
+            self.no_picture += row[ERROR] == NO_PICTURE
+            self.errors += row[ERROR] != NO_PICTURE
             return
         self.images += 1
         self.flagged_images += bool(row["flagged"])

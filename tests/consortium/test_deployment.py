@@ -156,7 +156,7 @@ class Absent:
 
 def test_a_site_that_was_killed_and_started_again_keeps_its_head(consortium: Consortium, tmp_path: Path) -> None:
     folder = consortium.folder
-    change_federation(folder, rounds=5, start_timeout=150, round_timeout=40)
+    change_federation(folder, rounds=5, start_timeout=150, round_timeout=120)
     consortium.forget()
     run = consortium.run()
     wait_until(lambda: consortium.rounds() >= 1, "the first round")
@@ -169,7 +169,7 @@ def test_a_site_that_was_killed_and_started_again_keeps_its_head(consortium: Con
     assert 5 not in away, "the site did not come back: " + said
     assert {client for record in history for client in record["failed"]} == {"site-1"}
     reasons = {record["failed"]["site-1"] for record in history if record["failed"]}
-    assert reasons <= {"no reply within 40 s", "its node is away (Flower's error 5)"}, reasons
+    assert reasons <= {"no reply within 120 s", "its node is away (Flower's error 5)"}, reasons
 
     config = DeploymentConfig.from_toml(folder / FEDERATION_FILE)
     files = [folder / "sites" / site / "site.toml" for site in SITES]

@@ -5,7 +5,7 @@ import hmac
 import numpy
 import pytest
 from PIL import Image
-from scans import anatomy, dicom_bytes
+from scans import PLAIN, UID, anatomy, dicom_bytes
 from written import DATA, defence, rows_of
 
 from medfedpure.core.errors import ArtifactError, ConfigError
@@ -85,6 +85,12 @@ def test_of_whom_no_image_could_be_read_it_is_not_said_that_nothing_was_flagged(
         assert (found["d"]["flagged"], found["d"]["errors"], found["a"]["flagged"]) == ("", "1", "False")
 
 
+def test_a_report_is_no_error_of_its_patient(tmp_path):
+    rows = [row("d", error="it holds no picture: it is a report, a plan or the like"), row("d", 0.5, 0.3, 0.2)]
+    found = table_of(tmp_path, "worst", rows)["d"]
+    assert (found["images"], found["errors"], found["no_picture"]) == ("1", "0", "1")
+
+
 def test_of_no_rows_there_is_a_head_and_without_names_no_class(tmp_path):
     assert table_of(tmp_path, "mean", []) == {}
     assert (tmp_path / "v.patient.csv").read_text().startswith("patient,label,class,probability_0,")
@@ -131,6 +137,24 @@ def test_the_table_is_of_all_rows_whenever_they_were_written(chain, archive, tmp
     again = predict_files(chain, [archive], out, format=format, seed=7, key_file=key, grouping=Grouping("patient"))
     assert again.read == 0
     assert rows_of(tmp_path / "v.patient.csv") == patients
+
+
+def test_a_report_in_the_archive_leaves_its_patient_complete(chain, archive, tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    report = pydicom.Dataset()
+    report.PatientID, report.StudyInstanceUID, report.Modality = "A", "1", "SR"
+    report.SOPClassUID, report.SOPInstanceUID = pydicom.uid.BasicTextSRStorage, f"{UID}.9"
+    report.file_meta = pydicom.dataset.FileMetaDataset()
+    report.file_meta.TransferSyntaxUID = PLAIN
+    report.save_as(archive / "SR1", enforce_file_format=True)
+    out, key = tmp_path / "v.jsonl", tmp_path / "key"
+    predict_files(chain, [archive], out, format="jsonl", seed=7, key_file=key, grouping=Grouping("patient"))
+    found = rows_of(tmp_path / "v.patient.csv")
+    assert [(one["images"], one["errors"], one["no_picture"]) for one in found] == [
+        ("4", "0", "1"),
+        ("2", "0", "0"),
+        ("1", "0", "0"),
+    ]
 
 
 def test_a_file_whose_pixels_are_cut_off_is_missed_at_its_patient(chain, archive, tmp_path):

@@ -135,7 +135,8 @@ class ScanReader:
         found = dicom.scan_of(path, "", self.force, self.pseudonyms)
         if found.channels == 3 and self.channels == 1 and not self.colour_to_grey:
             raise DataError(
-                "it is in colour and grey is wanted: convert it, or pass channels=3, or colour_to_grey=True"
+                "it is in colour and grey is wanted: convert it to grey; "
+                "a data set takes channels=3 or colour_to_grey=true"
             )
         self._check_count(found.header.frames)
         images = found.images(window=self.window, percentiles=self.percentiles, colour_to_grey=self.channels == 1)

@@ -77,7 +77,7 @@ def test_grey_becomes_rgb_and_colour_is_asked_about(tmp_path):
     assert found.shape == (2, 3, 24, 24)
     assert (found.int() == found[:, :1].int()).all()
     (tmp_path / "colour").write_bytes(dicom_bytes(numpy.full((8, 8, 3), 99, numpy.uint8), SamplesPerPixel=3))
-    with pytest.raises(DataError, match=r"in colour and grey is wanted: .* pass channels=3, or colour_to_grey"):
+    with pytest.raises(DataError, match=r"in colour and grey is wanted: .* takes channels=3 or colour_to_grey"):
         ScanReader(24).read(tmp_path / "colour")
     grey = ScanReader(24, colour_to_grey=True).read(tmp_path / "colour")
     assert not grey.deep
