@@ -75,7 +75,7 @@ def test_a08_the_negative_class_is_label_0(tmp_path, negative, positive):
 def test_a08_where_the_names_do_not_tell_it_is_asked(tmp_path, names):
     """A8: none or both look negative: nothing is guessed, and the error says what to pass."""
     root = folders(tmp_path, *names)
-    with pytest.raises(DataError, match=r"positive=.*classes=") as caught:
+    with pytest.raises(DataError, match=r"positive=.* or classes with the finding last") as caught:
         read(root)
     assert all(part in str(caught.value) for part in (str(root), *names))
     one, other = names
