@@ -20,7 +20,7 @@ from medfedpure.consortium.files import CONNECTION
 from medfedpure.core.errors import ConfigError, FederationError
 from medfedpure.federation.environment import SWITCHES
 
-_POLL, _SILENCE = 3.0, 60.0
+_POLL, _SILENCE, _SIGN_OF_LIFE = 3.0, 60.0, 60.0
 
 
 def run_federation(folder: Path, *, say: Callable[[str], None], timeout: float | None = None) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def run_federation(folder: Path, *, say: Callable[[str], None], timeout: float |
 
     Args:
         folder: with `app/` and `server/`.
-        say: receives one line per round, change of status, and site that has its defence.
+        say: receives one line per round, change of status, minute without either, and site that has its defence.
         timeout: seconds after which the run is stopped; by default never.
 
     Returns:
@@ -85,7 +85,7 @@ def _whole(results: dict[str, Any]) -> bool:
 
 
 def _wait(flower: _Flower, run_id: str, results: Path, say: Callable[[str], None], timeout: float | None) -> str:
-    started = heard = time.monotonic()
+    started = heard = said = time.monotonic()
     known, rounds = "", len(_rounds(_read(results)))
     while True:
         now = time.monotonic()
@@ -101,10 +101,14 @@ def _wait(flower: _Flower, run_id: str, results: Path, say: Callable[[str], None
         for part, record in history[rounds:]:
             left_out = "".join(f"; without {client}: {why}" for client, why in sorted(record["failed"].items()))
             say(f"{part}round {record['round']}: {record['seconds']:.0f} s, {len(record['clients'])} clients{left_out}")
+            said = now
         rounds = max(rounds, len(history))
         if status is not None and status != known:
-            known = status
+            known, said = status, now
             say(status)
+        if now - said >= _SIGN_OF_LIFE and not known.startswith("finished"):
+            said = now
+            say(f"{known or 'no answer yet'} for {int(now - started) // 60} min; rounds that are over: {rounds}")
         if known.startswith("finished"):
             return known
         if timeout is not None and now - started > timeout:
