@@ -20,15 +20,15 @@ from benchmarks.study.cells import (
     worst_attack,
 )
 from benchmarks.study.how import EPS
-from benchmarks.study.stats import Answers, Difference, Document, Results, gap, worst
+from benchmarks.study.stats import Answers, Difference, Document, Results, answers_of, gap, worst
 from benchmarks.study.tables import STRATEGIES
 from medfedpure.figures.intervals import cluster_bootstrap
 
 POOLED: Mapping[str, str] = {"plain": "undefended", "robust": "robust_short"}
 """The arm whose training takes as many steps as all clients together, by what these train."""
 PICKS: Sequence[Callable[[Document], Document | None]] = (
-    lambda own: own["clean"],
-    lambda own: own["paper"],
+    answers_of("clean"),
+    answers_of("paper"),
     lambda own: worst(own["ladder"], EPS) if "ladder" in own else None,
 )
 """Clean, under the paper's attack, and in the worst case."""
@@ -138,7 +138,7 @@ def clients(
 def _together(results: Results, place: str, arm: str) -> list[Answers | None]:
     """Clean, under the paper's attack and in the worst case: the classifier of pooled training with as many steps."""
     said, hard = results.read(place, f"static_{arm}"), results.read(place, f"ladder_{arm}")
-    found = [None if said is None else results.answers({place: said}, _of(kind)) for kind in ("clean", "paper")]
+    found = [None if said is None else results.answers({place: said}, answers_of(kind)) for kind in ("clean", "paper")]
     return [*found, None if hard is None else results.answers({place: hard}, lambda own: worst(own, EPS))]
 
 
@@ -146,10 +146,6 @@ def _threats(said: Document) -> dict[str, None]:
     """The threat models of what was measured of one model."""
     found = [paper_attack(said)] if "paper" in said else []
     return dict.fromkeys([*found, *([worst_attack(said["ladder"])] if "ladder" in said else [])])
-
-
-def _of(kind: str) -> Callable[[Document], Document]:
-    return lambda document: document[kind]
 
 
 def _averaged(rows: Sequence[Answers]) -> Answers | None:

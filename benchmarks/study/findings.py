@@ -22,7 +22,7 @@ from benchmarks.study.cells import (
 from benchmarks.study.clients import gains
 from benchmarks.study.how import EPS
 from benchmarks.study.plan import Plan
-from benchmarks.study.stats import Answers, Results, gap, worst
+from benchmarks.study.stats import Answers, Results, answers_of, gap, worst
 from benchmarks.study.tables import QUESTIONS
 
 SAID: Mapping[str, str] = {
@@ -148,7 +148,8 @@ def aims(results: Results) -> str:
     level(f"{SAID[best] if best else 'the best defence'}, best in the worst case", hard(best) if best else None, 75)
     more = None if best is None else gap(hard(best), hard("robust"))
     words = "the best defence less adversarial training, worst case"
-    rows.append((words, "at least 0", points(more), None if more is None else more.value >= 0))
+    told = "adversarial training is the best" if best == "robust" else points(more)
+    rows.append((words, "at least 0", told, None if more is None else more.value >= 0))
     leaking = [_leaking(results, name) for name in WORDS]
     both = max((own for own in leaking if own is not None), key=lambda own: own[1].value, default=None)
     told = NOT_YET if both is None else f"{cell(both[0])} and {cell(both[1])}"
@@ -192,7 +193,7 @@ def _leaking(results: Results, name: str) -> tuple[Answers, Answers] | None:
     said, ladder = results.read("br35h_leaking", f"static_{name}"), results.read("br35h_leaking", f"ladder_{name}")
     if said is None or ladder is None:
         return None
-    clean = results.answers({"br35h_leaking": said}, lambda own: own["clean"])
+    clean = results.answers({"br35h_leaking": said}, answers_of("clean"))
     return clean, results.answers({"br35h_leaking": ladder}, lambda own: worst(own, EPS))
 
 

@@ -34,8 +34,6 @@ CHAIN = "paper"
 """Its purifier and detector are shown, and its margins choose."""
 RANKS: Mapping[str, float] = {"best": 0.0, "upper quartile": 0.25, "median": 0.5, "lower quartile": 0.75, "worst": 1.0}
 RIGHT, WRONG, REFUSED, INK = "#1a7f4b", "#c0392b", "#8a6d3b", "#222222"
-
-
 GIVEN_BACK = "refused"
 
 

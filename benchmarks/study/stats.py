@@ -166,12 +166,12 @@ class Results:
     def clean(self, arm: str) -> Answers | None:
         """All test images of the folds that are done."""
         found = self.folds(f"static_{arm}")
-        return self.answers(found, lambda document: document["clean"]) if found else None
+        return self.answers(found, answers_of("clean")) if found else None
 
     def paper(self, arm: str) -> Answers | None:
         """One image of each group under the paper's attack."""
         found = self.folds(f"static_{arm}")
-        return self.answers(found, lambda document: document["paper"]) if found else None
+        return self.answers(found, answers_of("paper")) if found else None
 
     def unattacked(self, arm: str) -> Answers | None:
         """The images of the ladder, not attacked."""
@@ -184,6 +184,11 @@ class Results:
             place: document for place, document in self.folds(f"ladder_{arm}").items() if key(eps) in document["worst"]
         }
         return self.answers(found, lambda document: worst(document, eps)) if found else None
+
+
+def answers_of(kind: str) -> Callable[[Document], Document]:
+    """What is taken of a document: its images "clean" or under the "paper" attack."""
+    return lambda document: document[kind]
 
 
 def unattacked(document: Document) -> Document:

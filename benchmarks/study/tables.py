@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.study.bench import ARMS
@@ -28,6 +28,7 @@ from benchmarks.study.stats import (
     Difference,
     Document,
     Results,
+    answers_of,
     area_interval,
     gap,
     numbers,
@@ -156,7 +157,7 @@ def pooled(results: Results, place: str) -> str:
         found = results.read(place, f"static_{name}")
         if found is None:
             continue
-        clean, paper = (results.answers({place: found}, _pick(kind)) for kind in ("clean", "paper"))
+        clean, paper = (results.answers({place: found}, answers_of(kind)) for kind in ("clean", "paper"))
         ladder = results.read(place, f"ladder_{name}")
         hard = None if ladder is None else results.answers({place: ladder}, lambda own: worst(own, EPS))
         plain = f"{100 * float(clean.right.mean()):.1f}"
@@ -198,10 +199,6 @@ def missing(plan: Plan) -> str:
         lines.append(line([place, kind, str(len(seconds)), f"{sum(seconds) / 3600:.1f}"]))
     total = sum(sum(seconds) for seconds in rows.values()) / 3600
     return "\n".join([*lines, "", f"Together {total:.1f} hours of one core."])
-
-
-def _pick(kind: str) -> Callable[[Document], Document]:
-    return lambda document: document[kind]
 
 
 def _common(results: Results) -> set[int]:

@@ -115,10 +115,11 @@ def _signalled(number: int) -> Callable[[Path], Seen]:
         _inbox(folder)
         process = _worker(folder)
         process.send_signal(number)
-        process.communicate()
+        _, errors = process.communicate()
         kept = (folder / "rows.csv").read_bytes().count(b"\n") - 1
         if not 1 <= kept < _COUNT:
-            raise Wrong(f"{kept} rows are there")
+            last = errors.decode(errors="replace").strip().rpartition("\n")[2]
+            raise Wrong(f"{kept} rows are there, and it ended with {process.returncode}: {last}")
         _predict(folder)
         _whole(folder)
         left = sorted(path.name for path in folder.iterdir() if path.name.startswith("."))

@@ -157,15 +157,15 @@ def calibrate(
         chain.save(out)
     was, flagged = None, None
     if before is not None:
-        was, flagged = before.threshold(), int((before.p_values(after.scores) <= before.target_fpr).sum())
+        was, flagged = before.threshold(), int(before.flagged(after.scores).sum())
     found = {"out": str(out), "threshold": after.threshold(), "before": was, "flagged_before": flagged}
     if as_json:
         say_json({**found, "images": len(data), "groups": data.num_groups, "target_fpr": target_fpr})
         return
-    moved = "there was none before" if was is None else f"it was {was:.4g}, which {flagged} of these reach"
+    moved = "there was none before" if was is None else f"it was {was:.4g}, and would flag {flagged} of them"
     Terminal().say(
-        f"threshold {found['threshold']:.4g}, {moved}: {target_fpr:.1%} of benign images may be flagged, by "
-        f"{data.num_groups} groups of {len(data)} images; saved to {out}"
+        f"threshold {found['threshold']:.4g}, for {target_fpr:.1%} of benign images, by one of each of "
+        f"{data.num_groups} groups of {len(data)} images; {moved}; saved to {out}"
     )
 
 

@@ -20,6 +20,13 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Threads to compute with; another number may round differently."),
 ]
+BitDepth = Annotated[
+    int | None,
+    typer.Option(
+        "--bit-depth",
+        help="Bits that pictures of 16 really use, such as 12; default: as the defence's images, else all 16.",
+    ),
+]
 
 OwnModule = Annotated[
     str | None,

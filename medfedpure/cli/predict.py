@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medfedpure.cli.options import OwnModule, Threads
+from medfedpure.cli.options import BitDepth, OwnModule, Threads
 from medfedpure.cli.shown import Terminal, say_json
 from medfedpure.cli.threads import use_threads
 
@@ -92,13 +92,7 @@ def predict(
     axis: Annotated[
         str, typer.Option("--axis", help="That NIfTI volumes are cut across: axial, coronal or sagittal.")
     ] = "axial",
-    bit_depth: Annotated[
-        int | None,
-        typer.Option(
-            "--bit-depth",
-            help="Bits that pictures of 16 really use, such as 12; default: as the defence's images, else all 16.",
-        ),
-    ] = None,
+    bit_depth: BitDepth = None,
     fail_on_flagged: Annotated[
         bool, typer.Option("--fail-on-flagged", help=f"Exit with status {FLAGGED} where this call flags a scan.")
     ] = False,

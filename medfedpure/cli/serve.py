@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medfedpure.cli.options import OwnModule, Threads
+from medfedpure.cli.options import BitDepth, OwnModule, Threads
 from medfedpure.cli.shown import Terminal, say_json
 from medfedpure.cli.threads import use_threads
 
@@ -45,13 +45,7 @@ def serve(
             "become black and white.",
         ),
     ] = "auto",
-    bit_depth: Annotated[
-        int | None,
-        typer.Option(
-            "--bit-depth",
-            help="Bits that pictures of 16 really use, such as 12; default: as the defence's images, else all 16.",
-        ),
-    ] = None,
+    bit_depth: BitDepth = None,
     max_batch: Annotated[int, typer.Option("--max-batch", min=1, help="Images that are computed at a time.")] = 16,
     max_wait_ms: Annotated[
         float, typer.Option("--max-wait-ms", min=0, help="That a first image waits for others, in milliseconds.")

@@ -104,8 +104,8 @@ def server_loops(config: DeploymentConfig, out: Path) -> Iterator[RoundLoop | Wo
         loop = _rounds(config, kind, out, results)
         yield loop
         last = loop.history[-1]
-        late = [client for client in config.clients if client in last.failed or client not in last.clients]
-        if late := [client for client in late if client not in results.done]:
+        away = {client for client in config.clients if client in last.failed or client not in last.clients}
+        if late := sorted(away - results.done.keys()):
             made_up = LateRound(loop, late)
             yield made_up
             results.failed |= {

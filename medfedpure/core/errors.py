@@ -111,7 +111,7 @@ class WeakDefenceWarning(UserWarning):
 
 
 class ReasonsWarning(UserWarning):
-    """A detector that cannot say why it flags an image, or where."""
+    """A detector that cannot say why it flags an image."""
 
 
 class PartnersWarning(UserWarning):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import nn
@@ -108,6 +109,31 @@ class RoundRecord:
     def bytes_down(self) -> int:
         """Payload from the server to all clients."""
         return sum(self.client_bytes_down.values())
+
+
+@dataclass
+class Draft:
+    """A round while it is being written down; see `RoundRecord`."""
+
+    round: int
+    started: float = field(default_factory=time.perf_counter)
+    seconds: float = 0.0
+    clients: dict[str, dict[str, float]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    client_bytes_up: dict[str, int] = field(default_factory=dict)
+    client_bytes_down: dict[str, int] = field(default_factory=dict)
+
+    def record(self) -> RoundRecord:
+        """As it stands."""
+        return RoundRecord(**self.document())
+
+    def document(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {key: value for key, value in asdict(self).items() if key != "started"}
+
+    def stop_clock(self) -> None:
+        """It took until now."""
+        self.seconds = time.perf_counter() - self.started
 
 
 @dataclass(frozen=True)

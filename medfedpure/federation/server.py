@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from medfedpure.federation.checkpoint import RunCheckpoint, SavedRun, digest_of
 from medfedpure.federation.exchange import Answer, exchange
 from medfedpure.federation.messages import EVALUATE, TRAIN, Order
 from medfedpure.federation.privacy import check_allowed, private_mean
-from medfedpure.federation.records import FederationConfig, RoundRecord
+from medfedpure.federation.records import Draft, FederationConfig, RoundRecord
 from medfedpure.federation.roster import Member, Roster
 
 Watcher = Callable[[tuple[RoundRecord, ...]], None]
@@ -62,28 +62,6 @@ class ServerSide:
     part: str = ""
 
 
-@dataclass
-class _Draft:
-    """A round while it is being written down."""
-
-    round: int
-    started: float = field(default_factory=time.perf_counter)
-    seconds: float = 0.0
-    clients: dict[str, dict[str, float]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    client_bytes_up: dict[str, int] = field(default_factory=dict)
-    client_bytes_down: dict[str, int] = field(default_factory=dict)
-
-    def record(self) -> RoundRecord:
-        return RoundRecord(**self.document())
-
-    def document(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "started"}
-
-    def stop_clock(self) -> None:
-        self.seconds = time.perf_counter() - self.started
-
-
 class RoundLoop:
     """One federated run at the server.
 
@@ -99,6 +77,8 @@ class RoundLoop:
         replied: by client, the last round in which its update arrived; 0 for never.
         run_id: the number under which the clients keep their private tensors: Flower's number of the
             run, or of the one that this run resumes.
+        drafts: one for each finished round.
+        layout, roster: of what is shared and of the clients, from `prepare` on.
     """
 
     def __init__(
@@ -114,12 +94,12 @@ class RoundLoop:
         self.replied = dict.fromkeys(sorted(side.clients), 0)
         self.run_id = 0
         self.cancelled = cancelled or threading.Event()
-        self._drafts: list[_Draft] = []
+        self.drafts: list[Draft] = []
 
     @property
     def history(self) -> tuple[RoundRecord, ...]:
         """One record per finished round."""
-        return tuple(draft.record() for draft in self._drafts)
+        return tuple(draft.record() for draft in self.drafts)
 
     def run(self, grid: Grid, context: Context) -> None:
         """All rounds, and one evaluation of the last one's outcome.
@@ -137,17 +117,14 @@ class RoundLoop:
     def _run(self, grid: Grid, context: Context) -> None:
         self.run_id = context.run_id
         self.shared = self.side.strategy.initial_shared(self.side.make_model, self.side.seed)
-        self._layout = messages.layout_of(self.shared)
-        identity = messages.identity_of(self.side.strategy, self._layout)
-        start = self.side.config.start_timeout
-        self._roster = Roster(tuple(self.replied), identity, start, self._pause, self.side.part)
+        self.prepare()
         saved = None if self.checkpoint is None else RunCheckpoint(self.checkpoint, self._recipe())
         if saved is not None and self._resume(saved.read()):
             _LOG.warning("%s holds the finished run: remove it to start anew", self.checkpoint)
             self._report()
             return
         self._meet(grid)
-        done = len(self._drafts)
+        done = len(self.drafts)
         for round in track(range(done + 1, self.side.rounds + 1), "federated rounds", self.side.rounds - done):
             self._round(grid, round)
             self._save(saved, finished=False)
@@ -156,11 +133,18 @@ class RoundLoop:
         self._save(saved, finished=True)
         self._report()
 
+    def prepare(self) -> None:
+        """Fix the layout of what is shared, and a roster of clients of whom none was met."""
+        self.layout = messages.layout_of(self.shared)
+        identity = messages.identity_of(self.side.strategy, self.layout)
+        start = self.side.config.start_timeout
+        self.roster = Roster(tuple(self.replied), identity, start, self._pause, self.side.part)
+
     def _recipe(self) -> dict[str, Any]:
         """What decides the run, as far as the server knows."""
         privacy = self.side.config.privacy
         return {
-            **messages.identity_of(self.side.strategy, self._layout),
+            **messages.identity_of(self.side.strategy, self.layout),
             **({} if privacy is None else {"privacy": privacy.model_dump(mode="json")}),
             "clients": sorted(self.side.clients),
             "rounds": self.side.rounds,
@@ -173,21 +157,21 @@ class RoundLoop:
         """Take over a saved state; whether nothing is left to do."""
         if saved is None:
             return False
-        if messages.layout_of(saved.shared) != self._layout or saved.replied.keys() != self.replied.keys():
+        if messages.layout_of(saved.shared) != self.layout or saved.replied.keys() != self.replied.keys():
             raise FederationError(
                 f"{self.checkpoint} holds other tensors or clients than its recipe says: restore it, or remove it to "
                 "start anew"
             )
         self.run_id, self.replied = saved.run_id, dict(saved.replied)
-        self.shared = {key: saved.shared[key] for key in self._layout}
+        self.shared = {key: saved.shared[key] for key in self.layout}
         now = time.perf_counter()
-        self._drafts = [_Draft(**document, started=now - document["seconds"]) for document in saved.rounds]
-        _LOG.info("resumed after round %d of %d", len(self._drafts), self.side.rounds)
+        self.drafts = [Draft(**document, started=now - document["seconds"]) for document in saved.rounds]
+        _LOG.info("resumed after round %d of %d", len(self.drafts), self.side.rounds)
         return saved.finished
 
     def _save(self, checkpoint: RunCheckpoint | None, *, finished: bool) -> None:
         if checkpoint is not None:
-            rounds = [draft.document() for draft in self._drafts]
+            rounds = [draft.document() for draft in self.drafts]
             checkpoint.write(SavedRun(self.run_id, finished, self.shared, self.replied, rounds))
 
     def _report(self) -> None:
@@ -196,26 +180,23 @@ class RoundLoop:
 
     def _meet(self, grid: Grid) -> None:
         """Learn which node is which client, and that enough are set up alike."""
-        self._roster.meet(grid)
+        self.roster.meet(grid)
         if len(self._members) < self._needed:
             raise FederationError(
                 f"only {len(self._members)} of {len(self.replied)} clients answered at the start, and {self._needed} "
-                f"are needed ({_listed(self._roster.absent())}): read those clients' logs"
+                f"are needed ({_listed(self.roster.absent())}): read those clients' logs"
             )
 
     def _round(self, grid: Grid, round: int) -> None:
-        if self._drafts:
-            self._roster.greet(grid)
-        draft = _Draft(round, failed=self._roster.absent())
-        previous = self._drafts[-1] if self._drafts else None
-        asked = []
-        for name, member in sorted(self._members.items()):
-            evaluate = previous is not None and name in previous.clients and member.validates
-            content = self._order(name, round, evaluate=evaluate, config=self._client_config(name, round))
-            asked.append(Message(content, member.node, TRAIN, group_id=str(round)))
-            draft.client_bytes_down[name] = messages.payload(asked[-1])
-        replies = exchange(grid, asked, self.side.config.round_timeout, self._pause)
-        answers = self._read(replies, draft, self._layout, sorted(self._members))
+        if self.drafts:
+            self.roster.greet(grid)
+        draft = Draft(round, failed=self.roster.absent())
+        previous = self.drafts[-1] if self.drafts else None
+        evaluating = {
+            name: previous is not None and name in previous.clients and member.validates
+            for name, member in self._members.items()
+        }
+        answers = self.ask(grid, TRAIN, evaluating, draft, self.layout)
         updates: list[Update] = []
         for name, reply in answers.items():
             if reply.round != round:
@@ -229,37 +210,53 @@ class RoundLoop:
         for name in draft.clients:
             self.replied[name] = round
         draft.stop_clock()
-        self._drafts.append(draft)
+        self.drafts.append(draft)
 
     def _evaluate(self, grid: Grid) -> None:
         """Have the outcome of the last round evaluated by those who took part and can."""
-        draft = self._drafts[-1]
-        names = sorted(name for name, member in self._members.items() if member.validates and name in draft.clients)
+        draft = self.drafts[-1]
+        names = [name for name, member in self._members.items() if member.validates and name in draft.clients]
         if not names:
             return
-        asked = []
-        for name in names:
-            content = self._order(name, draft.round, evaluate=True, config=self._client_config(name, draft.round))
-            asked.append(Message(content, self._members[name].node, EVALUATE, group_id=str(draft.round)))
-            draft.client_bytes_down[name] += messages.payload(asked[-1])
-        replies = exchange(grid, asked, self.side.config.round_timeout, self._pause)
-        for name, reply in self._read(replies, draft, {}, names).items():
+        for name, reply in self.ask(grid, EVALUATE, dict.fromkeys(names, True), draft, {}).items():
             draft.clients[name].update(reply.evaluated)
         draft.stop_clock()
 
-    def _order(self, name: str, round: int, *, evaluate: bool, config: Mapping[str, Scalar]) -> RecordDict:
+    def ask(
+        self, grid: Grid, kind: str, evaluating: Mapping[str, bool], draft: Draft, layout: messages.Layout
+    ) -> dict[str, messages.Reply]:
+        """Send clients their orders of a round, and read what they answer.
+
+        Args:
+            grid: leads to them.
+            kind: TRAIN or EVALUATE.
+            evaluating: by client on the roster, whether it evaluates what it had before.
+            draft: of the round; bytes and failures are written into it.
+            layout: of the tensors that an answer holds.
+
+        Returns:
+            The good answers by client, sorted.
+        """
+        asked, names = [], sorted(evaluating)
+        for name in names:
+            content = self._order(name, draft.round, evaluate=evaluating[name])
+            asked.append(Message(content, self._members[name].node, kind, group_id=str(draft.round)))
+            draft.client_bytes_down[name] = draft.client_bytes_down.get(name, 0) + messages.payload(asked[-1])
+        return self._read(exchange(grid, asked, self.side.config.round_timeout, self._pause), draft, layout, names)
+
+    def _order(self, name: str, round: int, *, evaluate: bool) -> RecordDict:
         training = self.side.training.model_dump_json()
         order = Order(
             round, self.side.rounds, self.side.seed, self.replied[name], evaluate, training, f"{self.run_id:016x}"
         )
-        return messages.pack_order(order, self.shared, config, self.side.part)
+        return messages.pack_order(order, self.shared, self._client_config(name, round), self.side.part)
 
     def _client_config(self, name: str, round: int) -> Mapping[str, Scalar]:
-        past = [draft.clients[name] for draft in self._drafts if name in draft.clients and draft.round < round]
+        past = [draft.clients[name] for draft in self.drafts if name in draft.clients and draft.round < round]
         return self.side.strategy.client_config(round, name, past)
 
     def _read(
-        self, replies: Mapping[int, Answer], draft: _Draft, layout: messages.Layout, expected: list[str]
+        self, replies: Mapping[int, Answer], draft: Draft, layout: messages.Layout, expected: list[str]
     ) -> dict[str, messages.Reply]:
         """The good replies by client, sorted; the others become failures of the round."""
         answers: dict[str, messages.Reply] = {}
@@ -278,7 +275,7 @@ class RoundLoop:
                 draft.failed[name] = messages.why(reply, error)
         return answers
 
-    def _aggregate_usable(self, round: int, updates: list[Update], draft: _Draft) -> Tensors:
+    def _aggregate_usable(self, round: int, updates: list[Update], draft: Draft) -> Tensors:
         """The aggregate of the updates that the strategy can use; the others become failures of the round."""
         self._check_quorum(round, updates, draft)
         try:
@@ -303,7 +300,7 @@ class RoundLoop:
             return type(error).__name__
         return ""
 
-    def _check_quorum(self, round: int, updates: list[Update], draft: _Draft) -> None:
+    def _check_quorum(self, round: int, updates: list[Update], draft: Draft) -> None:
         if len(updates) < self._needed:
             raise FederationError(
                 f"round {round}: {len(updates)} of {len(self.replied)} clients sent an update, and {self._needed} are "
@@ -317,11 +314,11 @@ class RoundLoop:
 
     def _checked(self, shared: Tensors, round: int) -> Tensors:
         """An aggregate, after making sure that it can be sent out again."""
-        messages.check_names(shared, self._layout, "aggregate")
+        messages.check_names(shared, self.layout, "aggregate")
         broken = [key for key, value in shared.items() if not bool(torch.isfinite(value).all())]
         if broken:
             raise FederationError(f"round {round}: the aggregate is not finite in {', '.join(broken[:5])}")
-        return {key: shared[key] for key in self._layout}
+        return {key: shared[key] for key in self.layout}
 
     def _pause(self, wanted: float = 0.0) -> None:
         if self.cancelled.wait(min(max(wanted, _SHORTEST_PAUSE), _LONGEST_PAUSE)):
@@ -329,7 +326,7 @@ class RoundLoop:
 
     @property
     def _members(self) -> dict[str, Member]:
-        return self._roster.members
+        return self.roster.members
 
     @property
     def _needed(self) -> int:

@@ -17,9 +17,9 @@ from medfedpure.service.state import Service
 
 _LOG = logging.getLogger(__name__)
 PUBLIC = ("/", "/health", "/ready", "/openapi.json")
+GUARDED = ("/metrics", "/v1/verdict", "/v1/verdicts")
 _PROXIES = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
 """What a proxy adds. To the service it is this machine, and it may say that it asks for localhost."""
-GUARDED = ("/metrics", "/v1/verdict", "/v1/verdicts")
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",

@@ -47,7 +47,7 @@ def token_of(file: Path | None, environment: Mapping[str, str] = os.environ) -> 
         return None
     if not LEAST <= len(token) <= MOST or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(
-            f"the token in {where} is no line of {LEAST} or more letters and digits: draw one, as by "
+            f"the token in {where} is no line of {LEAST} to {MOST} letters and digits: draw one, as by "
             "python -c 'import secrets; print(secrets.token_urlsafe())'"
         )
     return token

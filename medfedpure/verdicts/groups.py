@@ -31,8 +31,8 @@ class Grouping:
     Under mean and vote the group is flagged where more than half of its images are. Images without a verdict, those
     that abstained, have no say in class and probabilities, whatever the way, and have one in whether the group is
     flagged; a group of none but these has no class, and one of no image that could be read is not said to be unflagged
-    either. Rows of no patient or study, as of pictures, NIfTI and files that
-    do not say whose they are, belong to nobody: they are counted in a last row without a name, and get no class.
+    either. Rows of no patient or study, as of pictures, NIfTI and files that do not say whose they are, belong to
+    nobody: they are counted in a last row without a name, and get no class.
     Reports, plans and what else holds no picture are counted apart from files that could not be read.
 
     Args:

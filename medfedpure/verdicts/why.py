@@ -87,7 +87,7 @@ def _said(detector: Detector, images: Tensor, context: ScoreContext, streams: St
     A verdict stands without its reason: a plugin that cannot tell takes no verdict with it.
 
     Warns:
-        UserWarning: it fails.
+        ReasonsWarning: it fails.
     """
     try:
         said = detector.reasons(images, context=context, streams=streams)

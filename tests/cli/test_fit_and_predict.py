@@ -97,7 +97,7 @@ def test_calibrate_says_how_many_of_the_images_the_old_threshold_flags(place, tm
     after = medfedpure.DefendedClassifier.load(tmp_path / "other")
     flagged = int((before.calibration.p_values(after.calibration.scores) <= 0.1).sum())
     assert 0 < flagged < len(after.calibration)
-    assert f"which {flagged} of these reach" in done.output
+    assert f"and would flag {flagged} of them; saved to" in done.output
     again = run("calibrate", place / "guarded", place / "scans", "--out", tmp_path / "third", *words, "--json")
     assert json.loads(again.stdout)["flagged_before"] == flagged
     digests = [read_document_only(path)["digest"] for path in (place / "guarded", tmp_path / "other")]

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="its files have 
 TOKEN = "a-token-of-24-characters"
 
 
-def kept(path, mode, content=b"a-token-of-24-characters"):
-    path.write_bytes(content)
+def kept(path, mode, content=TOKEN):
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
     path.chmod(mode)
     return path
 
@@ -103,7 +103,7 @@ def test_what_is_no_secret_is_refused_at_once(tmp_path):
     for content in (b"", b"few", bytes(secret.MOST + 1)):
         with pytest.raises(ArtifactError, match=f"holds {len(content)} bytes; 16 to 4096 are wanted"):
             key_in(kept(tmp_path / "key", 0o600, content))
-    with pytest.raises(ConfigError, match="16 or more letters and digits"):
+    with pytest.raises(ConfigError, match="16 to 4096 letters and digits"):
         token_of(tmp_path / "zeros", {})
     for name, why in ((".", "Is a directory"), ("gone", "No such file")):
         with pytest.raises(ConfigError, match=f"the token file .* cannot be read: {why}"):

@@ -289,7 +289,7 @@ def test_a_token_comes_from_a_file_or_the_environment(tmp_path):
     for bad in ("short", "", "with a space and long", "with-an-umlaut-ä-and-long"):
         (tmp_path / "token").write_text(bad)
         for given in ((tmp_path / "token", {}), (None, {VARIABLE: bad})):
-            with pytest.raises(ConfigError, match="16 or more letters and digits"):
+            with pytest.raises(ConfigError, match="16 to 4096 letters and digits"):
                 token_of(*given)
     with pytest.raises(ConfigError, match="cannot be read"):
         token_of(tmp_path / "gone", {})
