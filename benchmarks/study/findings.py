@@ -31,7 +31,7 @@ SAID: Mapping[str, str] = {
     "detector_only": "the detector alone",
     "paper": "the paper's chain",
     "fixed_depth": "the chain at fixed depth",
-    "voted": "the chain with five purifications",
+    "voted": "that chain with the mean of five purifications",
     "purify_all": "purifying every image",
     "robust": "adversarial training",
     "robust_short": "a short adversarial training",
@@ -63,7 +63,7 @@ def findings(results: Results, plan: Plan) -> str:
 
 def _ignorant(results: Results) -> str:
     """The paper's own claim, beside the simplest defence."""
-    found = _same(results.paper, ("undefended", "paper", "median"))
+    found = _same(results.paper, ("undefended", "paper", "voted", "median"))
     if not {"paper", "undefended"} <= found.keys():
         return ""
     told = ", ".join(f"{SAID[name]} {cell(own)}" for name, own in found.items())
