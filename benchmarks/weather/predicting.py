@@ -23,7 +23,8 @@ from medfedpure.verdicts.predict import predict_files
 
 _COUNT = 12
 _WORKER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started deaf to it
 from benchmarks.weather.bundles import defence
 from medfedpure.verdicts.predict import predict_files
 chain = defence()
