@@ -33,7 +33,7 @@ class GuidedTask(Task):
 
     Args:
         plain: how images are varied, and the loss that the attacker maximizes.
-        classifier: images `(N, C, H, W)` in [0, 1] to logits `(N, K)`; in eval mode, unchanged.
+        classifier: images `(N, C, H, W)` in [0, 1] to logits `(N, K)`; in eval mode.
         purified: the network that learns and images `(N, C, H, W)`, to cleaned ones.
         settings: share and attack of the bare classifier.
     """

@@ -24,6 +24,8 @@ judge can believe what he finds. It also has nothing that such an attacker could
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -42,6 +44,7 @@ from medfedpure.core.settings import AdversarialTraining, Augmentation, Training
 from medfedpure.core.storage import load_strictly
 from medfedpure.core.streams import Streams, derive_seed
 from medfedpure.core.task import Task, TrainingLog, WrappedTask
+from medfedpure.core.verdict import as_they_answer, without_parameter_gradients
 from medfedpure.models.diffusion import predicted_noise
 from medfedpure.plugins.purifiers.ddpm import DDPM, DDPMConfig
 from medfedpure.plugins.purifiers.diffusion_base import DiffusionPurifier
@@ -154,13 +157,13 @@ class OneStep(DiffusionPurifier):
                 f"harden wants attacked images and keep from 0; got a share of {settings.share} and keep {keep}"
             )
         assert self.student is not None
-        whole = _Whole(self, self.student, classifier, learns=with_classifier)
+        whole = _Whole(self.fully, self.student, classifier, learns=with_classifier)
         plain = ClassificationTask(augmentation or Augmentation(flip=False, shift=0))
         task = AdversarialTask(_Kept(plain, whole, self.teacher(), keep), settings, plain)
         learning = [*self.student.parameters(), *(classifier.parameters() if with_classifier else ())]
-        log = train(
-            whole, task, data, training, seed=derive_seed(seed, "harden"), description="hardening", parameters=learning
-        )
+        seed = derive_seed(seed, "harden")
+        with nullcontext() if with_classifier else _unchanged(classifier):
+            log = train(whole, task, data, training, seed=seed, description="hardening", parameters=learning)
         self.student.eval()
         return log
 
@@ -180,7 +183,7 @@ class OneStep(DiffusionPurifier):
 
         Args:
             data: labelled benign images, of no part that is tested.
-            classifier: images `(N, C, H, W)` in [0, 1] to logits `(N, K)`, in eval mode; stays as it is.
+            classifier: images `(N, C, H, W)` in [0, 1] to logits `(N, K)`; answers in eval mode, and stays as it is.
             settings: share of attacked images, and the attack on the bare classifier.
             training: the budget.
             augmentation: of the training images; none by default.
@@ -194,14 +197,11 @@ class OneStep(DiffusionPurifier):
         if not settings.share:
             raise InputError(f"guide wants attacked images: a share above 0; got {settings.share}")
         assert self.student is not None
-
-        def purified(student: nn.Module, images: Tensor) -> Tensor:
-            return self.once(student, images, images.new_full((len(images),), self.config.t_max))
-
         plain = ClassificationTask(augmentation or Augmentation(flip=False, shift=0))
-        task = GuidedTask(plain, classifier, purified, settings)
+        task = GuidedTask(plain, classifier, self.fully, settings)
         seed = derive_seed(seed, "guide")
-        log = train(self.student, task, data, training, seed=seed, description="guidance")
+        with _unchanged(classifier):
+            log = train(self.student, task, data, training, seed=seed, description="guidance")
         self.student.eval()
         return log
 
@@ -240,6 +240,10 @@ class OneStep(DiffusionPurifier):
         assert self.student is not None
         timestep = self.depth_of(strength)
         return Purification(self.once(self.student, images, timestep), (timestep > 0).long(), timestep)
+
+    def fully(self, student: nn.Module, images: Tensor) -> Tensor:
+        """S of images `(N, C, H, W)` in [0, 1] at strength 1, in [0, 1]."""
+        return self.once(student, images, images.new_full((len(images),), self.config.t_max))
 
     def once(self, student: nn.Module, images: Tensor, timestep: Tensor) -> Tensor:
         """S of images `(N, C, H, W)` in [0, 1] at depths `(N,)`, in [0, 1]; t <= 0 stays."""
@@ -288,6 +292,13 @@ class DistillationTask(Task):
         return error(moved.detach()).mean()
 
 
+@contextmanager
+def _unchanged(classifier: nn.Module) -> Iterator[None]:
+    """Inside the block it answers in eval mode, and no gradient of its weights is computed."""
+    with as_they_answer(classifier), without_parameter_gradients(classifier):
+        yield
+
+
 class _Whole(nn.Module):
     """Classifier after purifier, at strength 1; the classifier stays in eval mode unless it learns.
 
@@ -295,11 +306,16 @@ class _Whole(nn.Module):
         made: what the purifier made of the last images.
     """
 
-    def __init__(self, purifier: OneStep, student: nn.Module, classifier: nn.Module, *, learns: bool) -> None:
+    def __init__(
+        self,
+        purified: Callable[[nn.Module, Tensor], Tensor],
+        student: nn.Module,
+        classifier: nn.Module,
+        *,
+        learns: bool,
+    ) -> None:
         super().__init__()
-        self.student, self.classifier, self.learns = student, classifier, learns
-        self.purified = purifier.once
-        self.depth = purifier.config.t_max
+        self.purified, self.student, self.classifier, self.learns = purified, student, classifier, learns
         self.made = torch.empty(0)
 
     def train(self, mode: bool = True) -> Self:
@@ -308,7 +324,7 @@ class _Whole(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        self.made = self.purified(self.student, images, images.new_full((len(images),), self.depth))
+        self.made = self.purified(self.student, images)
         logits: Tensor = self.classifier(self.made)
         return logits
 

@@ -189,3 +189,15 @@ def test_guidance_without_an_attack_is_refused(trained) -> None:
         medfedpure.create("purifier", "one_step").guide(
             bars(), sides(), AdversarialTraining(share=1.0), TrainingConfig(steps=1)
         )
+
+
+@pytest.mark.parametrize("teach", ["guide", "harden"])
+def test_a_classifier_that_was_still_training_is_left_as_it_was(trained, teach) -> None:
+    """Its BatchNorm counts nothing, its weights get no gradient, and it goes on in the mode in which it came."""
+    reader = nn.Sequential(nn.BatchNorm2d(1), sides()).train()
+    before = copy.deepcopy(reader.state_dict())
+    attack = AdversarialTraining(share=1.0, eps=0.03, steps=1)
+    getattr(copy.deepcopy(trained), teach)(bars(), reader, attack, TrainingConfig(steps=2, batch_size=4))
+    assert all(torch.equal(value, before[key]) for key, value in reader.state_dict().items())
+    assert all(part.training for part in reader.modules())
+    assert all(weight.requires_grad and weight.grad is None for weight in reader.parameters())
