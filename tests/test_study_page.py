@@ -126,6 +126,11 @@ def test_clients_of_different_images_have_an_interval_around_their_mean(folder):
 PUBLISHED = page.tables_of()
 
 
+def test_the_readme_has_at_most_ten_defences():
+    table = tables.short(Results(page.FOLDER, CPU))
+    assert 2 < len([row for row in table.splitlines() if row.startswith("|")]) <= 12
+
+
 @pytest.mark.parametrize("name", sorted(PUBLISHED.keys() - ELSEWHERE))
 def test_a_published_table_says_how_it_was_measured(name):
     table = PUBLISHED[name]()
