@@ -13,6 +13,7 @@ import fnmatch
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def main() -> int:
         raise SystemExit(f"no unit is named {', '.join(unknown) or 'so'}: --plan lists them, --required does them all")
     if len(wanted) == 1 and not given.required:
         return _one(study, wanted[0])
-    begin = _one if given.here else _process
+    begin = _tried if given.here else _process
     return _many(study, wanted or catalog(study.how), given.minutes, begin)
 
 
@@ -99,7 +100,7 @@ def _many(study: Study, wanted: list[Unit], minutes: float | None, begin: Callab
             ready = [unit for unit in ready if spent + plan.forecast(unit).seconds <= 60 * minutes]
         unit = next((unit for unit in ready if unit.key not in busy), None)
         if unit is None and busy & {unit.key for unit in ready}:
-            time.sleep(20)
+            time.sleep(5)
             busy.clear()
             continue
         if unit is None:
@@ -119,6 +120,15 @@ def _held(study: Study, unit: Unit) -> bool:
             return False
     except ArtifactError:
         return True
+
+
+def _tried(study: Study, unit: Unit) -> int:
+    """Do a unit in this process; where it fails, the rest goes on."""
+    try:
+        return _one(study, unit)
+    except Exception:  # whatever it is, it is shown, and the unit counts as failed
+        traceback.print_exc()
+        return 1
 
 
 def _process(study: Study, unit: Unit) -> int:

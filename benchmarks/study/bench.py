@@ -96,17 +96,17 @@ class Bench:
         reader, around = arms[name]
         classifier = self.classifier(reader)
         if around == "none":
-            return DefendedClassifier(classifier, policy="none")
+            return uniform(classifier, policy="none")
         if around == "median":
             median = medfedpure.create("purifier", "median")
-            return DefendedClassifier(classifier, purifier=median, policy="purify_all")
+            return uniform(classifier, purifier=median, policy="purify_all")
         purifier: Any = self.purifier()
         if around == "purify_all":
-            return DefendedClassifier(classifier, purifier=purifier, policy="purify_all")
+            return uniform(classifier, purifier=purifier, policy="purify_all")
         detector = medfedpure.create("detector", "compose")
         detector.fit(self.parts["train"], context=ScoreContext(classifier, classifier.features, purifier))
         policy: Policy = "abstain" if around == "abstain" else "purify_flagged"
-        chain = DefendedClassifier(classifier, detector=detector, purifier=purifier, policy=policy)
+        chain = uniform(classifier, detector=detector, purifier=purifier, policy=policy)
         chain.calibration = Calibration.fit(chain.score_benign(self.parts["calibrate"], seed=self.seed), 0.05)
         if around == "voted":
             chain.vote = Vote(VOTES)
@@ -114,9 +114,8 @@ class Bench:
             deepest = {**self.how.denoiser, "t_min": self.how.denoiser["t_max"]}
             fixed: Any = medfedpure.create("purifier", "ddpm", **deepest)
             fixed.adopt(purifier.network, self.parts["train"].image_shape)
-            chain = DefendedClassifier(
-                classifier, detector=detector, purifier=fixed, policy=policy, calibration=chain.calibration
-            )
+            own = chain.calibration
+            chain = uniform(classifier, detector=detector, purifier=fixed, policy=policy, calibration=own)
         return chain
 
     def seen(self, recipe: Recipe) -> ImageDataset:
@@ -165,6 +164,13 @@ class Bench:
             seed=self.seed,
         )
         both.save(self.out / name)
+
+
+def uniform(classifier: ClassifierModel, **parts: Any) -> DefendedClassifier:
+    """A defence in float32 and with the CPU's noise, so that folds from different machines are one study."""
+    chain = DefendedClassifier(classifier, **parts)
+    chain.accelerate("off")
+    return chain
 
 
 def built(data: ImageDataset, seed: int, how: How, weights: str | None) -> ClassifierModel:

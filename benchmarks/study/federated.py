@@ -8,7 +8,7 @@ import torch
 
 import medfedpure
 from benchmarks.study.bench import Bench, built
-from benchmarks.study.how import EPS, Federation
+from benchmarks.study.how import EPS, START, Federation
 from benchmarks.study.measure import ladder, static
 from medfedpure.core.classifier import ClassifierModel
 from medfedpure.core.dataset import ImageDataset
@@ -16,9 +16,6 @@ from medfedpure.core.streams import derive_seed
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.federation import FederationConfig, Site, federate
 from medfedpure.training.classification import ClassificationTask
-
-START = "fedavg_plain"
-"""Adversarial training starts from the network that this one gave all clients."""
 
 
 def divided(bench: Bench, federation: Federation, part: str) -> dict[str, ImageDataset]:

@@ -110,6 +110,8 @@ class How:
         return Augmentation(quarter_turns=turns, shift=shift, rotation=20, stretch=0.18, intensity=0.3)
 
 
+START = "fedavg_plain"
+"""The federation whose network all others that train adversarially start from."""
 STRATEGIES = ("fedavg", "fedper", "fedrep", "mixture", "local")
 CPU = How(
     name="cpu_128",
@@ -144,6 +146,7 @@ CPU = How(
         "choose": 1200,
         "ladder_paper": 5200,
         "ladder_fixed_depth": 5200,
+        "ladder_voted": 18000,
         "ladder_purify_all": 3100,
         "ladder_robust_chain": 5200,
         "ladder_robust_purify_all": 3100,

@@ -1,4 +1,7 @@
-"""The units of the study, in order of worth: each takes an hour or less on one core, and keeps one JSON file."""
+"""The units of the study, in order of worth: each takes an hour or less on one core, and keeps one JSON file.
+
+Only the federations need Flower.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.study import federated, measure
+from benchmarks.study import measure
 from benchmarks.study.bench import ARMS, DETERMINISTIC, Bench
-from benchmarks.study.how import EPS, How
+from benchmarks.study.how import EPS, START, How
 from benchmarks.study.places import PLACES
 from medfedpure.core.storage import write_json
 from medfedpure.evaluation.versions import versions
@@ -63,19 +66,22 @@ def catalog(how: How) -> list[Unit]:
         found += _measured(place, ("undefended", "robust", "median", "mixed"))
         found += [Unit(place, "train", "denoiser", ("train_plain",))]
         found += [unit for unit in _measured(place, diffusion) if unit.kind == "static"]
-    found += [unit for place in folds for unit in _measured(place, diffusion) if unit.kind == "ladder"]
+    ladders = [unit for place in folds for unit in _measured(place, diffusion) if unit.kind == "ladder"]
+    found += [unit for unit in ladders if unit.what != "voted"]
     for place in ("pneumoniamnist", "brain4_fold_0"):
         found += [*_trainings(place, TRAINED[:2]), *_measured(place, ("undefended", "robust_short"))]
     found += [*_trainings("br35h_leaking"), *_measured("br35h_leaking", ("undefended", "robust"))]
     found += _measured(folds[0], ("robust_short",))
     for place, federation in how.federations.items():
         whats = [f"{strategy}_{kind}" for kind in federation.steps for strategy in federation.strategies]
-        for what in sorted(whats, key=lambda name: name != federated.START):
-            first = () if what.endswith("plain") else (f"federate_{federated.START}",)
+        for what in sorted(whats, key=lambda name: name != START):
+            first = () if what.endswith("plain") else (f"federate_{START}",)
             found.append(Unit(place, "federate", what, first))
             found += [Unit(place, kind, what, (f"federate_{what}",)) for kind in ("clients", "insiders")]
     needs = {unit.key: unit.needs for unit in found}
-    return found + [Unit(folds[0], "choose", name, needs[f"{folds[0]}/static_{name}"]) for name in CHOICE]
+    # Against attackers who know it a vote takes five times what `paper` takes: last, and for whoever has a GPU.
+    voted = [unit for unit in ladders if unit.what == "voted"]
+    return [*found, *(Unit(folds[0], "choose", name, needs[f"{folds[0]}/static_{name}"]) for name in CHOICE), *voted]
 
 
 def _trainings(place: str, names: Iterable[str] = TRAINED) -> list[Unit]:
@@ -92,9 +98,7 @@ def _measured(place: str, arms: Iterable[str]) -> list[Unit]:
         if name == "mixed":
             found.append(Unit(place, "train", "mixed", ("train_plain", "train_robust_long")))
         needs = (f"train_{reader}", *(() if name in DETERMINISTIC else ("train_denoiser",)))
-        # Against attackers who know it a vote takes five times what `paper` takes: more than a unit may.
-        kinds = ("static",) if name == "voted" else ("static", "ladder")
-        found += [Unit(place, kind, name, needs) for kind in kinds]
+        found += [Unit(place, kind, name, needs) for kind in ("static", "ladder")]
     return found
 
 
@@ -179,6 +183,8 @@ def _choose(bench: Bench, unit: Unit) -> dict[str, Any]:
 
 
 def _federate(bench: Bench, unit: Unit) -> dict[str, Any]:
+    from benchmarks.study import federated
+
     federation = _federation(bench, unit)
     federated.trained(bench, federation, unit.what)
     dealt = federated.divided(bench, federation, "train")
@@ -189,10 +195,14 @@ def _federate(bench: Bench, unit: Unit) -> dict[str, Any]:
 
 
 def _clients(bench: Bench, unit: Unit) -> dict[str, Any]:
+    from benchmarks.study import federated
+
     return federated.clients(bench, _federation(bench, unit), unit.what)
 
 
 def _insiders(bench: Bench, unit: Unit) -> dict[str, Any]:
+    from benchmarks.study import federated
+
     federation = _federation(bench, unit)
     models = federated.trained(bench, federation, unit.what)
     return measure.transfers(bench, models, federated.divided(bench, federation, "test"))
