@@ -30,7 +30,7 @@ def write(folder: Path, name: str, document: dict[str, Any], place: str = FOLD) 
     """One unit's JSON."""
     path = folder / CPU.name / place / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"seconds": 1, "whole": True, **document}))
+    path.write_text(json.dumps({"seconds": 1, "whole": True, "device": "CPU, 1 thread", **document}))
 
 
 def static(right: str, draws: int = 1, attacked: str = "") -> dict[str, Any]:

@@ -87,12 +87,15 @@ def test_a_unit_of_another_process_is_left_to_it(tmp_path, capsys):
 
 def test_a_forecast_is_measured_on_whole_units_and_stated_before(tmp_path):
     study = study_in(tmp_path, CPU)
-    other = unit(CPU, "br35h_fold_3/train_robust_long")
+    other = unit(CPU, "br35h_fold_4/train_robust_long")
     assert Plan.of(study).forecast(other).source == "estimate"
-    for fold, (seconds, whole) in enumerate([(1000, True), (3000, True), (5, False)]):
+    here, card = "CPU, 1 thread", "NVIDIA H200"
+    for fold, (seconds, whole, device) in enumerate(
+        [(1000, True, here), (3000, True, here), (5, False, here), (9, True, card)]
+    ):
         path = unit(CPU, f"br35h_fold_{fold}/train_robust_long").path(study.results, CPU)
         path.parent.mkdir(parents=True)
-        write_json(path, {"seconds": seconds, "whole": whole})
+        write_json(path, {"seconds": seconds, "whole": whole, "device": device})
     found = Plan.of(study).forecast(other)
     assert (found.seconds, found.source) == (2000, "measured")
     assert "adopted" not in Plan.of(study).table()
@@ -131,6 +134,35 @@ def test_arms_are_compared_on_the_images_that_both_met(folder):
     assert table.splitlines()[0].endswith("| worst case | its own images |")
     assert "undefended, robust: worst case: norm linf, eps 0.015; per image the worst of 2 attacks" in table
     assert "| Does adversarial training help? | +0.0" in tables.questions(results)
+
+
+def test_machines_are_told_and_milliseconds_are_the_cpus(folder):
+    write(folder, "static_undefended", {**static("1" * 20), "device": "NVIDIA H200"}, "br35h_fold_1")
+    write(folder, "images", {"test": IMAGES, "parts": {"test": [20, 20]}}, "br35h_fold_1")
+    results = Results(folder, CPU)
+    assert "Measured on CPU: fold 0; NVIDIA H200: fold 1." in tables.arms(results)
+    assert "| undefended | 1 |" in tables.costs(results)
+    write(folder, "static_undefended", {**static("1" * 20), "device": "NVIDIA H200"})
+    assert "| undefended | not measured |" in tables.costs(results)
+
+
+def test_what_validation_groups_choose_stands_with_what_it_got(folder):
+    images = {"test": IMAGES, "validation": IMAGES, "parts": {"test": [20, 20]}}
+    write(folder, "images", images)
+    for name, seen, tested in (("robust", "1" * 8 + "00", "1" * 10), ("purify_all", "1" * 10, "1" * 4 + "0" * 6)):
+        write(folder, f"choose_{name}", ladder(seen))
+        write(folder, f"ladder_{name}", ladder(tested))
+    told = tables.choice(Results(folder, CPU))
+    assert "Validation groups choose *purify all*: 40.0 (" in told
+    assert "The best there is *adversarially trained*: 100.0 (" in told
+
+
+def test_doubts_that_differ_in_numbers_are_told_once(folder):
+    for place, score in ((0, "0.2"), (1, "-0.3")):
+        write(folder, "images", {"test": IMAGES, "parts": {"test": [20, 20]}}, f"br35h_fold_{place}")
+        write(folder, "static_robust", static("1" * 20), f"br35h_fold_{place}")
+        write(folder, "ladder_robust", ladder("1" * 10, (f"a score is {score} alone",)), f"br35h_fold_{place}")
+    assert "- UNRELIABLE, robust: a score is 0.2 alone (one fold of 2 such)" in tables.arms(Results(folder, CPU))
 
 
 def test_shares_of_draws_have_an_interval_too(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from benchmarks.study.how import EPS, PAPER
+from benchmarks.study.how import EPS, PAPER, SIZES
 from benchmarks.study.stats import Answers, Difference, Document, Results
 
 Getter = Callable[[str], Answers | None]
@@ -89,7 +89,9 @@ def doubts(results: Results, name: str) -> list[str]:
     return [doubt for own in results.folds(f"ladder_{name}").values() for doubt in own["unreliable"]]
 
 
-def made_by(*patterns: str) -> str:
+def made_by(results: Results, *patterns: str) -> str:
     """The commands behind a table."""
     units = " ".join(f"'{pattern}'" for pattern in patterns)
-    return f"Measured by `python -m benchmarks.study --data FOLDER {units}`."
+    size = next(name for name, how in SIZES.items() if how.name == results.how.name)
+    words = "" if size == "cpu" else f"--size {size} "
+    return f"Measured by `python -m benchmarks.study --data FOLDER {words}{units}`."

@@ -14,7 +14,10 @@ from benchmarks.study.how import EPS, PAPER
 from benchmarks.study.stats import Answers, Document, Results
 from benchmarks.study.tables import STRATEGIES
 
-COLOURS = ("#00796b", "#d95f02", "#5e60ce", "#b5179e", "#8a6d3b", "#2b2d42", "#3a86ff", "#7cb518", "#e63946", "#6c757d")
+COLOURS = (
+    *("#00796b", "#d95f02", "#5e60ce", "#b5179e", "#8a6d3b", "#2b2d42", "#3a86ff", "#7cb518", "#e63946", "#6c757d"),
+    *("#f4a261", "#9ad1d4"),
+)
 PLACE = "br35h_fold_0"
 NAMES = {
     "undefended": "undefended",

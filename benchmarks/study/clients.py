@@ -76,7 +76,7 @@ def federation(results: Results, place: str = "br35h_fold_0") -> str:
         f"{results.how.curve[0]:g} too, and that counts in their worst case; clients that are trained plainly meet no "
         "ladder."
     )
-    command = made_by(f"{place}/federate_*", f"{place}/clients_*")
+    command = made_by(results, f"{place}/federate_*", f"{place}/clients_*")
     return "\n".join([*lines, "", note, "", *[f"- {threat}." for threat in threats], "", command])
 
 
@@ -105,7 +105,7 @@ def insiders(results: Results, place: str = "br35h_fold_0") -> str:
         f"in square brackets the least and the most of them; each victim reads {sizes(met)}. {attack}; gradients of "
         "the attacker's own model, replayed on the victim, EoT 1."
     )
-    return "\n".join([*lines, "", note, "", made_by(f"{place}/insiders_*")])
+    return "\n".join([*lines, "", note, "", made_by(results, f"{place}/insiders_*")])
 
 
 def gains(results: Results, place: str = "br35h_fold_0") -> Iterator[tuple[str, str, str, Difference]]:

@@ -100,15 +100,16 @@ def _price(results: Results) -> str:
 
 def _unshown(results: Results) -> str:
     """Comparisons in which nothing was gained, or something lost."""
-    told = []
+    told: dict[bool, list[str]] = {True: [], False: []}
     for _, one, other in QUESTIONS:
         found = gap(hardest(results)(one), hardest(results)(other))
         where = "in the worst case"
         if found is None:
             found, where = gap(results.paper(one), results.paper(other)), "under the paper's attack"
         if found is not None and found.low <= 0:
-            told.append(f"{SAID[one]} over {SAID[other]} {where}, {points(found)}")
-    return f"**No gain shown**: {'; '.join(told)}." if told else ""
+            told[found.high < 0].append(f"{SAID[one]} over {SAID[other]} {where}, {points(found)}")
+    words = ((True, "Worse"), (False, "No gain shown"))
+    return " ".join(f"**{word}**: {'; '.join(told[lost])}." for lost, word in words if told[lost])
 
 
 def _personal(results: Results) -> str:
@@ -130,8 +131,8 @@ def _open(results: Results) -> str:
     return f"**[Not measured](#what-is-not-measured)**: {'; '.join(told)}." if told else ""
 
 
-def aims(results: Results) -> str:
-    """What the study was to reach, and what it reached."""
+def aims(results: Results, larger: Results) -> str:
+    """What the study was to reach, and what it reached; `larger`: at the size of a GPU."""
     hard, best = hardest(results), best_arm(results)
     rows: list[tuple[str, str, str, bool | None]] = []
 
@@ -156,11 +157,17 @@ def aims(results: Results) -> str:
     met = None if both is None else all(100 * own.value >= least for own, least in zip(both, PUBLISHED, strict=True))
     words = "one defence on the paper's own, leaking split, clean and in the worst case"
     rows.append((words, f"at least {PUBLISHED[0]} and {PUBLISHED[1]}", told, met))
+    level("with larger images, undefended, clean", larger.clean("undefended"), 95)
+    level("with larger images, `paper`, the paper's attack", larger.paper("paper"), 93)
+    strongest = best_arm(larger)
+    words = "with larger images, the best in the worst case"
+    level(words, hardest(larger)(strongest) if strongest else None, PUBLISHED[1])
     lines = head(["aim", "wanted", "measured", "reached"])
     lines += [line([*texts, NOT_YET if met is None else "yes" if met else "**no**"]) for *texts, met in rows]
     note = (
-        f"By the figure itself, on {len(results.folds('static_undefended'))} of {len(results.how.folds)} folds; "
-        "intervals, images, threat models and units as under the other tables."
+        f"By the figure itself, on {len(results.folds('static_undefended'))} of {len(results.how.folds)} folds; larger "
+        f"images are those of {larger.how.size} px; intervals, images, threat models and units as under the other "
+        "tables."
     )
     return "\n".join([*lines, "", note])
 

@@ -85,6 +85,7 @@ class How:
         federations: by place.
         seconds: stated estimates, by the words of a unit; the longest word that fits.
         phantoms: whether images are drawn, not read.
+        machine: how the name of a device begins whose seconds forecast those of others.
     """
 
     name: str
@@ -103,6 +104,7 @@ class How:
     curve: tuple[float, ...] = (0.0075, EPS, 8 / 255)
     folds: tuple[int, ...] = (0, 1, 2, 3, 4)
     phantoms: bool = False
+    machine: str = "CPU"
 
     def augmentation(self, side: int, *, turns: bool) -> Augmentation:
         """Of images so many pixels wide; `turns` for data without an upright."""
@@ -163,6 +165,7 @@ _LONG = {"plain": 700, "robust": 900, "robust_long": 500}
 GPU = replace(
     CPU,
     name="paper_224",
+    machine="NVIDIA",
     size=224,
     recipes={name: replace(recipe, steps=_LONG[name]) for name, recipe in RECIPES.items()},
     training=CPU.training.model_copy(update={"batch_size": 64, "ema": 0.999, "precision": "bfloat16"}),

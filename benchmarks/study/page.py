@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks import pages
 from benchmarks.study import charts, clients, findings, tables
-from benchmarks.study.how import CPU, How
+from benchmarks.study.how import CPU, GPU, How
 from benchmarks.study.plan import Plan
 from benchmarks.study.stats import Results
 from benchmarks.study.units import Study
@@ -22,13 +22,15 @@ MARK = "study"
 
 def tables_of(folder: Path = FOLDER, how: How = CPU) -> Mapping[str, Callable[[], str]]:
     """What stands after each mark."""
-    results = Results(folder, how)
+    results, larger = Results(folder, how), Results(folder, GPU if how is CPU else how)
     plan = Plan.of(Study(how, Path("data"), Path("runs", "study"), folder, 0, print))
     return {
         "short": lambda: tables.short(results),
         "findings": lambda: findings.findings(results, plan),
-        "aims": lambda: findings.aims(results),
+        "aims": lambda: findings.aims(results, larger),
         "arms": lambda: tables.arms(results),
+        "arms_224": lambda: tables.arms(larger),
+        "questions_224": lambda: tables.questions(larger),
         "questions": lambda: tables.questions(results),
         "costs": lambda: tables.costs(results),
         "federation": lambda: clients.federation(results),

@@ -21,7 +21,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Plan:
-    """All units, with the seconds that whole ones of the same name took."""
+    """All units, with the seconds that whole ones of the same name took on a machine of the size's kind."""
 
     study: Study
     units: Mapping[str, Unit]
@@ -39,7 +39,7 @@ class Plan:
                 found = json.loads(path.read_text(encoding="utf-8"))
                 if "adopted" in found:
                     adopted.add(unit.key)
-                elif found["whole"]:
+                elif found["whole"] and found["device"].startswith(study.how.machine):
                     measured[unit.name].append(found["seconds"])
         return cls(study, units, dict(measured), frozenset(adopted))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from benchmarks.study.cells import (
 from benchmarks.study.how import EPS
 from benchmarks.study.plan import Plan
 from benchmarks.study.stats import (
+    Answers,
     Difference,
     Document,
     Results,
@@ -49,6 +51,8 @@ QUESTIONS: Sequence[tuple[str, str, str]] = (
     ("Does purifying all help it?", "robust_purify_all", "robust"),
     ("Does mixing it with the undefended one help?", "mixed", "robust"),
 )
+COMPARED = tuple(name for name in WORDS if name != "robust_short")
+"""The defences of the first table: the short adversarial training is what federations are compared with."""
 STRATEGIES: Mapping[str, str] = {
     "fedavg": "FedAvg",
     "fedper": "FedPer",
@@ -58,9 +62,9 @@ STRATEGIES: Mapping[str, str] = {
 }
 
 
-def arms(results: Results, names: Iterable[str] = tuple(WORDS)) -> str:
+def arms(results: Results, names: Sequence[str] = COMPARED) -> str:
     """One row an arm: clean, the paper's attack, the worst case on the images that all arms met."""
-    common = _common(results)
+    common = _common(results, names)
     met = [len(hard.ids) for name in names if (hard := results.worst(name, EPS)) is not None]
     unequal = any(images > len(common) for images in met)
     lines = head(["defence", "folds", "clean", "paper's attack", "worst case", *["its own images"] * unequal])
@@ -73,14 +77,15 @@ def arms(results: Results, names: Iterable[str] = tuple(WORDS)) -> str:
         lines.append(line([*cells, *[_own(results, name)] * unequal]))
     if len(lines) == 2:
         return NOTHING
-    told = made_by("br35h_fold_*/static_*", "br35h_fold_*/ladder_*")
+    names = [name for name in names if results.clean(name) is not None]
+    told = made_by(results, "br35h_fold_*/static_*", "br35h_fold_*/ladder_*")
     return "\n".join([*lines, "", *_conditions(results, names), "", told])
 
 
 def short(results: Results) -> str:
     """The same arms in fewer columns, for the README, without the two that differ least from others."""
     lines, presets = head(["defence", "clean", "paper's attack", "worst case"]), dict[str, None]()
-    shown = [name for name in WORDS if name not in ("robust_short", "fixed_depth")]
+    shown = [name for name in COMPARED if name != "fixed_depth"]
     for name in shown:
         clean = results.clean(name)
         if clean is None:
@@ -117,37 +122,38 @@ def questions(results: Results) -> str:
         f"measured and at the paper's attack otherwise. Paper's attack: {STATIC}; worst case: the same norm and eps, "
         "attacks, steps, gradients and EoT of each arm as under the first table."
     )
-    told = made_by("br35h_fold_*/static_*", "br35h_fold_*/ladder_*")
+    told = made_by(results, "br35h_fold_*/static_*", "br35h_fold_*/ladder_*")
     return "\n".join([*lines, "", note, "", told])
 
 
 def costs(results: Results) -> str:
     """One row an arm: milliseconds and network evaluations an image, and what the detector did."""
     lines = head(["defence", "ms", "evaluations", "flagged, benign", "flagged, attacked", "AUROC"])
-    for name in WORDS:
+    for name in COMPARED:
         documents = list(results.folds(f"static_{name}").values())
-        if not documents or name == "robust_short":
+        if not documents:
             continue
+        timed = [own["clean"] for own in documents if own["device"].startswith("CPU")]
         clean, attacked, benign = ([document[kind] for document in documents] for kind in ("clean", "paper", "benign"))
         told = ["", "", ""]
         if ARMS[name][1] in ("purify_flagged", "fixed_depth", "voted", "abstain"):
             told = [f"{_mean(clean, 'flagged'):.2f}; {_share(benign)}", _share(attacked), _area(documents)]
         evaluations = " / ".join(f"{_mean(rows, 'nfe'):.1f}" for rows in (clean, attacked))
-        lines.append(line([WORDS[name], f"{_mean(clean, 'ms'):.0f}", evaluations, *told]))
+        lines.append(line([WORDS[name], f"{_mean(timed, 'ms'):.0f}" if timed else NOT_YET, evaluations, *told]))
     if len(lines) == 2:
         return NOTHING
-    known = [name for name in WORDS if results.clean(name) is not None]
+    known = [name for name in COMPARED if results.clean(name) is not None]
     said = next(iter(results.folds(f"static_{known[0]}").values()))
     note = (
-        "Milliseconds of one image and draw, batches of 64, on the machine that measured, which did other things too: "
-        "no intervals, compare them roughly. Evaluations are those of the noise predictor, benign / attacked. "
-        f"Milliseconds, benign evaluations and the first share of flags: {sizes(map(results.clean, known))}; all else, "
+        "Milliseconds of one image and draw, batches of 64, one thread of a busy CPU, of the folds "
+        "measured there: no intervals, compare them roughly. Evaluations are those of the noise predictor, benign / "
+        f"attacked. Benign evaluations and the first share of flags: {sizes(map(results.clean, known))}; all else, "
         "one image of each group: "
         f"{sizes(map(results.paper, known))}, with 95 % intervals, of shares after Wilson, of the AUROC after Hanley "
         "and McNeil. AUROC: attacked images that fooled the bare classifier, their number in brackets, against benign "
         f"ones, mean over folds. Attacked: {said['paper']['attack']}; of the bare classifier (static), EoT 1."
     )
-    return "\n".join([*lines, "", note, "", made_by("br35h_fold_*/static_*")])
+    return "\n".join([*lines, "", note, "", made_by(results, "br35h_fold_*/static_*")])
 
 
 def pooled(results: Results, place: str) -> str:
@@ -168,7 +174,7 @@ def pooled(results: Results, place: str) -> str:
             threats[f"{worst_attack(ladder)}."] = None
     if len(lines) == 2:
         return NOTHING
-    return "\n".join([*lines, "", *[f"- {threat}" for threat in threats], "", made_by(f"{place}/*")])
+    return "\n".join([*lines, "", *[f"- {threat}" for threat in threats], "", made_by(results, f"{place}/*")])
 
 
 def choice(results: Results, place: str = "br35h_fold_0") -> str:
@@ -183,7 +189,26 @@ def choice(results: Results, place: str = "br35h_fold_0") -> str:
         test = None if tested is None else results.answers({place: tested}, lambda own: worst(own, EPS))
         lines.append(line([WORDS[name], *map(cell, (clean, hard, test))]))
         told = f"{sizes([hard])} on validation, 95 % intervals over groups; {worst_attack(found)}."
-    return "\n".join([*lines, "", told, "", made_by(f"{place}/choose_*")]) if len(lines) > 2 else NOTHING
+    if len(lines) == 2:
+        return NOTHING
+    return "\n".join([*lines, "", _chosen(results, place), "", told, "", made_by(results, f"{place}/choose_*")])
+
+
+def _chosen(results: Results, place: str) -> str:
+    """What validation groups would choose, and what it got where it was not chosen."""
+    both: dict[str, tuple[Answers, Answers]] = {}
+    for name in WORDS:
+        found, tested = results.read(place, f"choose_{name}"), results.read(place, f"ladder_{name}")
+        if found is not None and tested is not None:
+            seen = results.answers({place: found}, lambda own: worst(own, EPS), "validation")
+            both[name] = seen, results.answers({place: tested}, lambda own: worst(own, EPS))
+    if not both:
+        return NOT_YET
+    chosen, best = (max(both, key=lambda name: both[name][part].value) for part in (0, 1))
+    told = f"Validation groups choose *{WORDS[chosen]}*: {cell(both[chosen][1])} on test groups."
+    if best == chosen:
+        return f"{told} It is the best there too."
+    return f"{told} The best there is *{WORDS[best]}*: {cell(both[best][1])}."
 
 
 def missing(plan: Plan) -> str:
@@ -201,9 +226,9 @@ def missing(plan: Plan) -> str:
     return "\n".join([*lines, "", f"Together {total:.1f} hours of one core."])
 
 
-def _common(results: Results) -> set[int]:
-    """Images that every arm met whose ladder is measured."""
-    met = [set(hard.ids.tolist()) for name in WORDS if (hard := results.worst(name, EPS)) is not None]
+def _common(results: Results, names: Iterable[str]) -> set[int]:
+    """Images that every one of these arms met whose ladder is measured."""
+    met = [set(hard.ids.tolist()) for name in names if (hard := results.worst(name, EPS)) is not None]
     return set.intersection(*met) if met else set()
 
 
@@ -234,14 +259,20 @@ def _verdict(found: Sequence[Difference | None]) -> str:
     return f"{word} {where}{price}"
 
 
-def _conditions(results: Results, names: Iterable[str]) -> list[str]:
+def _conditions(results: Results, names: Sequence[str]) -> list[str]:
+    common = len(_common(results, names))
+    cases = (
+        f"worst case: the same {common} images of all defences, or, where it has a column, the defence's own, with "
+        "their number"
+        if common
+        else "worst case: the defence's own images, with their number"
+    )
     told = (
         "Balanced accuracy in percent, 95 % interval over near-duplicate groups. Clean: "
         f"{sizes(map(results.clean, names))}, each tested once; paper's attack: {sizes(map(results.paper, names))}, "
-        f"one image of each group; worst case: the same {len(_common(results))} images of all defences, or, where it "
-        "has a column, the defence's own, with their number. A refused image is not right. Images of "
-        f"{results.how.size} px, eps in these pixels. Folds are not equally hard: where not all five are measured, "
-        "compare rows of equal folds only."
+        f"one image of each group; {cases}. A refused image is not right. Images of {results.how.size} px, eps in "
+        "these pixels. Folds are not equally hard: where not all five are measured, compare rows of equal folds only. "
+        f"{_machines(results, names)}"
     )
     threats: dict[str, list[str]] = {}
     marked = []
@@ -250,9 +281,28 @@ def _conditions(results: Results, names: Iterable[str]) -> list[str]:
             _told(threats, paper_attack(own), name)
         for own in results.folds(f"ladder_{name}").values():
             _told(threats, worst_attack(own), name)
-        if reasons := dict.fromkeys(doubts(results, name)):
-            marked.append(f"- UNRELIABLE, {name}: {'; '.join(reasons)}")
+        if reasons := doubts(results, name):
+            marked.append(f"- UNRELIABLE, {name}: {'; '.join(_alike(reasons))}")
     return [told, "", *[f"- {', '.join(names)}: {threat}." for threat, names in threats.items()], *marked]
+
+
+def _alike(reasons: Iterable[str]) -> list[str]:
+    """Those that differ in their numbers alone once, with how often."""
+    found: dict[str, list[str]] = {}
+    for reason in reasons:
+        found.setdefault(re.sub(r"-?[\d.]+", "", reason), []).append(reason)
+    return [f"{own[0]}{f' (one fold of {len(own)} such)' * (len(own) > 1)}" for own in found.values()]
+
+
+def _machines(results: Results, names: Iterable[str]) -> str:
+    """Which folds were trained or measured on what."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        for kind in ("static", "ladder"):
+            for place, own in results.folds(f"{kind}_{name}").items():
+                found.setdefault(own["device"].partition(",")[0], set()).add(place.rpartition("_")[2])
+    told = [f"{device}: fold{'s' * (len(folds) > 1)} {', '.join(sorted(folds))}" for device, folds in found.items()]
+    return f"Measured on {'; '.join(told)}."
 
 
 def _told(threats: dict[str, list[str]], threat: str, name: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medfedpure.acceleration.compiled import compiling, prepared
+from medfedpure.acceleration.precision import full_precision
 from medfedpure.core.errors import ConfigError
 from medfedpure.core.results import device_of
 from medfedpure.core.streams import Backend
@@ -23,7 +24,8 @@ class Acceleration:
     Set it before `calibrate`: scores move with it, and the threshold must have seen the same ones.
 
     Attributes:
-        autocast: convolutions and matrix products in bfloat16; logits, scores and images stay float32.
+        autocast: convolutions and matrix products in bfloat16; logits, scores and images stay float32. Without it, on
+            CUDA, convolutions are float32 in full, not the TF32 that PyTorch takes by itself.
         channels_last: the classifier's convolution weights in the memory format that tensor cores prefer.
         compile: classifier, noise predictor and steps of the reverse process through torch.compile; on CUDA replayed
             as CUDA graphs. The first batch of every size takes long. See medfedpure/acceleration/compiled.py.
@@ -62,7 +64,12 @@ class Acceleration:
     @contextmanager
     def active(self, device: torch.device) -> Iterator[None]:
         """The block computes as the switches say."""
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast), compiling(self.compile):
+        full = device.type == "cuda" and not self.autocast
+        with (
+            torch.autocast(device.type, torch.bfloat16, enabled=self.autocast),
+            compiling(self.compile),
+            full_precision(full),
+        ):
             yield
 
 

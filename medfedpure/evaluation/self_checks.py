@@ -96,9 +96,14 @@ def _purifier(chain: DefendedClassifier, images: Tensor, ids: Tensor, seed: int)
 
 
 def _alone(chain: DefendedClassifier, images: Tensor, ids: Tensor, seed: int) -> list[str]:
-    """Is an image read alike alone and among others?"""
-    whole = chain.predict(images, ids=ids, seed=seed)
-    parts = [chain.predict(images[k][None], ids=ids[k][None], seed=seed) for k in range(len(images))]
+    """Is an image read alike alone and among others? In full precision: what is rounded moves with its batch."""
+    asked = chain.asked
+    chain.accelerate("off")
+    try:
+        whole = chain.predict(images, ids=ids, seed=seed)
+        parts = [chain.predict(images[k][None], ids=ids[k][None], seed=seed) for k in range(len(images))]
+    finally:
+        chain.accelerate(asked)
     found = []
     if whole.scores is not None:
         alone = torch.cat([part.scores for part in parts if part.scores is not None])
