@@ -85,6 +85,27 @@ def test_a_unit_of_another_process_is_left_to_it(tmp_path, capsys):
     assert "is in use by" in capsys.readouterr().out
 
 
+def test_several_processes_are_asked_for_the_same_and_do_it_alone(tmp_path, monkeypatch):
+    begun = []
+
+    class Process:
+        def __init__(self, words):
+            begun.append(words)
+
+        def wait(self):
+            if len(begun) == 3:
+                write_json(tmp_path / MINIATURE.name / FOLD / "train_plain.json", {})
+                write_json(tmp_path / MINIATURE.name / FOLD / "static_median.json", {})
+
+    monkeypatch.setattr("subprocess.Popen", Process)
+    (tmp_path / MINIATURE.name / FOLD).mkdir(parents=True)
+    names = [f"{FOLD}/train_plain", f"{FOLD}/static_median"]
+    words = ["study", *names, "--size", "miniature", "--results", str(tmp_path), "--processes", "3"]
+    monkeypatch.setattr("sys.argv", words)
+    assert main() == 0
+    assert [own[3:] for own in begun] == 3 * [[*words[1:], "--processes", "1"]]
+
+
 def test_a_forecast_is_measured_on_whole_units_and_stated_before(tmp_path):
     study = study_in(tmp_path, CPU)
     other = unit(CPU, "br35h_fold_4/train_robust_long")

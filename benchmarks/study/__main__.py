@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--plan", action="store_true", help="list all units, and do none")
     parser.add_argument("--required", action="store_true", help="all units in order of worth, a process for each")
     parser.add_argument("--here", action="store_true", help="do all in this process, not one for each unit")
+    parser.add_argument("--processes", type=int, default=1, help="so many at once; a GPU serves a dozen under CUDA MPS")
     parser.add_argument("--minutes", type=float, help="begin no unit that is forecast to end later")
     parser.add_argument("--adopt", type=Path, metavar="FOLDER", help="what benchmarks.flagship kept under its --out")
     given = parser.parse_args()
@@ -59,8 +60,12 @@ def main() -> int:
     unknown = [name for name in given.units if not any(_named(unit, [name]) for unit in wanted)]
     if unknown or not (wanted or given.required):
         raise SystemExit(f"no unit is named {', '.join(unknown) or 'so'}: --plan lists them, --required does them all")
+    if given.processes < 1:
+        raise SystemExit(f"--processes {given.processes}: at least one has to do the work")
     if len(wanted) == 1 and not given.required:
         return _one(study, wanted[0])
+    if given.processes > 1:
+        return _together(study, wanted or catalog(study.how), given.processes)
     begin = _tried if given.here else _process
     return _many(study, wanted or catalog(study.how), given.minutes, begin)
 
@@ -111,6 +116,14 @@ def _many(study: Study, wanted: list[Unit], minutes: float | None, begin: Callab
         if code not in (0, BUSY):
             study.say(f"{unit.key} failed (exit status {code}); the rest goes on")
             failed.add(unit.key)
+
+
+def _together(study: Study, wanted: list[Unit], count: int) -> int:
+    """So many processes, each of which takes what is ready; the last word of a repeated option counts."""
+    words = [sys.executable, "-m", "benchmarks.study", *sys.argv[1:], "--processes", "1"]
+    for process in [subprocess.Popen(words) for _ in range(count)]:
+        process.wait()
+    return int(not all(map(study.done, wanted)))
 
 
 def _held(study: Study, unit: Unit) -> bool:

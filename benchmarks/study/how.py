@@ -175,7 +175,7 @@ GPU = replace(
         "training": {**DENOISER["training"], "precision": "bfloat16"},
     },
     ladder=replace(PRESETS["standard"], eot=20, name="standard, EoT 20", note="not headline: fewer than 100 steps"),
-    # stated from figures of trainings at this size on one GPU; nothing of the study was timed there
+    # stated; where a unit of the name was timed that counts, which shared its card with a dozen others
     seconds={"train": 200, "train_robust": 500, "static": 30, "ladder": 120, "ladder_paper": 600, "federate": 600},
 )
 MINIATURE = replace(
