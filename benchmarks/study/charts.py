@@ -95,7 +95,7 @@ def over_eps(results: Results) -> Figure | None:
     if not shown:
         return None
     axes.set(xlabel="eps (linf)", ylabel="balanced accuracy, worst case, %", ylim=(0, 102))
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     axes.grid(alpha=0.3)
     return figure
 
@@ -117,7 +117,7 @@ def front(results: Results) -> Figure | None:
     if not shown:
         return None
     axes.set(xlabel="clean balanced accuracy, %", ylabel=f"worst case at eps {EPS}, %", ylim=(-2, 102))
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     axes.grid(alpha=0.3)
     return figure
 
