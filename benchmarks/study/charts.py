@@ -153,5 +153,5 @@ def bars(results: Results, place: str = PLACE) -> Figure | None:
         return None
     axes.set_xticks([at for at, _ in ticks], [words for _, words in ticks])
     axes.set(ylabel=f"balanced accuracy, %; eps {EPS}", ylim=(0, 102))
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
