@@ -98,6 +98,7 @@ _PUBLIC = {
     "evaluate": "medfedpure.evaluation.evaluate",
     "exact_view": "medfedpure.evaluation.views",
     "export_model": "medfedpure.export.write",
+    "fine_tune_on_purified": "medfedpure.defence.purified_training",
     "hookimpl": "medfedpure.core.registry",
     "keep_freed_memory": "medfedpure.training.allocator",
     "mix": "medfedpure.defence.mix",
@@ -206,6 +207,7 @@ if TYPE_CHECKING:
     from medfedpure.defence.defend import defend as defend
     from medfedpure.defence.mix import mix as mix
     from medfedpure.defence.monitor import Monitor as Monitor
+    from medfedpure.defence.purified_training import fine_tune_on_purified as fine_tune_on_purified
     from medfedpure.defence.voting import Vote as Vote
     from medfedpure.evaluation.evaluate import evaluate as evaluate
     from medfedpure.evaluation.views import bpda_view as bpda_view

@@ -40,9 +40,14 @@ ARMS: Mapping[str, tuple[str, str]] = {
     "detector_only": ("plain", "abstain"),
     "robust_chain": ("robust_long", "purify_flagged"),
     "robust_purify_all": ("robust_long", "purify_all"),
+    "tuned": ("tuned", "none"),
+    "tuned_chain": ("tuned", "purify_often"),
+    "tuned_purify_all": ("tuned", "purify_all"),
 }
-"""By name: whose classifier, and what is around it; voted: purify_flagged, and the mean of `VOTES` purifications."""
+"""By name: whose classifier, and what is around it; voted: purify_flagged, and the mean of `VOTES` purifications;
+purify_often: purify_flagged, with a fifth of benign images flagged."""
 VOTES = 5
+FLAGGED, OFTEN = 0.05, 0.2
 DETERMINISTIC = tuple(name for name, (_, around) in ARMS.items() if around in ("none", "median"))
 
 
@@ -79,7 +84,7 @@ class Bench:
     def classifier(self, name: str) -> ClassifierModel:
         """Trained once, or mixed once."""
         if not (self.out / name).exists():
-            (self._mix if name == "mixed" else self._train)(name)
+            {"mixed": self._mix, "tuned": self._tune}.get(name, self._train)(name)
         return ClassifierModel.load(self.out / name).to(self.device)
 
     def purifier(self) -> Purifier:
@@ -92,7 +97,7 @@ class Bench:
         return Purifier.load(folder).to(self.device)
 
     def arm(self, name: str, arms: Mapping[str, tuple[str, str]] = ARMS) -> DefendedClassifier:
-        """A defence, its threshold set at 5 % on groups that nothing was trained on."""
+        """A defence, its threshold set on groups that nothing was trained on."""
         reader, around = arms[name]
         classifier = self.classifier(reader)
         if around == "none":
@@ -107,7 +112,8 @@ class Bench:
         detector.fit(self.parts["train"], context=ScoreContext(classifier, classifier.features, purifier))
         policy: Policy = "abstain" if around == "abstain" else "purify_flagged"
         chain = uniform(classifier, detector=detector, purifier=purifier, policy=policy)
-        chain.calibration = Calibration.fit(chain.score_benign(self.parts["calibrate"], seed=self.seed), 0.05)
+        target = OFTEN if around == "purify_often" else FLAGGED
+        chain.calibration = Calibration.fit(chain.score_benign(self.parts["calibrate"], seed=self.seed), target)
         if around == "voted":
             chain.vote = Vote(VOTES)
         if around == "fixed_depth":
@@ -154,6 +160,19 @@ class Bench:
         )
         self.say(f"{name}: trained, {time.perf_counter() - began:.0f} s since it was last begun")
         model.eval().save(self.out / name)
+
+    def _tune(self, name: str) -> None:
+        tuned = medfedpure.fine_tune_on_purified(
+            self.classifier("plain"),
+            self.purifier(),
+            self.parts["train"],
+            eps=EPS,
+            training=self.how.training.model_copy(update={"steps": self.how.tuning, "learning_rate": 3e-4}),
+            augmentation=self.augmentation,
+            seed=derive_seed(self.seed, "study", name),
+            checkpoint=self.out / f"{name}_checkpoint",
+        )
+        tuned.save(self.out / name)
 
     def _mix(self, name: str) -> None:
         both = medfedpure.mix(

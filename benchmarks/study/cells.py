@@ -22,6 +22,9 @@ WORDS: Mapping[str, str] = {
     "mixed": "adversarially trained and undefended, mixed",
     "robust_chain": "adversarially trained + `paper`",
     "robust_purify_all": "adversarially trained + purify all",
+    "tuned": "fine-tuned on purified images",
+    "tuned_chain": "the same + `paper`, a fifth of benign images flagged",
+    "tuned_purify_all": "the same + purify all",
 }
 STATIC = (
     f"PGD, {PAPER['norm']}, eps {PAPER['eps']}, {PAPER['steps']} steps, gradient of the bare classifier (static), EoT 1"

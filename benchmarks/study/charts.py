@@ -31,6 +31,7 @@ NAMES = {
     "mixed": "mixed",
     "robust_chain": "robust + paper",
     "robust_purify_all": "robust + purify all",
+    "tuned_chain": "fine-tuned + paper",
 }
 
 

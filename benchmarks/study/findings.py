@@ -38,6 +38,9 @@ SAID: Mapping[str, str] = {
     "mixed": "adversarial training mixed with the undefended",
     "robust_chain": "adversarial training with the chain",
     "robust_purify_all": "adversarial training with every image purified",
+    "tuned": "fine-tuning on purified images",
+    "tuned_chain": "that fine-tuning with the chain",
+    "tuned_purify_all": "that fine-tuning with every image purified",
 }
 PUBLISHED = (97.67, 87.33)
 """Clean, and under the paper's attack: the paper's defence on its own split."""
@@ -141,7 +144,9 @@ def aims(results: Results, larger: Results) -> str:
         rows.append((words, f"at least {least:g}", cell(found), met))
 
     level("undefended, clean", results.clean("undefended"), 90)
-    for name, words in (("paper", "`paper`"), ("voted", WORDS["voted"])):
+    wanted = {"paper": "`paper`", "voted": WORDS["voted"], "tuned_chain": "`paper`, fine-tuned, a fifth flagged"}
+    for name, words in wanted.items():
+        words += _of(results, name)
         level(f"{words}, the paper's attack", results.paper(name), PUBLISHED[1])
         cost = gap(results.clean(name), results.clean("undefended"))
         met = None if cost is None else 100 * cost.value >= -1.5 and 100 * cost.low >= -4
@@ -170,6 +175,12 @@ def aims(results: Results, larger: Results) -> str:
         "tables."
     )
     return "\n".join([*lines, "", note])
+
+
+def _of(results: Results, name: str) -> str:
+    """Where a defence is measured on fewer folds than the undefended classifier."""
+    folds = len(results.folds(f"static_{name}"))
+    return f" ({folds} fold{'s' * (folds > 1)})" if 0 < folds < len(results.folds("static_undefended")) else ""
 
 
 def best_arm(results: Results) -> str | None:

@@ -78,6 +78,7 @@ class How:
         training: of all of them, but for the steps.
         shift: of the augmentation, as a share of an image's side.
         denoiser: configuration of the purifier `ddpm`.
+        tuning: steps of the classifier on purified images.
         draws: of the noise of a defence that draws any; at most 9.
         bare, ladder: presets against deterministic defences, and against those with a diffusion model.
         curve: sizes of the perturbations that deterministic defences meet.
@@ -98,6 +99,7 @@ class How:
     federations: Mapping[str, Federation]
     seconds: Mapping[str, float]
     shift: float = 1 / 16
+    tuning: int = 400
     draws: int = 5
     bare: Preset = PRESETS["standard"]
     ladder: Preset = LADDER
@@ -137,11 +139,14 @@ CPU = How(
         "train_robust_long": 2500,
         "train_denoiser": 2100,
         "train_mixed": 120,
+        "train_tuned": 1400,
         "static": 60,
         "static_paper": 290,
         "static_fixed_depth": 290,
         "static_voted": 800,
         "static_robust_chain": 290,
+        "static_tuned_chain": 290,
+        "static_tuned_purify_all": 600,
         "static_purify_all": 600,
         "static_robust_purify_all": 600,
         "ladder": 400,
@@ -151,6 +156,8 @@ CPU = How(
         "ladder_voted": 18000,
         "ladder_purify_all": 3100,
         "ladder_robust_chain": 5200,
+        "ladder_tuned_chain": 5200,
+        "ladder_tuned_purify_all": 3100,
         "ladder_robust_purify_all": 3100,
         "federate_plain": 600,
         "federate_robust": 1700,
@@ -192,6 +199,7 @@ MINIATURE = replace(
     training=TrainingConfig(steps=60, batch_size=32, learning_rate=3e-3, sampling="balanced", checks=2),
     denoiser={"t_max": 60, "t_min": 30, "model": {"widths": [8, 16]}, "sampling": {"num_inference_steps": 2}}
     | {"training": {"steps": 60, "batch_size": 16}},
+    tuning=20,
     draws=2,
     bare=Preset("miniature", 12, 2, 1, 1, 1, 2, 4, "a miniature, no claim", True),
     ladder=Preset("miniature", 6, 2, 1, 1, 2, 2, 2, "a miniature, no claim", True),

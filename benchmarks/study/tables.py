@@ -46,6 +46,9 @@ QUESTIONS: Sequence[tuple[str, str, str]] = (
     ("The same around the adversarially trained one?", "robust_chain", "robust_purify_all"),
     ("Is depth by score better than the greatest depth?", "paper", "fixed_depth"),
     ("Does the mean of five purifications do better than one?", "voted", "paper"),
+    ("Does fine-tuning on purified images, and flagging more, help the chain?", "tuned_chain", "paper"),
+    ("Is purifying what is flagged better than purifying all then?", "tuned_chain", "tuned_purify_all"),
+    ("Does fine-tuning alone help the undefended classifier?", "tuned", "undefended"),
     ("Does adversarial training help?", "robust", "undefended"),
     ("Does the chain help the adversarially trained classifier?", "robust_chain", "robust"),
     ("Does purifying all help it?", "robust_purify_all", "robust"),
@@ -53,6 +56,7 @@ QUESTIONS: Sequence[tuple[str, str, str]] = (
 )
 COMPARED = tuple(name for name in WORDS if name != "robust_short")
 """The defences of the first table: the short adversarial training is what federations are compared with."""
+SHORT = {"tuned_chain": "fine-tuned on purified images + `paper`, a fifth of benign images flagged"}
 STRATEGIES: Mapping[str, str] = {
     "fedavg": "FedAvg",
     "fedper": "FedPer",
@@ -83,14 +87,17 @@ def arms(results: Results, names: Sequence[str] = COMPARED) -> str:
 
 
 def short(results: Results) -> str:
-    """The same arms in fewer columns, for the README, without the two that differ least from others."""
+    """The arms that matter most, in fewer columns, for the README."""
     lines, presets = head(["defence", "clean", "paper's attack", "worst case"]), dict[str, None]()
-    shown = [name for name in COMPARED if name != "fixed_depth"]
+    less = ("fixed_depth", "detector_only", "tuned", "tuned_purify_all")
+    shown, most = [name for name in COMPARED if name not in less], len(results.folds("static_undefended"))
     for name in shown:
         clean = results.clean(name)
         if clean is None:
             continue
-        lines.append(line([WORDS[name], cell(clean), cell(results.paper(name)), _own(results, name)]))
+        folds = len(results.folds(f"static_{name}"))
+        words = SHORT.get(name, WORDS[name]) + f" ({folds} fold{'s' * (folds > 1)})" * (folds < most)
+        lines.append(line([words, cell(clean), cell(results.paper(name)), _own(results, name)]))
         presets |= dict.fromkeys(own["preset"] for own in results.folds(f"ladder_{name}").values())
     if len(lines) == 2:
         return NOTHING
@@ -136,7 +143,7 @@ def costs(results: Results) -> str:
         timed = [own["clean"] for own in documents if own["device"].startswith("CPU")]
         clean, attacked, benign = ([document[kind] for document in documents] for kind in ("clean", "paper", "benign"))
         told = ["", "", ""]
-        if ARMS[name][1] in ("purify_flagged", "fixed_depth", "voted", "abstain"):
+        if ARMS[name][1] not in ("none", "median", "purify_all"):
             told = [f"{_mean(clean, 'flagged'):.2f}; {_share(benign)}", _share(attacked), _area(documents)]
         evaluations = " / ".join(f"{_mean(rows, 'nfe'):.1f}" for rows in (clean, attacked))
         lines.append(line([WORDS[name], f"{_mean(timed, 'ms'):.0f}" if timed else NOT_YET, evaluations, *told]))
@@ -227,15 +234,22 @@ def missing(plan: Plan) -> str:
 
 
 def _common(results: Results, names: Iterable[str]) -> set[int]:
-    """Images that every one of these arms met whose ladder is measured."""
-    met = [set(hard.ids.tolist()) for name in names if (hard := results.worst(name, EPS)) is not None]
+    """Images that every one of these arms met whose ladder is measured on the most folds."""
+    folds = {name: len(results.folds(f"ladder_{name}")) for name in names}
+    most = max(folds.values(), default=0)
+    whole = [results.worst(name, EPS) for name, count in folds.items() if count == most]
+    met = [set(hard.ids.tolist()) for hard in whole if hard is not None]
     return set.intersection(*met) if met else set()
 
 
 def _shared(results: Results, name: str, common: set[int]) -> str:
     """An arm's worst case on the images that all met."""
     hard = results.worst(name, EPS)
-    return NOT_YET if hard is None else f"{cell(hard.at(sorted(common)))}{_mark(results, name)}"
+    if hard is None:
+        return NOT_YET
+    if not common <= set(hard.ids.tolist()):
+        return "not on all of them"
+    return f"{cell(hard.at(sorted(common)))}{_mark(results, name)}"
 
 
 def _own(results: Results, name: str) -> str:

@@ -64,7 +64,7 @@ def catalog(how: How) -> list[Unit]:
     for place in folds:
         found += _trainings(place)
         found += _measured(place, ("undefended", "robust", "median", "mixed"))
-        found += [Unit(place, "train", "denoiser", ("train_plain",))]
+        found += [Unit(place, "train", "denoiser", ("train_plain",)), *_measured(place, ("tuned",))]
         found += [unit for unit in _measured(place, diffusion) if unit.kind == "static"]
     ladders = [unit for place in folds for unit in _measured(place, diffusion) if unit.kind == "ladder"]
     found += [unit for unit in ladders if unit.what != "voted"]
@@ -97,6 +97,8 @@ def _measured(place: str, arms: Iterable[str]) -> list[Unit]:
         reader = ARMS[name][0]
         if name == "mixed":
             found.append(Unit(place, "train", "mixed", ("train_plain", "train_robust_long")))
+        if name == "tuned":
+            found.append(Unit(place, "train", "tuned", ("train_plain", "train_denoiser")))
         needs = (f"train_{reader}", *(() if name in DETERMINISTIC else ("train_denoiser",)))
         found += [Unit(place, kind, name, needs) for kind in ("static", "ladder")]
     return found
@@ -164,6 +166,8 @@ def _train(bench: Bench, unit: Unit) -> dict[str, Any]:
     model = bench.classifier(unit.what)
     if unit.what == "mixed":
         return {"chosen": model.architecture.config.model_dump(mode="json")["chosen"]}
+    if unit.what == "tuned":
+        return {"steps": bench.how.tuning}
     return {"steps": bench.how.recipes[unit.what].steps}
 
 

@@ -1,0 +1,132 @@
+"""Fine-tune a classifier on what a purifier leaves of its training images.
+
+A purifier takes fine structure from an image along with a perturbation, and a classifier that never saw purified images
+reads them worse. So it is trained for some more steps on three kinds of every training image x with label y:
+
+    x,    P(x, s),    P(x + d, s)        d = argmax of L(f; x + d) over ||d|| <= eps, by PGD; s uniform in [0, 1]
+
+P is the fitted purifier, which stays as it is, at strength s; f is the classifier as it was given, and L its
+cross-entropy. Training a classifier on a denoiser's output is known from certified defences (Carlini et al. 2023,
+"(Certified!!) adversarial robustness for free!", arXiv 2206.10550, who fine-tune on denoised images); attacked images
+among them teach it what is left of a perturbation. The copies are made once, before the first step, because a purifier
+costs far more than a step.
+
+A copy stays in the group of its image, and none outlives the training: nothing is calibrated or tested on one.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from medfedpure.core.checks import check_logits
+from medfedpure.core.dataset import ImageDataset, bits_of
+from medfedpure.core.errors import DataError, InputError
+from medfedpure.core.progress import track
+from medfedpure.core.purifier import Purifier
+from medfedpure.core.results import device_of
+from medfedpure.core.settings import AdversarialTraining, Augmentation, TrainingConfig
+from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.training.classification import ClassificationTask
+from medfedpure.training.crafting import lent, perturb
+from medfedpure.training.loop import train
+
+FINE_TUNING = TrainingConfig(
+    steps=400, batch_size=48, learning_rate=3e-4, weight_decay=0.02, ema=0.99, sampling="balanced", checks=10
+)
+_Classifier = TypeVar("_Classifier", bound=nn.Module)
+
+
+def fine_tune_on_purified(
+    classifier: _Classifier,
+    purifier: Purifier,
+    data: ImageDataset,
+    *,
+    eps: float | str = 0.015,
+    training: TrainingConfig = FINE_TUNING,
+    augmentation: Augmentation | None = None,
+    label_smoothing: float = 0.1,
+    seed: int = 0,
+    batch_size: int = 64,
+    checkpoint: Path | None = None,
+) -> _Classifier:
+    """A copy of a classifier that was trained further, on images as they are, purified, and attacked and purified.
+
+    What is made around the copy, a detector, a calibration, a defence, is made anew: its answers and features differ.
+
+    Args:
+        classifier: images `(N, C, H, W)` in [0, 1] to logits `(N, K)`; it stays as it is.
+        purifier: fitted; where it learns of a classifier, of this one or of one like it.
+        data: labelled images that the classifier was trained on, or others that nothing is calibrated or tested on.
+        eps: how far images are attacked, linf, in [0, 1] units of a pixel; "8/255" is accepted; 0 = no attacked ones.
+        training: budget and optimizer; the default is what benchmarks/study measured at 128 px.
+        augmentation: of the images and their copies, after purification.
+        label_smoothing: of the cross-entropy, in [0, 1).
+        seed: of the attack, of strengths and noise, and of the training.
+        batch_size: of attack and purification; it changes no image beyond rounding.
+        checkpoint: a folder from which an interrupted training goes on.
+
+    Returns:
+        The copy, in eval mode, on the classifier's device.
+
+    Raises:
+        DataError: no image.
+        InputError: other logits than one for each class of the data.
+        NotFittedError: the purifier is not fitted.
+        ConfigError: a value outside of its range.
+    """
+    if len(data) == 0:
+        raise DataError("there is no image to fine-tune on")
+    purifier.check_fitted()
+    settings = AdversarialTraining.parse(share=1.0, eps=eps, step=None, steps=7)
+    device, plain = device_of(classifier), ClassificationTask()
+    _check(classifier, data.batch(torch.arange(1)).images.to(device), data)
+
+    def made(kind: str, lowest: int) -> ImageDataset:
+        pixels = []
+        for batch in track(data.batches(batch_size), f"purifying {kind} images", -(-len(data) // batch_size)):
+            streams = Streams(derive_seed(seed, "purified copies", kind), batch.ids)
+            there = batch.to(device)
+            attacked = perturb(classifier, there, streams, settings, plain) if kind == "attacked" else there.images
+            strength = streams.uniform((), stage="strength", like=attacked)
+            with torch.no_grad():
+                left = purifier(attacked, strength, streams=streams).images
+            pixels.append(_as_pixels(left, data))
+        ids = lowest - 1 - torch.arange(len(data))
+        return replace(data, pixels=torch.cat(pixels).view(data.pixels.dtype), ids=ids)
+
+    parts = [data]
+    for kind in ("clean", "attacked")[: 2 if settings.eps else 1]:
+        parts.append(made(kind, min(0, int(parts[-1].ids.min()))))
+    reader = copy.deepcopy(classifier)
+    train(
+        reader,
+        ClassificationTask(augmentation, label_smoothing=label_smoothing),
+        ImageDataset.concatenate(parts),
+        training,
+        seed=derive_seed(seed, "purified copies"),
+        description="fine-tuning on purified images",
+        checkpoint=checkpoint,
+    )
+    return reader
+
+
+def _as_pixels(images: Tensor, data: ImageDataset) -> Tensor:
+    """Images in [0, 1] as the data's pixels, in a type that can be joined."""
+    return bits_of(images.float().mul(data.top).round().to("cpu", torch.int32).to(data.pixels.dtype))
+
+
+def _check(classifier: nn.Module, image: Tensor, data: ImageDataset) -> None:
+    with lent(classifier), torch.no_grad():
+        logits = classifier(image)
+    check_logits(logits, 1)
+    if logits.shape[1] != data.num_classes:
+        raise InputError(
+            f"the classifier has {logits.shape[1]} logits, and {data.name} has {data.num_classes} classes "
+            f"({', '.join(data.class_names)}): one logit for each class is wanted"
+        )
