@@ -1,15 +1,12 @@
 """Fine-tune a classifier on what a purifier leaves of its training images.
 
-A purifier takes fine structure from an image along with a perturbation, and a classifier that never saw purified images
-reads them worse. So it is trained for some more steps on three kinds of every training image x with label y:
+It is trained for some more steps on three kinds of every training image x with label y:
 
     x,    P(x, s),    P(x + d, s)        d = argmax of L(f; x + d) over ||d|| <= eps, by PGD; s uniform in [0, 1]
 
 P is the fitted purifier, which stays as it is, at strength s; f is the classifier as it was given, and L its
-cross-entropy. Training a classifier on a denoiser's output is known from certified defences (Carlini et al. 2023,
-"(Certified!!) adversarial robustness for free!", arXiv 2206.10550, who fine-tune on denoised images); attacked images
-among them teach it what is left of a perturbation. The copies are made once, before the first step, because a purifier
-costs far more than a step.
+cross-entropy. Why purified copies are learned from, `data.copies` says; attacked ones among them show what is left of a
+perturbation. All copies are made once, before the first step, because a purifier costs far more than a step.
 
 A copy stays in the group of its image, and none outlives the training: nothing is calibrated or tested on one.
 """
@@ -32,6 +29,7 @@ from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import device_of
 from medfedpure.core.settings import AdversarialTraining, Augmentation, TrainingConfig
 from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.data.copies import with_purified
 from medfedpure.training.classification import ClassificationTask
 from medfedpure.training.crafting import lent, perturb
 from medfedpure.training.loop import train
@@ -84,41 +82,39 @@ def fine_tune_on_purified(
         raise DataError("there is no image to fine-tune on")
     purifier.check_fitted()
     settings = AdversarialTraining.parse(share=1.0, eps=eps, step=None, steps=7)
-    device, plain = device_of(classifier), ClassificationTask()
-    _check(classifier, data.batch(torch.arange(1)).images.to(device), data)
-
-    def made(kind: str, lowest: int) -> ImageDataset:
-        pixels = []
-        for batch in track(data.batches(batch_size), f"purifying {kind} images", -(-len(data) // batch_size)):
-            streams = Streams(derive_seed(seed, "purified copies", kind), batch.ids)
-            there = batch.to(device)
-            attacked = perturb(classifier, there, streams, settings, plain) if kind == "attacked" else there.images
-            strength = streams.uniform((), stage="strength", like=attacked)
-            with torch.no_grad():
-                left = purifier(attacked, strength, streams=streams).images
-            pixels.append(_as_pixels(left, data))
-        ids = lowest - 1 - torch.arange(len(data))
-        return replace(data, pixels=torch.cat(pixels).view(data.pixels.dtype), ids=ids)
-
-    parts = [data]
-    for kind in ("clean", "attacked")[: 2 if settings.eps else 1]:
-        parts.append(made(kind, min(0, int(parts[-1].ids.min()))))
+    _check(classifier, data.batch(torch.arange(1)).images.to(device_of(classifier)), data)
+    seen = with_purified(data, purifier, copies=1, originals=1, seed=derive_seed(seed, "clean"), batch_size=batch_size)
+    if settings.eps:
+        attacked = replace(data, pixels=_attacked(classifier, data, settings, seed, batch_size))
+        both = with_purified(
+            attacked, purifier, copies=1, originals=1, seed=derive_seed(seed, "attacked"), batch_size=batch_size
+        )
+        cleaned = both.select(torch.arange(len(data), len(both)))
+        spread = int(seen.ids.max()) - int(seen.ids.min()) + 1
+        seen = ImageDataset.concatenate([seen, replace(cleaned, ids=cleaned.ids + spread)])
     reader = copy.deepcopy(classifier)
     train(
         reader,
         ClassificationTask(augmentation, label_smoothing=label_smoothing),
-        ImageDataset.concatenate(parts),
+        seen,
         training,
-        seed=derive_seed(seed, "purified copies"),
+        seed=derive_seed(seed, "fine-tuning"),
         description="fine-tuning on purified images",
         checkpoint=checkpoint,
     )
     return reader
 
 
-def _as_pixels(images: Tensor, data: ImageDataset) -> Tensor:
-    """Images in [0, 1] as the data's pixels, in a type that can be joined."""
-    return bits_of(images.float().mul(data.top).round().to("cpu", torch.int32).to(data.pixels.dtype))
+def _attacked(
+    classifier: nn.Module, data: ImageDataset, settings: AdversarialTraining, seed: int, batch_size: int
+) -> Tensor:
+    """Pixels as the data's, of images that fool the classifier as far as the settings allow."""
+    device, pixels = device_of(classifier), []
+    for batch in track(data.batches(batch_size), "attacking training images", -(-len(data) // batch_size)):
+        streams = Streams(derive_seed(seed, "attack"), batch.ids)
+        moved = perturb(classifier, batch.to(device), streams, settings, ClassificationTask())
+        pixels.append(bits_of(moved.mul(data.top).round().to("cpu", torch.int32).to(data.pixels.dtype)))
+    return torch.cat(pixels).view(data.pixels.dtype)
 
 
 def _check(classifier: nn.Module, image: Tensor, data: ImageDataset) -> None:
