@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from medfedpure.core.checks import check_logits
 from medfedpure.core.dataset import ImageDataset, bits_of
-from medfedpure.core.errors import DataError, InputError
+from medfedpure.core.errors import DataError, InputError, TrainingError
 from medfedpure.core.progress import track
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import device_of
@@ -76,11 +76,17 @@ def fine_tune_on_purified(
         DataError: no image.
         InputError: other logits than one for each class of the data.
         NotFittedError: the purifier is not fitted.
+        TrainingError: no parameter may be updated, or a training with patience.
         ConfigError: a value outside of its range.
     """
     if len(data) == 0:
         raise DataError("there is no image to fine-tune on")
+    if training.patience:
+        raise TrainingError(f"patience = {training.patience} needs validation images, and here are none: set it to 0")
+    if not any(parameter.requires_grad for parameter in classifier.parameters()):
+        raise TrainingError("no parameter of the classifier requires a gradient: call requires_grad_(True) on some")
     purifier.check_fitted()
+    task = ClassificationTask(augmentation, label_smoothing=label_smoothing)
     settings = AdversarialTraining.parse(share=1.0, eps=eps, step=None, steps=7)
     _check(classifier, data.batch(torch.arange(1)).images.to(device_of(classifier)), data)
     seen = with_purified(data, purifier, copies=1, originals=1, seed=derive_seed(seed, "clean"), batch_size=batch_size)
@@ -95,7 +101,7 @@ def fine_tune_on_purified(
     reader = copy.deepcopy(classifier)
     train(
         reader,
-        ClassificationTask(augmentation, label_smoothing=label_smoothing),
+        task,
         seen,
         training,
         seed=derive_seed(seed, "fine-tuning"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -95,5 +96,9 @@ def test_what_cannot_be_done_is_refused_before_anything_is_purified(data, blur, 
     three = replace(data, class_names=(*data.class_names, "other"))
     with pytest.raises(InputError, match=r"2 logits, and .* 3 classes"):
         medfedpure.fine_tune_on_purified(classifier, blur, three)
+    with pytest.raises(medfedpure.TrainingError, match="patience"):
+        medfedpure.fine_tune_on_purified(classifier, blur, data, training=QUICK.model_copy(update={"patience": 2}))
+    with pytest.raises(medfedpure.TrainingError, match="requires a gradient"):
+        medfedpure.fine_tune_on_purified(copy.deepcopy(classifier).requires_grad_(False), blur, data)
     with pytest.raises(medfedpure.ConfigError, match="eps"):
         medfedpure.fine_tune_on_purified(classifier, blur, data, eps=-0.1)
