@@ -30,6 +30,7 @@ from medfedpure.core.results import device_of
 from medfedpure.core.settings import AdversarialTraining, Augmentation, TrainingConfig
 from medfedpure.core.streams import Streams, derive_seed
 from medfedpure.data.copies import with_purified
+from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.training.classification import ClassificationTask
 from medfedpure.training.crafting import lent, perturb
 from medfedpure.training.loop import train
@@ -74,11 +75,13 @@ def fine_tune_on_purified(
 
     Raises:
         DataError: no image.
-        InputError: other logits than one for each class of the data.
+        InputError: other logits than one for each class of the data, or another kind of thing than is wanted.
         NotFittedError: the purifier is not fitted.
         TrainingError: no parameter may be updated, or a training with patience.
         ConfigError: a value outside of its range.
     """
+    _check_kinds(classifier, purifier, data)
+    training = TrainingConfig.parse(training)
     if len(data) == 0:
         raise DataError("there is no image to fine-tune on")
     if training.patience:
@@ -123,10 +126,19 @@ def _attacked(
     return torch.cat(pixels).view(data.pixels.dtype)
 
 
+def _check_kinds(classifier: object, purifier: object, data: object) -> None:
+    if isinstance(classifier, DefendedClassifier) or not isinstance(classifier, nn.Module):
+        raise InputError(f"a bare classifier, a torch module, is wanted; got a {type(classifier).__name__}")
+    if not isinstance(purifier, Purifier):
+        raise InputError(f"a fitted purifier is wanted, not its name; got a {type(purifier).__name__}")
+    if not isinstance(data, ImageDataset):
+        raise InputError(f"a labelled ImageDataset is wanted; got a {type(data).__name__}")
+
+
 def _check(classifier: nn.Module, image: Tensor, data: ImageDataset) -> None:
     with lent(classifier), torch.no_grad():
         logits = classifier(image)
-    check_logits(logits, 1)
+    check_logits(logits, 1, values=True)
     if logits.shape[1] != data.num_classes:
         raise InputError(
             f"the classifier has {logits.shape[1]} logits, and {data.name} has {data.num_classes} classes "

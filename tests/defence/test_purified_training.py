@@ -96,6 +96,14 @@ def test_what_cannot_be_done_is_refused_before_anything_is_purified(data, blur, 
     three = replace(data, class_names=(*data.class_names, "other"))
     with pytest.raises(InputError, match=r"2 logits, and .* 3 classes"):
         medfedpure.fine_tune_on_purified(classifier, blur, three)
+    chain = medfedpure.DefendedClassifier(classifier, purifier=blur, policy="purify_all")
+    for words, given in (
+        ("bare classifier", (chain, blur, data)),
+        ("not its name", (classifier, "median", data)),
+        ("ImageDataset", (classifier, blur, data.images)),
+    ):
+        with pytest.raises(InputError, match=words):
+            medfedpure.fine_tune_on_purified(*given)
     with pytest.raises(medfedpure.TrainingError, match="patience"):
         medfedpure.fine_tune_on_purified(classifier, blur, data, training=QUICK.model_copy(update={"patience": 2}))
     with pytest.raises(medfedpure.TrainingError, match="requires a gradient"):
