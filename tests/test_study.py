@@ -174,8 +174,12 @@ def test_what_validation_groups_choose_stands_with_what_it_got(folder):
         write(folder, f"choose_{name}", ladder(seen))
         write(folder, f"ladder_{name}", ladder(tested))
     told = tables.choice(Results(folder, CPU))
-    assert "Validation groups choose *purify all*: 40.0 (" in told
+    assert "validation groups choose *purify all*: 40.0 (" in told
     assert "The best there is *adversarially trained*: 100.0 (" in told
+    write(folder, "choose_purify_all", ladder("1" * 10, ("gradients vanish",)))
+    told = tables.choice(Results(folder, CPU))
+    assert "validation groups choose *adversarially trained*: 100.0 (" in told, "what is unreliable is not chosen"
+    assert re.search(r"\| purify all .* UNRELIABLE \|", told)
 
 
 def test_doubts_that_differ_in_numbers_are_told_once(folder):
@@ -183,7 +187,7 @@ def test_doubts_that_differ_in_numbers_are_told_once(folder):
         write(folder, "images", {"test": IMAGES, "parts": {"test": [20, 20]}}, f"br35h_fold_{place}")
         write(folder, "static_robust", static("1" * 20), f"br35h_fold_{place}")
         write(folder, "ladder_robust", ladder("1" * 10, (f"a score is {score} alone",)), f"br35h_fold_{place}")
-    assert "- UNRELIABLE, robust: a score is 0.2 alone (one fold of 2 such)" in tables.arms(Results(folder, CPU))
+    assert "- UNRELIABLE, robust: a score is 0.2 alone (fold 0), so -0.3 (fold 1)." in tables.arms(Results(folder, CPU))
 
 
 def test_shares_of_draws_have_an_interval_too(tmp_path):

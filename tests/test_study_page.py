@@ -104,7 +104,7 @@ def test_personalized_strategies_stand_beside_fedavg(folder):
     for name, right in (("fedavg", 2), ("fedper", 18), ("fedrep", 3)):
         said = static("1" * 20, attacked="1" * right + "0" * (20 - right))
         write(folder, f"clients_{name}_plain", {"clients": {"client_0": said, "client_1": {"as": "client_0"}}})
-    told = sentences(folder)["Personalized, over FedAvg"]
+    told = sentences(folder)["Personalized or alone, over FedAvg"]
     better, rest = told.split(". No gain shown: ")
     assert "Better: FedPer, plain, paper's attack +80.0" in better
     assert rest.startswith("FedRep, plain, paper's attack +5.0")

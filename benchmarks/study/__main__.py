@@ -119,8 +119,9 @@ def _many(study: Study, wanted: list[Unit], minutes: float | None, begin: Callab
 
 
 def _together(study: Study, wanted: list[Unit], count: int) -> int:
-    """So many processes, each of which takes what is ready; the last word of a repeated option counts."""
-    words = [sys.executable, "-m", "benchmarks.study", *sys.argv[1:], "--processes", "1"]
+    """So many processes, each of which takes what is ready; where a unit fails, each of them tries it once."""
+    options = [word for word in sys.argv[1:] if word != "--"]
+    words = [sys.executable, "-m", "benchmarks.study", *options, "--processes", "1"]
     for process in [subprocess.Popen(words) for _ in range(count)]:
         process.wait()
     return int(not all(map(study.done, wanted)))
@@ -139,7 +140,9 @@ def _tried(study: Study, unit: Unit) -> int:
     """Do a unit in this process; where it fails, the rest goes on."""
     try:
         return _one(study, unit)
-    except Exception:  # whatever it is, it is shown, and the unit counts as failed
+    except Exception as error:  # whatever it is, it is shown, and the unit counts as failed
+        if "CUDA error" in str(error):  # nothing that this process asks of the card works after it
+            raise
         traceback.print_exc()
         return 1
 

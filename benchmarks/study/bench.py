@@ -21,6 +21,7 @@ from medfedpure.core.streams import derive_seed
 from medfedpure.defence.calibration import Calibration
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.defence.policy import Policy
+from medfedpure.defence.purified_training import FINE_TUNING
 from medfedpure.defence.voting import Vote
 from medfedpure.training.adversarial import AdversarialTask
 from medfedpure.training.classification import ClassificationTask
@@ -45,7 +46,7 @@ ARMS: Mapping[str, tuple[str, str]] = {
     "tuned_purify_all": ("tuned", "purify_all"),
 }
 """By name: whose classifier, and what is around it; voted: purify_flagged, and the mean of `VOTES` purifications;
-purify_often: purify_flagged, with a fifth of benign images flagged."""
+purify_often: purify_flagged, its threshold set for a fifth of benign images."""
 VOTES = 5
 FLAGGED, OFTEN = 0.05, 0.2
 DETERMINISTIC = tuple(name for name, (_, around) in ARMS.items() if around in ("none", "median"))
@@ -167,7 +168,9 @@ class Bench:
             self.purifier(),
             self.parts["train"],
             eps=EPS,
-            training=self.how.training.model_copy(update={"steps": self.how.tuning, "learning_rate": 3e-4}),
+            training=self.how.training.model_copy(
+                update={"steps": self.how.tuning, "learning_rate": FINE_TUNING.learning_rate}
+            ),
             augmentation=self.augmentation,
             seed=derive_seed(self.seed, "study", name),
             checkpoint=self.out / f"{name}_checkpoint",
@@ -186,7 +189,7 @@ class Bench:
 
 
 def uniform(classifier: ClassifierModel, **parts: Any) -> DefendedClassifier:
-    """A defence in float32 and with the CPU's noise, so that folds from different machines are one study."""
+    """A defence that answers in float32 and with the CPU's noise: folds from different machines are one study."""
     chain = DefendedClassifier(classifier, **parts)
     chain.accelerate("off")
     return chain

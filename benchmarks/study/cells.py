@@ -23,7 +23,7 @@ WORDS: Mapping[str, str] = {
     "robust_chain": "adversarially trained + `paper`",
     "robust_purify_all": "adversarially trained + purify all",
     "tuned": "fine-tuned on purified images",
-    "tuned_chain": "the same + `paper`, a fifth of benign images flagged",
+    "tuned_chain": "the same + `paper`, threshold for a fifth of benign images",
     "tuned_purify_all": "the same + purify all",
 }
 STATIC = (

@@ -7,13 +7,12 @@ from typing import Any
 import torch
 
 import medfedpure
-from benchmarks.study.bench import Bench, built
+from benchmarks.study.bench import Bench, built, uniform
 from benchmarks.study.how import EPS, START, Federation
 from benchmarks.study.measure import ladder, static
 from medfedpure.core.classifier import ClassifierModel
 from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.streams import derive_seed
-from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.federation import FederationConfig, Site, federate
 from medfedpure.training.classification import ClassificationTask
 
@@ -74,7 +73,7 @@ def clients(bench: Bench, federation: Federation, what: str) -> dict[str, Any]:
         if twin is not None:
             found[client] = {"as": twin}
             continue
-        chain = DefendedClassifier(model, policy="none")
+        chain = uniform(model, policy="none")
         found[client] = static(bench, chain, test[client])
         if what.endswith("robust"):
             found[client]["ladder"] = ladder(bench, f"{what}_{client}", chain, bench.how.bare, (EPS,), test[client])

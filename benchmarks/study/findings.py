@@ -39,8 +39,8 @@ SAID: Mapping[str, str] = {
     "robust_chain": "adversarial training with the chain",
     "robust_purify_all": "adversarial training with every image purified",
     "tuned": "fine-tuning on purified images",
-    "tuned_chain": "that fine-tuning with the chain",
-    "tuned_purify_all": "that fine-tuning with every image purified",
+    "tuned_chain": "fine-tuning on purified images with the chain",
+    "tuned_purify_all": "fine-tuning on purified images with every image purified",
 }
 PUBLISHED = (97.67, 87.33)
 """Clean, and under the paper's attack: the paper's defence on its own split."""
@@ -110,19 +110,20 @@ def _unshown(results: Results) -> str:
         if found is None:
             found, where = gap(results.paper(one), results.paper(other)), "under the paper's attack"
         if found is not None and found.low <= 0:
-            told[found.high < 0].append(f"{SAID[one]} over {SAID[other]} {where}, {points(found)}")
+            told[found.high < 0].append(f"{SAID[one]} over {SAID[other]} {where}, {points(found)} [{found.images}]")
     words = ((True, "Worse"), (False, "No gain shown"))
-    return " ".join(f"**{word}**: {'; '.join(told[lost])}." for lost, word in words if told[lost])
+    texts = [f"**{word}**: {'; '.join(told[lost])}." for lost, word in words if told[lost]]
+    return " ".join([*texts, "In square brackets: images."]) if texts else ""
 
 
 def _personal(results: Results) -> str:
     """Personalized strategies beside FedAvg, where attacks meet them."""
-    told: dict[bool, list[str]] = {True: [], False: []}
+    told: dict[str, list[str]] = {"Better": [], "No gain shown": [], "Worse": []}
     for name, kind, where, found in gains(results):
-        told[found.low > 0].append(f"{name}, {kind}, {where} {points(found)}")
-    words = ((True, "better"), (False, "no gain shown"))
-    parts = [f"{word}: {'; '.join(told[better])}" for better, word in words if told[better]]
-    return f"**Personalized, over FedAvg**: {'. '.join(map(_first, parts))}." if parts else ""
+        word = "Better" if found.low > 0 else "Worse" if found.high < 0 else "No gain shown"
+        told[word].append(f"{name}, {kind}, {where} {points(found)}")
+    parts = [f"{word}: {'; '.join(own)}" for word, own in told.items() if own]
+    return f"**Personalized or alone, over FedAvg**: {'. '.join(parts)}." if parts else ""
 
 
 def _open(results: Results) -> str:
@@ -144,7 +145,7 @@ def aims(results: Results, larger: Results) -> str:
         rows.append((words, f"at least {least:g}", cell(found), met))
 
     level("undefended, clean", results.clean("undefended"), 90)
-    wanted = {"paper": "`paper`", "voted": WORDS["voted"], "tuned_chain": "`paper`, fine-tuned, a fifth flagged"}
+    wanted = {"paper": "`paper`", "voted": WORDS["voted"], "tuned_chain": "`paper`, fine-tuned, threshold for a fifth"}
     for name, words in wanted.items():
         words += _of(results, name)
         level(f"{words}, the paper's attack", results.paper(name), PUBLISHED[1])
@@ -224,7 +225,3 @@ def _same(getter: Getter, names: Iterable[str]) -> dict[str, Answers]:
 
 def _images(found: Iterable[Answers]) -> str:
     return f"{max(len(own.ids) for own in found)} images"
-
-
-def _first(words: str) -> str:
-    return words[0].upper() + words[1:]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from medfedpure.core.settings import AdversarialTraining, Augmentation, GroupPositives, TrainingConfig
+from medfedpure.defence.purified_training import FINE_TUNING
 from medfedpure.evaluation.ladder import PRESETS, Preset
 
 EPS = 0.015
@@ -99,7 +100,7 @@ class How:
     federations: Mapping[str, Federation]
     seconds: Mapping[str, float]
     shift: float = 1 / 16
-    tuning: int = 400
+    tuning: int = FINE_TUNING.steps
     draws: int = 5
     bare: Preset = PRESETS["standard"]
     ladder: Preset = LADDER

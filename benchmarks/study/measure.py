@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import medfedpure
-from benchmarks.study.bench import Bench
+from benchmarks.study.bench import Bench, uniform
 from benchmarks.study.how import EPS, PAPER
 from medfedpure.core.classifier import ClassifierModel
 from medfedpure.core.dataset import ImageDataset
@@ -136,7 +136,7 @@ def transfers(bench: Bench, models: Mapping[str, ClassifierModel], test: Mapping
     for victim, model in models.items():
         few = choose(test[victim], min(MOST, PAIRS // len(models)), bench.seed)
         given, labels = few.images.to(bench.device), few.labels.to(bench.device)
-        chain = DefendedClassifier(model, policy="none")
+        chain = uniform(model, policy="none")
         cells.append({"crafted_on": None, "victim": victim, **counted(said(bench, chain, few, given), few)})
         for attacker, own in models.items():
             found = attack(own, given, labels, streams=Streams(bench.seed, few.ids))

@@ -54,9 +54,10 @@ QUESTIONS: Sequence[tuple[str, str, str]] = (
     ("Does purifying all help it?", "robust_purify_all", "robust"),
     ("Does mixing it with the undefended one help?", "mixed", "robust"),
 )
+_NUMBER = r"-?\d[\d.]*(?:e-?\d+)?"
 COMPARED = tuple(name for name in WORDS if name != "robust_short")
 """The defences of the first table: the short adversarial training is what federations are compared with."""
-SHORT = {"tuned_chain": "fine-tuned on purified images + `paper`, a fifth of benign images flagged"}
+SHORT = {"tuned_chain": "fine-tuned on purified images + `paper`, threshold for a fifth of benign images"}
 STRATEGIES: Mapping[str, str] = {
     "fedavg": "FedAvg",
     "fedper": "FedPer",
@@ -107,7 +108,8 @@ def short(results: Results) -> str:
         f"{sizes(map(results.clean, shown))}. Paper's attack, on {sizes(map(results.paper, shown))}: PGD "
         "of 7 steps on the bare classifier (static), EoT 1. Worst case: per image over static, BPDA, exact gradients "
         "and black-box, on so many images as stand in square brackets, one of each group; where they differ, the "
-        f"results compare in pairs; {'; '.join(presets)}."
+        f"results compare in pairs; {'; '.join(presets)}. Folds are not equally hard: a row of fewer folds is no match "
+        "for the others; what is fine-tuned was found on the test images of one of its folds."
     )
     return "\n".join([*lines, "", note])
 
@@ -116,16 +118,21 @@ def questions(results: Results) -> str:
     """One row a question: differences in points, in pairs."""
     lines = head(["question", "clean", "paper's attack", "worst case", "answer"])
     pairs: list[list[Difference]] = [[], [], []]
-    for words, one, other in QUESTIONS:
-        found = [gap(getter(one), getter(other)) for getter in (results.clean, results.paper, hardest(results))]
+    getters = (results.clean, results.paper, hardest(results))
+    rows = [(words, [gap(getter(one), getter(other)) for getter in getters]) for words, one, other in QUESTIONS]
+    for _, found in rows:
         for column, own in zip(pairs, found, strict=True):
             column += [own] if own is not None else []
-        lines.append(line([words, *map(points, found), _verdict(found)]))
+    most = [max((own.images for own in column), default=0) for column in pairs]
+    for words, found in rows:
+        cells = [points(own) + _fewer(own, images) for own, images in zip(found, most, strict=True)]
+        lines.append(line([words, *cells, _verdict(found)]))
     columns = zip(("clean", "paper's attack", "worst case"), pairs, strict=True)
     met = "; ".join(f"{name} {sizes(own)}" for name, own in columns if own)
     note = (
         "Differences of balanced accuracy in points, first less second arm, on the images that both met, with 95 % "
-        f"intervals in pairs over near-duplicate groups: {met}. The answer looks at the worst case where it is "
+        f"intervals in pairs over near-duplicate groups: {met}, in square brackets where they are not the most. "
+        "The answer looks at the worst case where it is "
         f"measured and at the paper's attack otherwise. Paper's attack: {STATIC}; worst case: the same norm and eps, "
         "attacks, steps, gradients and EoT of each arm as under the first table."
     )
@@ -151,9 +158,17 @@ def costs(results: Results) -> str:
         return NOTHING
     known = [name for name in COMPARED if results.clean(name) is not None]
     said = next(iter(results.folds(f"static_{known[0]}").values()))
+    bare = [
+        own["clean"]["ms"]
+        for name in known
+        for own in results.folds(f"static_{name}").values()
+        if name in ("undefended", "robust", "tuned") and own["device"].startswith("CPU")
+    ]
+    least, slowest = min(bare, default=0.0), max(bare, default=0.0)
     note = (
-        "Milliseconds of one image and draw, batches of 64, one thread of a busy CPU, of the folds "
-        "measured there: no intervals, compare them roughly. Evaluations are those of the noise predictor, benign / "
+        "Milliseconds of one image and draw, batches of 64, one thread of a CPU whose load changed, of the folds "
+        f"measured there: one network took from {least:.0f} to {slowest:.0f}, so count evaluations instead. "
+        "Evaluations are those of the noise predictor, benign / "
         f"attacked. Benign evaluations and the first share of flags: {sizes(map(results.clean, known))}; all else, "
         "one image of each group: "
         f"{sizes(map(results.paper, known))}, with 95 % intervals, of shares after Wilson, of the AUROC after Hanley "
@@ -186,7 +201,9 @@ def pooled(results: Results, place: str) -> str:
 
 def choice(results: Results, place: str = "br35h_fold_0") -> str:
     """The arms of the recipe `robust` and of `paper` on validation groups: where a default is chosen."""
-    lines, told = head(["defence", "clean", "worst case, validation groups", "worst case, test groups"]), ""
+    lines = head(["defence", "clean", "worst case, validation groups", "worst case, test groups"])
+    seen: dict[str, tuple[Answers, Answers | None]] = {}
+    doubted, threats = set[str](), dict[str, None]()
     for name in WORDS:
         found, tested = results.read(place, f"choose_{name}"), results.read(place, f"ladder_{name}")
         if found is None:
@@ -194,28 +211,37 @@ def choice(results: Results, place: str = "br35h_fold_0") -> str:
         clean = results.answers({place: found}, unattacked, "validation")
         hard = results.answers({place: found}, lambda own: worst(own, EPS), "validation")
         test = None if tested is None else results.answers({place: tested}, lambda own: worst(own, EPS))
-        lines.append(line([WORDS[name], *map(cell, (clean, hard, test))]))
-        told = f"{sizes([hard])} on validation, 95 % intervals over groups; {worst_attack(found)}."
-    if len(lines) == 2:
+        marks = [" UNRELIABLE" * bool(own and own["unreliable"]) for own in (found, tested)]
+        doubted |= {name} if any(marks) else set()
+        size = "" if test is None else f" [{len(test.ids)}]"
+        lines.append(line([WORDS[name], cell(clean), cell(hard) + marks[0], cell(test) + marks[1] + size]))
+        seen[name] = hard, test
+        threats[f"- {name}: {worst_attack(found)}."] = None
+    if not seen:
         return NOTHING
-    return "\n".join([*lines, "", _chosen(results, place), "", told, "", made_by(results, f"{place}/choose_*")])
+    met = sizes([hard for hard, _ in seen.values()])
+    told = f"{met} on validation, 95 % intervals over groups; in brackets: test images."
+    sure = {name: own for name, own in seen.items() if name not in doubted}
+    commands = made_by(results, f"{place}/choose_*")
+    return "\n".join([*lines, "", _chosen(sure), "", told, "", *threats, "", commands])
 
 
-def _chosen(results: Results, place: str) -> str:
-    """What validation groups would choose, and what it got where it was not chosen."""
-    both: dict[str, tuple[Answers, Answers]] = {}
-    for name in WORDS:
-        found, tested = results.read(place, f"choose_{name}"), results.read(place, f"ladder_{name}")
-        if found is not None and tested is not None:
-            seen = results.answers({place: found}, lambda own: worst(own, EPS), "validation")
-            both[name] = seen, results.answers({place: tested}, lambda own: worst(own, EPS))
+def _chosen(seen: Mapping[str, tuple[Answers, Answers | None]]) -> str:
+    """What validation groups would choose, and what it got on the test images that all of them met."""
+    both = {name: (hard, test) for name, (hard, test) in seen.items() if test is not None}
     if not both:
         return NOT_YET
-    chosen, best = (max(both, key=lambda name: both[name][part].value) for part in (0, 1))
-    told = f"Validation groups choose *{WORDS[chosen]}*: {cell(both[chosen][1])} on test groups."
+    common = sorted(set.intersection(*(set(test.ids.tolist()) for _, test in both.values())))
+    chosen = max(both, key=lambda name: both[name][0].value)
+    tested = {name: test.at(common) for name, (_, test) in both.items()}
+    best = max(tested, key=lambda name: tested[name].value)
+    told = (
+        f"Without the unreliable ones validation groups choose *{WORDS[chosen]}*: {cell(tested[chosen])} on the "
+        f"{len(common)} test images that all of these met."
+    )
     if best == chosen:
         return f"{told} It is the best there too."
-    return f"{told} The best there is *{WORDS[best]}*: {cell(both[best][1])}."
+    return f"{told} The best there is *{WORDS[best]}*: {cell(tested[best])}."
 
 
 def missing(plan: Plan) -> str:
@@ -247,8 +273,8 @@ def _shared(results: Results, name: str, common: set[int]) -> str:
     hard = results.worst(name, EPS)
     if hard is None:
         return NOT_YET
-    if not common <= set(hard.ids.tolist()):
-        return "not on all of them"
+    if not common or not common <= set(hard.ids.tolist()):
+        return "not on these"
     return f"{cell(hard.at(sorted(common)))}{_mark(results, name)}"
 
 
@@ -260,6 +286,11 @@ def _own(results: Results, name: str) -> str:
 
 def _mark(results: Results, name: str) -> str:
     return " UNRELIABLE" if doubts(results, name) else ""
+
+
+def _fewer(found: Difference | None, most: int) -> str:
+    """The images of a difference, where others are of more."""
+    return f" [{found.images}]" if found is not None and found.images < most else ""
 
 
 def _verdict(found: Sequence[Difference | None]) -> str:
@@ -276,8 +307,8 @@ def _verdict(found: Sequence[Difference | None]) -> str:
 def _conditions(results: Results, names: Sequence[str]) -> list[str]:
     common = len(_common(results, names))
     cases = (
-        f"worst case: the same {common} images of all defences, or, where it has a column, the defence's own, with "
-        "their number"
+        f"worst case: the same {common} images of all defences that met attackers on the most folds, or, where it has "
+        "a column, the defence's own, with their number"
         if common
         else "worst case: the defence's own images, with their number"
     )
@@ -295,17 +326,20 @@ def _conditions(results: Results, names: Sequence[str]) -> list[str]:
             _told(threats, paper_attack(own), name)
         for own in results.folds(f"ladder_{name}").values():
             _told(threats, worst_attack(own), name)
-        if reasons := doubts(results, name):
-            marked.append(f"- UNRELIABLE, {name}: {'; '.join(_alike(reasons))}")
+        if doubts(results, name):
+            marked.append(f"- UNRELIABLE, {name}: {'; '.join(_by_fold(results, name))}.")
     return [told, "", *[f"- {', '.join(names)}: {threat}." for threat, names in threats.items()], *marked]
 
 
-def _alike(reasons: Iterable[str]) -> list[str]:
-    """Those that differ in their numbers alone once, with how often."""
+def _by_fold(results: Results, name: str) -> list[str]:
+    """Each kind of doubt in the words of its first fold, and of the others in their numbers."""
     found: dict[str, list[str]] = {}
-    for reason in reasons:
-        found.setdefault(re.sub(r"-?[\d.]+", "", reason), []).append(reason)
-    return [f"{own[0]}{f' (one fold of {len(own)} such)' * (len(own) > 1)}" for own in found.values()]
+    for place, own in results.folds(f"ladder_{name}").items():
+        for reason in own["unreliable"]:
+            kind = re.sub(_NUMBER, "", reason)
+            told = ", ".join(re.findall(_NUMBER, reason)) if kind in found else reason
+            found.setdefault(kind, []).append(f"{told} (fold {place.rpartition('_')[2]})")
+    return [" | ".join(own).replace(" | ", ", so ", 1).replace(" | ", ", ") for own in found.values()]
 
 
 def _machines(results: Results, names: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 A classifier then answers a few images in a thousand unlike on a CPU, and a detector's score moves in its third digit
 with the size of the batch, for every size has its own kernel. Matrix products are left alone: PyTorch computes them in
-full unless it is told otherwise.
+full unless it is told otherwise. So is the backward pass of an attack, which runs after the block.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def full_precision(on: bool) -> Iterator[None]:
     with _lock:
         if not _inside:
             _before[:] = _found()
-            torch.backends.cudnn.allow_tf32 = False
+            _set_full()
         _inside += 1
     try:
         yield
@@ -44,6 +44,13 @@ def _found() -> list[Any]:
     """One switch before PyTorch 2.9; two since then, and where they differ the old one cannot even be read."""
     cudnn: Any = torch.backends.cudnn
     return [part.fp32_precision for part in (cudnn.conv, cudnn.rnn)] if hasattr(cudnn, "conv") else [cudnn.allow_tf32]
+
+
+def _set_full() -> None:
+    cudnn: Any = torch.backends.cudnn
+    cudnn.allow_tf32 = False
+    if hasattr(cudnn, "conv"):  # the old switch only says "as PyTorch is set", which may be TF32
+        cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "ieee"
 
 
 def _put_back(found: list[Any]) -> None:

@@ -25,7 +25,8 @@ class Acceleration:
 
     Attributes:
         autocast: convolutions and matrix products in bfloat16; logits, scores and images stay float32. Without it, on
-            CUDA, convolutions are float32 in full, not the TF32 that PyTorch takes by itself.
+            CUDA, convolutions of answers are float32 in full, not the TF32 that PyTorch takes by itself; the backward
+            pass of an attack is as PyTorch is set.
         channels_last: the classifier's convolution weights in the memory format that tensor cores prefer.
         compile: classifier, noise predictor and steps of the reverse process through torch.compile; on CUDA replayed
             as CUDA graphs. The first batch of every size takes long. See medfedpure/acceleration/compiled.py.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from medfedpure.core.checks import check_logits
 from medfedpure.core.dataset import ImageDataset, bits_of
-from medfedpure.core.errors import DataError, InputError, TrainingError
+from medfedpure.core.errors import ConfigError, DataError, InputError, TrainingError
 from medfedpure.core.progress import track
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import device_of
@@ -68,7 +68,8 @@ def fine_tune_on_purified(
         label_smoothing: of the cross-entropy, in [0, 1).
         seed: of the attack, of strengths and noise, and of the training.
         batch_size: of attack and purification; it changes no image beyond rounding.
-        checkpoint: a folder from which an interrupted training goes on.
+        checkpoint: a folder from which an interrupted training goes on, with the same images, purifier, seed and
+            batch_size, on the same kind of device; the copies are made anew.
 
     Returns:
         The copy, in eval mode, on the classifier's device.
@@ -78,7 +79,8 @@ def fine_tune_on_purified(
         InputError: other logits than one for each class of the data, or another kind of thing than is wanted.
         NotFittedError: the purifier is not fitted.
         TrainingError: no parameter may be updated, or a training with patience.
-        ConfigError: a value outside of its range.
+        ArtifactError: the checkpoint is of another training, which shows once the copies are made.
+        ConfigError: a value outside of its range, or an eps of less than half a step of a pixel.
     """
     _check_kinds(classifier, purifier, data)
     training = TrainingConfig.parse(training)
@@ -91,6 +93,11 @@ def fine_tune_on_purified(
     purifier.check_fitted()
     task = ClassificationTask(augmentation, label_smoothing=label_smoothing)
     settings = AdversarialTraining.parse(share=1.0, eps=eps, step=None, steps=7)
+    if 0 < settings.eps * data.top < 0.5:
+        raise ConfigError(
+            f"eps = {settings.eps:g} rounds to nothing in pixels of 0 to {data.top}: let it be {1 / data.top:.4g} or "
+            "more, or 0 for no attacked copies"
+        )
     _check(classifier, data.batch(torch.arange(1)).images.to(device_of(classifier)), data)
     seen = with_purified(data, purifier, copies=1, originals=1, seed=derive_seed(seed, "clean"), batch_size=batch_size)
     if settings.eps:

@@ -39,6 +39,15 @@ def test_two_switches_that_differ_are_put_back():
     assert torch.backends.cudnn.rnn.fp32_precision == "tf32"
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="one switch before PyTorch 2.9")
+def test_a_switch_for_everything_is_overruled(monkeypatch):
+    monkeypatch.setattr(torch.backends, "fp32_precision", "tf32")
+    with full_precision(True):
+        assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+
+
 def test_a_chain_without_switches_computes_in_full_on_a_card():
     with Acceleration().active(CARD):
         assert not torch.backends.cudnn.allow_tf32

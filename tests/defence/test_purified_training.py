@@ -108,5 +108,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_purified(data, blur, 
         medfedpure.fine_tune_on_purified(classifier, blur, data, training=QUICK.model_copy(update={"patience": 2}))
     with pytest.raises(medfedpure.TrainingError, match="requires a gradient"):
         medfedpure.fine_tune_on_purified(copy.deepcopy(classifier).requires_grad_(False), blur, data)
+    with pytest.raises(medfedpure.ConfigError, match="rounds to nothing in pixels of 0 to 255"):
+        medfedpure.fine_tune_on_purified(classifier, blur, data, eps=0.0019)
     with pytest.raises(medfedpure.ConfigError, match="eps"):
         medfedpure.fine_tune_on_purified(classifier, blur, data, eps=-0.1)
