@@ -47,6 +47,7 @@ QUESTIONS: Sequence[tuple[str, str, str]] = (
     ("Is depth by score better than the greatest depth?", "paper", "fixed_depth"),
     ("Does the mean of five purifications do better than one?", "voted", "paper"),
     ("Does fine-tuning on purified images, and flagging more, help the chain?", "tuned_chain", "paper"),
+    ("Does it then do better than a median filter of every image?", "tuned_chain", "median"),
     ("Is purifying what is flagged better than purifying all then?", "tuned_chain", "tuned_purify_all"),
     ("Does fine-tuning alone help the undefended classifier?", "tuned", "undefended"),
     ("Does adversarial training help?", "robust", "undefended"),
