@@ -126,6 +126,8 @@ def questions(results: Results) -> str:
             column += [own] if own is not None else []
     most = [max((own.images for own in column), default=0) for column in pairs]
     for words, found in rows:
+        if not any(found):
+            continue
         cells = [points(own) + _fewer(own, images) for own, images in zip(found, most, strict=True)]
         lines.append(line([words, *cells, _verdict(found)]))
     columns = zip(("clean", "paper's attack", "worst case"), pairs, strict=True)
