@@ -103,16 +103,21 @@ def _price(results: Results) -> str:
 
 def _unshown(results: Results) -> str:
     """Comparisons in which nothing was gained, or something lost."""
-    told: dict[bool, list[str]] = {True: [], False: []}
+    told: dict[str, dict[str, list[str]]] = {"Worse": {}, "No gain shown": {}}
     for _, one, other in QUESTIONS:
         found = gap(hardest(results)(one), hardest(results)(other))
         where = "in the worst case"
         if found is None:
             found, where = gap(results.paper(one), results.paper(other)), "under the paper's attack"
         if found is not None and found.low <= 0:
-            told[found.high < 0].append(f"{SAID[one]} over {SAID[other]} {where}, {points(found)} [{found.images}]")
-    words = ((True, "Worse"), (False, "No gain shown"))
-    texts = [f"**{word}**: {'; '.join(told[lost])}." for lost, word in words if told[lost]]
+            own = told["Worse" if found.high < 0 else "No gain shown"].setdefault(where, [])
+            own.append(f"{SAID[one]} over {SAID[other]} {points(found)} [{found.images}]")
+    texts = [
+        f"**{word} {where}**: {'; '.join(own)}."
+        for word, places in told.items()
+        for where, own in places.items()
+        if own
+    ]
     return " ".join([*texts, "In square brackets: images."]) if texts else ""
 
 
