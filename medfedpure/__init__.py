@@ -98,7 +98,7 @@ _PUBLIC = {
     "evaluate": "medfedpure.evaluation.evaluate",
     "exact_view": "medfedpure.evaluation.views",
     "export_model": "medfedpure.export.write",
-    "fine_tune_on_purified": "medfedpure.defence.purified_training",
+    "fine_tune_on_purified": "medfedpure.training.purified",
     "hookimpl": "medfedpure.core.registry",
     "keep_freed_memory": "medfedpure.training.allocator",
     "mix": "medfedpure.defence.mix",
@@ -207,7 +207,6 @@ if TYPE_CHECKING:
     from medfedpure.defence.defend import defend as defend
     from medfedpure.defence.mix import mix as mix
     from medfedpure.defence.monitor import Monitor as Monitor
-    from medfedpure.defence.purified_training import fine_tune_on_purified as fine_tune_on_purified
     from medfedpure.defence.voting import Vote as Vote
     from medfedpure.evaluation.evaluate import evaluate as evaluate
     from medfedpure.evaluation.views import bpda_view as bpda_view
@@ -225,3 +224,4 @@ if TYPE_CHECKING:
     from medfedpure.training.allocator import keep_freed_memory as keep_freed_memory
     from medfedpure.training.classification import ClassificationTask as ClassificationTask
     from medfedpure.training.loop import train as train
+    from medfedpure.training.purified import fine_tune_on_purified as fine_tune_on_purified

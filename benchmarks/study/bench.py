@@ -21,12 +21,12 @@ from medfedpure.core.streams import derive_seed
 from medfedpure.defence.calibration import Calibration
 from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.defence.policy import Policy
-from medfedpure.defence.purified_training import FINE_TUNING
 from medfedpure.defence.voting import Vote
 from medfedpure.training.adversarial import AdversarialTask
 from medfedpure.training.classification import ClassificationTask
 from medfedpure.training.group_positives import with_group_positives
 from medfedpure.training.loop import train
+from medfedpure.training.purified import FINE_TUNING
 
 ARMS: Mapping[str, tuple[str, str]] = {
     "undefended": ("plain", "none"),

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from medfedpure.core.settings import AdversarialTraining, Augmentation, GroupPositives, TrainingConfig
-from medfedpure.defence.purified_training import FINE_TUNING
 from medfedpure.evaluation.ladder import PRESETS, Preset
+from medfedpure.training.purified import FINE_TUNING
 
 EPS = 0.015
 PAPER: Mapping[str, Any] = {"norm": "linf", "eps": EPS, "step": 0.003, "steps": 7, "random_starts": 0}

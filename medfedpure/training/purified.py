@@ -30,7 +30,6 @@ from medfedpure.core.results import device_of
 from medfedpure.core.settings import AdversarialTraining, Augmentation, TrainingConfig
 from medfedpure.core.streams import Streams, derive_seed
 from medfedpure.data.copies import with_purified
-from medfedpure.defence.chain import DefendedClassifier
 from medfedpure.training.classification import ClassificationTask
 from medfedpure.training.crafting import lent, perturb
 from medfedpure.training.loop import train
@@ -134,7 +133,7 @@ def _attacked(
 
 
 def _check_kinds(classifier: object, purifier: object, data: object) -> None:
-    if isinstance(classifier, DefendedClassifier) or not isinstance(classifier, nn.Module):
+    if hasattr(classifier, "calibrate") or not isinstance(classifier, nn.Module):  # a whole defence calibrates itself
         raise InputError(f"a bare classifier, a torch module, is wanted; got a {type(classifier).__name__}")
     if not isinstance(purifier, Purifier):
         raise InputError(f"a fitted purifier is wanted, not its name; got a {type(purifier).__name__}")

@@ -10,7 +10,7 @@ import torch
 
 import medfedpure
 from medfedpure import ClassificationTask, DataError, InputError, NotFittedError, TrainingConfig
-from medfedpure.defence import purified_training
+from medfedpure.training import purified
 
 QUICK = TrainingConfig(steps=80, batch_size=32, learning_rate=3e-3, sampling="balanced", checks=2)
 
@@ -55,7 +55,7 @@ def test_the_copy_reads_what_the_purifier_leaves(data, blur, classifier):
 
 def test_it_learns_of_the_images_of_their_copies_and_of_attacked_ones(data, blur, classifier, monkeypatch):
     seen = []
-    monkeypatch.setattr(purified_training, "train", lambda model, task, given, *_, **__: seen.append(given))
+    monkeypatch.setattr(purified, "train", lambda model, task, given, *_, **__: seen.append(given))
     medfedpure.fine_tune_on_purified(classifier, blur, data, eps=0.1)
     medfedpure.fine_tune_on_purified(classifier, blur, data, eps=0)
     whole, mild = seen
@@ -80,7 +80,7 @@ def test_neither_batches_nor_a_second_time_change_it(data, blur, classifier):
 
 def test_pixels_of_12_bits_stay_so(data, blur, classifier, monkeypatch):
     seen = []
-    monkeypatch.setattr(purified_training, "train", lambda model, task, given, *_, **__: seen.append(given))
+    monkeypatch.setattr(purified, "train", lambda model, task, given, *_, **__: seen.append(given))
     deep = replace(data, pixels=(data.pixels.int() * 16).to(torch.uint16), top=4095)
     medfedpure.fine_tune_on_purified(classifier, blur, deep, eps=0)
     assert (seen[0].pixels.dtype, seen[0].top) == (torch.uint16, 4095)
