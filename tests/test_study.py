@@ -180,6 +180,11 @@ def test_what_validation_groups_choose_stands_with_what_it_got(folder):
     told = tables.choice(Results(folder, CPU))
     assert "validation groups choose *adversarially trained*: 100.0 (" in told, "what is unreliable is not chosen"
     assert re.search(r"\| purify all .* UNRELIABLE \|", told)
+    write(folder, "ladder_robust", ladder("1" * 10, ("gradients vanish",)))
+    told = tables.choice(Results(folder, CPU))
+    assert "choose *adversarially trained*, whose worst case on test groups is not known" in told, (
+        "tests choose nothing"
+    )
 
 
 def test_doubts_that_differ_in_numbers_are_told_once(folder):

@@ -92,6 +92,12 @@ def doubts(results: Results, name: str) -> list[str]:
     return [doubt for own in results.folds(f"ladder_{name}").values() for doubt in own["unreliable"]]
 
 
+def fewer_folds(results: Results, name: str) -> str:
+    """Where a defence is measured on fewer folds than the undefended classifier, on how many."""
+    folds = len(results.folds(f"static_{name}"))
+    return f" ({folds} fold{'s' * (folds > 1)})" if 0 < folds < len(results.folds("static_undefended")) else ""
+
+
 def made_by(results: Results, *patterns: str) -> str:
     """The commands behind a table."""
     units = " ".join(f"'{pattern}'" for pattern in patterns)

@@ -13,6 +13,7 @@ from benchmarks.study.cells import (
     Getter,
     cell,
     doubts,
+    fewer_folds,
     hardest,
     head,
     line,
@@ -152,7 +153,7 @@ def aims(results: Results, larger: Results) -> str:
     level("undefended, clean", results.clean("undefended"), 90)
     wanted = {"paper": "`paper`", "voted": WORDS["voted"], "tuned_chain": "`paper`, fine-tuned, threshold for a fifth"}
     for name, words in wanted.items():
-        words += _of(results, name)
+        words += fewer_folds(results, name)
         level(f"{words}, the paper's attack", results.paper(name), PUBLISHED[1])
         cost = gap(results.clean(name), results.clean("undefended"))
         met = None if cost is None else 100 * cost.value >= -1.5 and 100 * cost.low >= -4
@@ -181,12 +182,6 @@ def aims(results: Results, larger: Results) -> str:
         "tables."
     )
     return "\n".join([*lines, "", note])
-
-
-def _of(results: Results, name: str) -> str:
-    """Where a defence is measured on fewer folds than the undefended classifier."""
-    folds = len(results.folds(f"static_{name}"))
-    return f" ({folds} fold{'s' * (folds > 1)})" if 0 < folds < len(results.folds("static_undefended")) else ""
 
 
 def best_arm(results: Results) -> str | None:

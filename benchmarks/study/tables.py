@@ -14,6 +14,7 @@ from benchmarks.study.cells import (
     WORDS,
     cell,
     doubts,
+    fewer_folds,
     hardest,
     head,
     line,
@@ -92,13 +93,12 @@ def short(results: Results) -> str:
     """The arms that matter most, in fewer columns, for the README."""
     lines, presets = head(["defence", "clean", "paper's attack", "worst case"]), dict[str, None]()
     less = ("fixed_depth", "detector_only", "tuned", "tuned_purify_all")
-    shown, most = [name for name in COMPARED if name not in less], len(results.folds("static_undefended"))
+    shown = [name for name in COMPARED if name not in less]
     for name in shown:
         clean = results.clean(name)
         if clean is None:
             continue
-        folds = len(results.folds(f"static_{name}"))
-        words = SHORT.get(name, WORDS[name]) + f" ({folds} fold{'s' * (folds > 1)})" * (folds < most)
+        words = SHORT.get(name, WORDS[name]) + fewer_folds(results, name)
         lines.append(line([words, cell(clean), cell(results.paper(name)), _own(results, name)]))
         presets |= dict.fromkeys(own["preset"] for own in results.folds(f"ladder_{name}").values())
     if len(lines) == 2:
@@ -205,8 +205,9 @@ def pooled(results: Results, place: str) -> str:
 def choice(results: Results, place: str = "br35h_fold_0") -> str:
     """The arms of the recipe `robust` and of `paper` on validation groups: where a default is chosen."""
     lines = head(["defence", "clean", "worst case, validation groups", "worst case, test groups"])
-    seen: dict[str, tuple[Answers, Answers | None]] = {}
-    doubted, threats = set[str](), dict[str, None]()
+    seen: dict[str, Answers] = {}
+    trusted: dict[str, tuple[Answers, Answers | None]] = {}
+    threats = []
     for name in WORDS:
         found, tested = results.read(place, f"choose_{name}"), results.read(place, f"ladder_{name}")
         if found is None:
@@ -215,33 +216,32 @@ def choice(results: Results, place: str = "br35h_fold_0") -> str:
         hard = results.answers({place: found}, lambda own: worst(own, EPS), "validation")
         test = None if tested is None else results.answers({place: tested}, lambda own: worst(own, EPS))
         marks = [" UNRELIABLE" * bool(own and own["unreliable"]) for own in (found, tested)]
-        doubted |= {name} if any(marks) else set()
         size = "" if test is None else f" [{len(test.ids)}]"
         lines.append(line([WORDS[name], cell(clean), cell(hard) + marks[0], cell(test) + marks[1] + size]))
-        seen[name] = hard, test
-        threats[f"- {name}: {worst_attack(found)}."] = None
+        seen[name] = hard
+        if not marks[0]:
+            trusted[name] = hard, None if marks[1] else test
+        threats.append(f"- {name}: {worst_attack(found)}.")
     if not seen:
         return NOTHING
-    met = sizes([hard for hard, _ in seen.values()])
-    told = f"{met} on validation, 95 % intervals over groups; in brackets: test images."
-    sure = {name: own for name, own in seen.items() if name not in doubted}
+    told = f"{sizes(seen.values())} on validation, 95 % intervals over groups; in brackets: test images."
     commands = made_by(results, f"{place}/choose_*")
-    return "\n".join([*lines, "", _chosen(sure), "", told, "", *threats, "", commands])
+    return "\n".join([*lines, "", _chosen(trusted), "", told, "", *threats, "", commands])
 
 
 def _chosen(seen: Mapping[str, tuple[Answers, Answers | None]]) -> str:
-    """What validation groups would choose, and what it got on the test images that all of them met."""
-    both = {name: (hard, test) for name, (hard, test) in seen.items() if test is not None}
-    if not both:
-        return NOT_YET
-    common = sorted(set.intersection(*(set(test.ids.tolist()) for _, test in both.values())))
-    chosen = max(both, key=lambda name: both[name][0].value)
-    tested = {name: test.at(common) for name, (_, test) in both.items()}
+    """What validation groups alone would choose, and what it got on the test images that all of them met."""
+    if not seen:
+        return "No worst case on validation groups can be trusted."
+    chosen = max(seen, key=lambda name: seen[name][0].value)
+    told = f"Without the unreliable ones validation groups choose *{WORDS[chosen]}*"
+    both = {name: test for name, (_, test) in seen.items() if test is not None}
+    if chosen not in both:
+        return f"{told}, whose worst case on test groups is not known."
+    common = sorted(set.intersection(*(set(test.ids.tolist()) for test in both.values())))
+    tested = {name: test.at(common) for name, test in both.items()}
     best = max(tested, key=lambda name: tested[name].value)
-    told = (
-        f"Without the unreliable ones validation groups choose *{WORDS[chosen]}*: {cell(tested[chosen])} on the "
-        f"{len(common)} test images that all of these met."
-    )
+    told += f": {cell(tested[chosen])} on the {len(common)} test images that all of these met."
     if best == chosen:
         return f"{told} It is the best there too."
     return f"{told} The best there is *{WORDS[best]}*: {cell(tested[best])}."

@@ -11,12 +11,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from medfedpure.core.dataset import ImageDataset, bits_of
 from medfedpure.core.errors import DataError
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import device_of
 from medfedpure.core.streams import Streams, derive_seed
+
+
+def as_pixels(images: Tensor, data: ImageDataset) -> Tensor:
+    """Images `(N, C, H, W)` in [0, 1] as pixels like the data's, on the CPU; uint16 as int16, see `bits_of`."""
+    return bits_of(images.mul(data.top).round().to("cpu", torch.int32).to(data.pixels.dtype))
 
 
 @torch.no_grad()
@@ -62,7 +68,7 @@ def with_purified(
                 streams = Streams(derive_seed(seed, "purified copy", number - originals), batch.ids)
                 strength = streams.uniform((), stage="strength").to(own)
                 cleaned = purifier(batch.images.to(own), strength, streams=streams).images
-                parts.append(bits_of(cleaned.mul(data.top).round().to("cpu", torch.int32).to(data.pixels.dtype)))
+                parts.append(as_pixels(cleaned, data))
             pixels = torch.cat(parts).view(data.pixels.dtype)
         rows.append(replace(data, pixels=pixels, ids=data.ids + number * spread))
     return ImageDataset.concatenate(rows)

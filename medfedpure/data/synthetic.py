@@ -21,6 +21,7 @@ from medfedpure.core.dataset import Attribute, ImageDataset, bits_of
 from medfedpure.core.errors import DataError
 from medfedpure.core.progress import track
 from medfedpure.core.streams import Streams, derive_seed
+from medfedpure.data.copies import as_pixels
 from medfedpure.data.near_duplicates import near_duplicate_groups, near_duplicates_in
 
 ORIGIN = "origin"
@@ -211,7 +212,7 @@ def _draw(
             )
         if not bool(((images >= 0) & (images <= 1)).all()):
             raise DataError("the model draws values outside of [0, 1], or none at all (NaN): train it anew")
-        made.append(bits_of(images.mul(data.top).round().to("cpu", torch.int32).to(data.pixels.dtype)))
+        made.append(as_pixels(images, data))
     return torch.cat(made).view(data.pixels.dtype)
 
 

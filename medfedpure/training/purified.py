@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from medfedpure.core.checks import check_logits
-from medfedpure.core.dataset import ImageDataset, bits_of
+from medfedpure.core.dataset import ImageDataset
 from medfedpure.core.errors import ConfigError, DataError, InputError, TrainingError
 from medfedpure.core.progress import track
 from medfedpure.core.purifier import Purifier
 from medfedpure.core.results import device_of
 from medfedpure.core.settings import AdversarialTraining, Augmentation, TrainingConfig
 from medfedpure.core.streams import Streams, derive_seed
-from medfedpure.data.copies import with_purified
+from medfedpure.data.copies import as_pixels, with_purified
 from medfedpure.training.classification import ClassificationTask
 from medfedpure.training.crafting import lent, perturb
 from medfedpure.training.loop import train
@@ -128,7 +128,7 @@ def _attacked(
     for batch in track(data.batches(batch_size), "attacking training images", -(-len(data) // batch_size)):
         streams = Streams(derive_seed(seed, "attack"), batch.ids)
         moved = perturb(classifier, batch.to(device), streams, settings, ClassificationTask())
-        pixels.append(bits_of(moved.mul(data.top).round().to("cpu", torch.int32).to(data.pixels.dtype)))
+        pixels.append(as_pixels(moved, data))
     return torch.cat(pixels).view(data.pixels.dtype)
 
 
